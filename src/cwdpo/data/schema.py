@@ -1,0 +1,145 @@
+"""The one noun of the program: a prompt (with its images) and K responses, each with a role."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+__all__ = ["CHOSEN", "DIFFICULTIES", "REJECTED", "ImageRef", "PromptGroup", "Response", "user_message"]
+
+CHOSEN = "chosen"
+"""Role of the response to be preferred (y⁺, y_w)."""
+
+REJECTED = "rejected"
+"""Role of a response to be dispreferred (y⁻, y_l)."""
+
+DIFFICULTIES = ("hard", "medium", "easy")
+"""Tags of a negative, from barely wrong to plainly wrong."""
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where an image is: a file, bytes (Parquet), or a picture already in memory (a Hugging Face dataset's).
+
+    Exactly one of the three is set. Nothing is decoded until `cwdpo.data.images.open_image`.
+    """
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    picture: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What an error message calls this image."""
+        return self.path or ("<bytes in the row>" if self.data is not None else "<image in memory>")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the image's content, in hex.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        if self.path is not None:
+            with Path(self.path).open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+        if self.data is not None:
+            return hashlib.sha256(self.data).hexdigest()
+        assert self.picture is not None
+        buffer = io.BytesIO()
+        self.picture.save(buffer, format="PNG")
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer to a prompt.
+
+    Attributes:
+        text: The answer, without any special token.
+        role: `chosen`, `rejected`, or the name of a probe kind.
+        source: Where it comes from: `dataset`, `beam`, `sample`, `other`, …
+        difficulty: `hard`, `medium` or `easy` where known.
+    """
+
+    text: str
+    role: str = CHOSEN
+    source: str = "dataset"
+    difficulty: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row form; `Response(**row)` reads it back."""
+        row: dict[str, Any] = {"text": self.text, "role": self.role, "source": self.source}
+        if self.difficulty is not None:
+            row["difficulty"] = self.difficulty
+        return row
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """A prompt with its images and K responses.
+
+    Attributes:
+        id: Stable name of the row, unique in its file.
+        images: In the order of the image parts of `messages`.
+        messages: The conversation up to the answer, in chat-template form; `content` is a list of typed parts
+            (`{"type": "image"}`, `{"type": "text", "text": …}`) and holds as many image parts as `images`.
+        responses: The K answers.
+        references: Gold answers that metrics compare with (the five captions of a COCO image).
+        origin: `file:row` for messages to the user.
+        facts: What else is known of the row (for `scenes` the exact scene); never seen by the model.
+    """
+
+    id: str
+    images: tuple[ImageRef, ...]
+    messages: tuple[Mapping[str, Any], ...]
+    responses: tuple[Response, ...]
+    references: tuple[str, ...] = ()
+    origin: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def by_role(self, role: str) -> tuple[Response, ...]:
+        """Return the responses of one role, in order."""
+        return tuple(r for r in self.responses if r.role == role)
+
+    @property
+    def chosen(self) -> Response:
+        """The first chosen response."""
+        return next(r for r in self.responses if r.role == CHOSEN)
+
+    def with_responses(self, responses: Sequence[Response]) -> PromptGroup:
+        """Return the same prompt with other responses."""
+        return replace(self, responses=tuple(responses))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of our JSONL format. Images must be files.
+
+        Raises:
+            ValueError: An image is not a file.
+        """
+        if any(image.path is None for image in self.images):
+            raise ValueError(f"row {self.id}: only images that are files can be written as JSONL")
+        row: dict[str, Any] = {
+            "id": self.id,
+            "images": [image.path for image in self.images],
+            "prompt": [dict(m) for m in self.messages],
+            "responses": [r.to_json() for r in self.responses],
+        }
+        if self.references:
+            row["references"] = list(self.references)
+        if self.origin:
+            row["origin"] = self.origin
+        if self.facts:
+            row["facts"] = dict(self.facts)
+        return row
+
+
+def user_message(text: str, images: int = 1) -> dict[str, Any]:
+    """Return a user turn with `images` image parts before the text."""
+    parts: list[dict[str, str]] = [{"type": "image"} for _ in range(images)]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

@@ -1,0 +1,1 @@
+"""What training does to the model: probes, divergence, calibration."""

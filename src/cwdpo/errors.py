@@ -1,0 +1,33 @@
+"""What the user is told: every mistake that is the user's to mend is one of these, one line, exit code 2."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The message is one line: what, where, the rule, the remedy."""
+
+
+class RecipeError(UserError):
+    """The recipe (or a command-line override) asks for something that cannot be."""
+
+
+class DataError(UserError):
+    """A data file, a row of it or an image cannot be used."""
+
+
+class ModelError(UserError):
+    """A model directory, a processor or a family of models cannot be used as asked."""
+
+
+class RunError(UserError):
+    """A run directory cannot be used as asked: another recipe, another data file, not writable."""
+
+
+class NonFiniteError(UserError):
+    """Loss or gradient is NaN or infinite: training stopped before the update. Names the step and the rows."""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Return `text` on one line, whitespace collapsed, cut at `limit` characters."""
+    flat = " ".join(str(text).split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Captions and how good they are."""

@@ -1,0 +1,1 @@
+"""Models as they are on disk: loading, processors, adapters, generation, content identity."""

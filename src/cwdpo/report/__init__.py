@@ -1,0 +1,1 @@
+"""A run directory, shown: one self-contained HTML file."""

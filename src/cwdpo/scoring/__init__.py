@@ -1,0 +1,1 @@
+"""K responses of a prompt to per-token log-probabilities: collator, scorers, reference cache."""

@@ -1,0 +1,1 @@
+"""The loop: a Trainer subclass with the objective injected, its configs and callbacks."""
