@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
-__all__ = ["CHOSEN", "DIFFICULTIES", "REJECTED", "ImageRef", "PromptGroup", "Response", "user_message"]
+__all__ = ["CHOSEN", "DIFFICULTIES", "REJECTED", "ImageRef", "PromptGroup", "Response", "StoredBytes", "user_message"]
 
 CHOSEN = "chosen"
 """Role of the response to be preferred (y⁺, y_w)."""
@@ -23,20 +23,36 @@ DIFFICULTIES = ("hard", "medium", "easy")
 """Tags of a negative, from barely wrong to plainly wrong."""
 
 
+class StoredBytes(Protocol):
+    """Encoded bytes of an image that stay in a table on disk until they are read. Hashable, picklable."""
+
+    @property
+    def name(self) -> str:
+        """What an error message calls this image."""
+        ...
+
+    def read(self) -> bytes:
+        """Return the bytes of the image file."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageRef:
-    """Where an image is: a file, bytes (Parquet), or a picture already in memory (a Hugging Face dataset's).
+    """Where an image is: a file, bytes, bytes in a table on disk (Parquet), or a picture already in memory.
 
-    Exactly one of the three is set. Nothing is decoded until `cwdpo.data.images.open_image`.
+    Exactly one of the four is set. Nothing is decoded until `cwdpo.data.images.open_image`.
     """
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
+    stored: StoredBytes | None = None
 
     @property
     def name(self) -> str:
         """What an error message calls this image."""
+        if self.stored is not None:
+            return self.stored.name
         return self.path or ("<bytes in the row>" if self.data is not None else "<image in memory>")
 
     def digest(self) -> str:
@@ -50,6 +66,8 @@ class ImageRef:
                 return hashlib.file_digest(handle, "sha256").hexdigest()
         if self.data is not None:
             return hashlib.sha256(self.data).hexdigest()
+        if self.stored is not None:
+            return hashlib.sha256(self.stored.read()).hexdigest()
         assert self.picture is not None
         buffer = io.BytesIO()
         self.picture.save(buffer, format="PNG")

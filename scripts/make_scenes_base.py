@@ -1,0 +1,337 @@
+"""Make the shipped base of the embedded world: a tiny Qwen2.5-VL that learns to caption its pictures from nothing.
+
+    python scripts/make_scenes_base.py --out src/cwdpo/scenes/base
+
+Trains on gold captions of the split `base` until about half of the greedy captions of `validation` pictures are wholly
+right, measures on `test`, and writes model, tokenizer, processor and `base_card.json`. One core, some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.processing_utils import ProcessorMixin
+
+from cwdpo.files import atomic_directory, write_json
+from cwdpo.models.processors import image_only
+from cwdpo.scenes.grammar import PROMPT, caption_words, is_correct, sample_caption
+from cwdpo.scenes.negatives import negative
+from cwdpo.scenes.render import BACKGROUND, PIXELS, render
+from cwdpo.scenes.rows import sample_scenes
+from cwdpo.scenes.world import Scene
+
+UNKNOWN, PAD, START, END = "[UNK]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+SPECIAL = [UNKNOWN, PAD, START, END, VISION_START, VISION_END, IMAGE, VIDEO]
+ROLES = ["system", "user", "assistant"]
+PATCH = 8
+
+# The layout of Qwen2.5-VL's own template. White space between tokens is dropped by the tokenizer.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_processor() -> ProcessorMixin:
+    """Return the processor: one token a word, 16 image tokens a picture."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *ROLES, *caption_words()])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    words.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[START, VISION_START, VISION_END, IMAGE, VIDEO],
+        model_max_length=1024,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    area = PIXELS * PIXELS
+    images = Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=2,
+        min_pixels=area,
+        max_pixels=area,
+        # The background becomes 0: the patch embedding has no bias, and a constant would drown the shapes.
+        image_mean=[level / 255 for level in BACKGROUND],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return image_only(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def make_model(processor: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Return the untrained model; its weights depend on `seed` alone."""
+    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 1024,
+            # Half of the head dimension of 32, divided among time, height and width.
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "bos_token_id": None,
+            "eos_token_id": ids[END],
+            "pad_token_id": ids[PAD],
+            "tie_word_embeddings": True,
+            "initializer_range": 0.06,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            # One window spans the picture, and the last layer attends to all of it in any case.
+            "window_size": PIXELS,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 128,
+            "initializer_range": 0.06,
+        },
+        image_token_id=ids[IMAGE],
+        video_token_id=ids[VIDEO],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=ids[END], pad_token_id=ids[PAD], max_new_tokens=32
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Scenes and their pictures, 64 x 64 x 3 bytes each."""
+
+    scenes: list[Scene]
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, split: str, seed: int, count: int) -> Pictures:
+        """Render the first `count` scenes of a split and seed."""
+        scenes = list(itertools.islice(sample_scenes(split, seed), count))
+        return cls(scenes, np.stack([np.asarray(render(scene)) for scene in scenes]))
+
+
+class Encoder:
+    """Turns pictures and captions into what the model takes. The prompt is the same for every picture."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.end = processor.tokenizer.eos_token_id
+        self.pad = processor.tokenizer.pad_token_id
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+        text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        blank = np.zeros((PIXELS, PIXELS, 3), dtype=np.uint8)
+        self.prompt: list[int] = processor(images=[blank], text=[text])["input_ids"][0]
+
+    def encode(self, pixels: np.ndarray, captions: list[str]) -> dict[str, Tensor]:
+        """Return model inputs, right-padded; labels are -100 outside the caption and its end token.
+
+        An empty list of captions gives the prompts alone, ready to generate from.
+        """
+        images = self.processor.image_processor(list(pixels), do_resize=False, return_tensors="pt")
+        answers = self.processor.tokenizer(captions)["input_ids"] if captions else [[] for _ in pixels]
+        ends = [self.end] if captions else []
+        rows = [[*self.prompt, *answer, *ends] for answer in answers]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, : len(self.prompt)] = -100
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "mm_token_type_ids": (ids == self.processor.image_token_id).long(),
+            "labels": labels,
+            **images,
+        }
+
+
+def token_logps(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities [batch, tokens, words] of the next token, the labels, and where labels count."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    logps = model(**inputs).logits[:, :-1].float().log_softmax(-1)
+    labels = batch["labels"][:, 1:]
+    return logps, labels.clamp_min(0), labels >= 0
+
+
+@torch.no_grad()
+def share_right(model: Any, encoder: Encoder, pictures: Pictures, chunk: int = 100) -> float:
+    """Return the share of greedy captions that are wholly right."""
+    model.eval()
+    right = 0
+    for start in range(0, len(pictures.scenes), chunk):
+        batch = encoder.encode(pictures.pixels[start : start + chunk], [])
+        del batch["labels"]
+        out = model.generate(**batch)[:, len(encoder.prompt) :]
+        texts = encoder.processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+        right += sum(map(is_correct, texts, pictures.scenes[start : start + chunk]))
+    return right / len(pictures.scenes)
+
+
+@torch.no_grad()
+def measure(model: Any, encoder: Encoder, pictures: Pictures, chunk: int = 100) -> dict[str, Any]:
+    """Return mean log-probabilities per token (nats, end token included) of each kind of caption, and the ECE.
+
+    ECE: over the tokens of gold captions, 15 equal bins of the highest probability, top-1 accuracy against it.
+    """
+    model.eval()
+    rng = random.Random("measure")
+    golds = [sample_caption(scene, rng) for scene in pictures.scenes]
+    kinds = {"gold": golds}
+    for difficulty in ("hard", "medium", "easy"):
+        kinds[difficulty] = [negative(g, s, difficulty, rng) for g, s in zip(golds, pictures.scenes, strict=True)]
+    means: dict[str, float] = {}
+    confidences, hits = [], []
+    for kind, captions in kinds.items():
+        total, count = 0.0, 0
+        for start in range(0, len(captions), chunk):
+            texts = [caption.text for caption in captions[start : start + chunk]]
+            logps, labels, counted = token_logps(model, encoder.encode(pictures.pixels[start : start + chunk], texts))
+            total += logps.gather(-1, labels[..., None])[..., 0][counted].double().sum().item()
+            count += int(counted.sum())
+            if kind == "gold":
+                best, guess = logps.max(-1)
+                confidences.append(best.exp()[counted])
+                hits.append((guess == labels)[counted])
+        means[kind] = total / count
+    confidence, hit = torch.cat(confidences), torch.cat(hits).float()
+    bins = (confidence * 15).long().clamp_max(14)
+    gaps = [(hit[bins == b] - confidence[bins == b]).sum().abs() for b in range(15)]
+    return {"logp_per_token": means, "ece": float(sum(gaps)) / len(hit)}
+
+
+def batches(pictures: Pictures, size: int, rng: random.Random) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Yield pixels and freshly worded gold captions, epoch after epoch in a new order, without end."""
+    order = list(range(len(pictures.scenes)))
+    while True:
+        rng.shuffle(order)
+        for start in range(0, len(order) - size + 1, size):
+            chosen = order[start : start + size]
+            yield pictures.pixels[chosen], [sample_caption(pictures.scenes[i], rng).text for i in chosen]
+
+
+def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, float]:
+    """Train until the share of right captions on validation pictures reaches `args.target`.
+
+    Returns:
+        Steps taken and that share.
+    """
+    pictures = Pictures.of("base", args.seed, args.pictures)
+    validation = Pictures.of("validation", args.seed, 500)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pictures.scenes)} pictures", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    source = batches(pictures, args.batch, random.Random(args.seed))
+    began, share, losses = time.process_time(), 0.0, 0.0
+    for step in range(1, args.max_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, step / 100)
+
+        # single training step
+        model.train()
+        pixels, captions = next(source)
+        logps, labels, counted = token_logps(model, encoder.encode(pixels, captions))
+        loss = -logps.gather(-1, labels[..., None])[..., 0][counted].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses += loss.item()
+
+        if step % 100 == 0:
+            print(f"step {step} loss {losses / 100:.4f} {time.process_time() - began:.0f} s", flush=True)
+            losses = 0.0
+        if step % args.every == 0:
+            share = share_right(model, encoder, validation)
+            print(f"step {step} right {share:.3f} {time.process_time() - began:.0f} s", flush=True)
+            if share >= args.target:
+                return step, share
+    return args.max_steps, share
+
+
+def main() -> None:
+    """Train, measure on pictures never seen before, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--pictures", type=int, default=20_000, help="pictures in memory, 12 kB each")
+    parser.add_argument("--max-steps", type=int, default=8_000)
+    parser.add_argument("--every", type=int, default=200, help="steps between looks at the validation pictures")
+    parser.add_argument("--target", type=float, default=0.5, help="share of right captions to stop at")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+
+    processor = make_processor()
+    model = make_model(processor, args.seed)
+    encoder = Encoder(processor)
+    began = time.process_time()
+    steps, validation_share = train(args, model, encoder)
+    seconds = time.process_time() - began
+
+    test = Pictures.of("test", args.seed, 2_000)
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seed": args.seed,
+        "steps": steps,
+        "batch": args.batch,
+        "learning_rate": args.lr,
+        "training_pictures": args.pictures,
+        "seconds_on_one_core": round(seconds),
+        "right_on_validation": validation_share,
+        "test": {
+            "pictures": len(test.scenes),
+            "right": share_right(model, encoder, test),
+            **measure(model, encoder, test),
+        },
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    print(card, flush=True)
+    with atomic_directory(args.out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_json(folder / "base_card.json", card)
+
+
+if __name__ == "__main__":
+    main()

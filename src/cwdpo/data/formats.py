@@ -1,0 +1,138 @@
+"""Which format a path is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cwdpo.data.dataset_info import INFO_NAME, is_dataset_info, split_name
+from cwdpo.data.tables.arrow import arrow_rows, is_saved_dataset, load_parquet, load_saved
+from cwdpo.data.tables.files import CSV_SUFFIXES, JSON_SUFFIXES, captions_csv, data_files
+from cwdpo.data.tables.text import caption_columns, is_there, json_document, json_rows, jsonl_rows, require_file
+from cwdpo.errors import DataError, one_line
+
+__all__ = ["FORMATS", "detect_format", "format_of_row"]
+
+FORMATS: Mapping[str, str] = {
+    "cwdpo": "our rows (JSONL, JSON, Parquet): prompt, images, responses or chosen, rejected, negatives",
+    "trl": "TRL preference rows: images, prompt, chosen, rejected",
+    "llamafactory": "LLaMA-Factory: dataset_info.json, or conversations/instruction with chosen and rejected",
+    "swift": "ms-swift: messages, rejected_response, images",
+    "karpathy": "Karpathy's JSON (COCO, Flickr): images[] with filename, split, sentences[]",
+    "captions": "a folder of images with a captions CSV",
+}
+"""Formats that are read, and how each is known."""
+
+
+def detect_format(path: str | Path, split: str | None = None) -> str:
+    """Return the name of the format of a file or folder.
+
+    Args:
+        path: As for `load_groups`.
+        split: Which split of a folder to look at.
+
+    Raises:
+        DataError: Not there, or not one of the formats, which are then listed.
+    """
+    place, name = split_name(str(path))
+    if name is not None:
+        return "llamafactory"
+    if not is_there(place):
+        raise DataError(f"{place}: no such file or folder")
+    found = _of_folder(place, split) if place.is_dir() else _of_file(place)
+    if found is None:
+        raise undecidable(place)
+    return found
+
+
+def format_of_row(row: Mapping[str, Any]) -> str | None:
+    """Return the format whose columns a row has, or None."""
+    columns = {key for key, value in row.items() if value is not None}
+    if columns & {"responses", "negatives", "references", "facts"}:
+        return "cwdpo"
+    if "messages" in columns and "chosen" not in columns:
+        return "swift"
+    if {"conversations", "instruction"} & columns:
+        return "llamafactory"
+    if {"chosen", "rejected"} <= columns:
+        return (
+            "llamafactory" if "messages" in columns else "trl" if not isinstance(row["rejected"], list) else _listy(row)
+        )
+    return "cwdpo" if {"prompt", "chosen"} <= columns else None
+
+
+def _listy(row: Mapping[str, Any]) -> str:
+    """Tell a list of rejected texts (ours) from a conversation (TRL's)."""
+    return "cwdpo" if row["rejected"] and all(isinstance(item, str) for item in row["rejected"]) else "trl"
+
+
+def undecidable(path: Path, seen: str = "") -> DataError:
+    """Return the error that lists the formats."""
+    known = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
+    return DataError(one_line(f"{path}: cannot tell its format{seen}; set data.format to one of: {known}", 900))
+
+
+def _of_folder(path: Path, split: str | None) -> str | None:
+    if is_saved_dataset(path):
+        return _of_rows(path, arrow_rows(load_saved(path, split), path.name))
+    info = path / INFO_NAME
+    if info.is_file() and is_dataset_info(json_document(info)):
+        return "llamafactory"
+    if captions_csv(path) is not None:
+        return "captions"
+    files = data_files(path, split)
+    return (
+        _of_rows(path, arrow_rows(load_parquet(files), path.name))
+        if files[0].suffix == ".parquet"
+        else _of_file(files[0])
+    )
+
+
+def _of_file(path: Path) -> str | None:
+    require_file(path)
+    if path.name == INFO_NAME and is_dataset_info(json_document(path)):
+        return "llamafactory"
+    if path.suffix == ".parquet":
+        return _of_rows(path, arrow_rows(load_parquet([path]), path.name))
+    if path.suffix == ".jsonl":
+        return _of_rows(path, jsonl_rows(path))
+    if path.suffix in JSON_SUFFIXES:
+        return _of_json(path)
+    if path.suffix in CSV_SUFFIXES:
+        caption_columns(path)
+        return "captions"
+    raise undecidable(path, f" from its suffix {path.suffix!r}")
+
+
+def _of_json(path: Path) -> str | None:
+    """Tell Karpathy's one object from a list of rows, reading the file once where it is large."""
+    with path.open("rb") as handle:
+        begins = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if begins.startswith(b"{") and is_karpathy(path):
+        return "karpathy"
+    return _of_rows(path, json_rows(path))
+
+
+def is_karpathy(path: Path) -> bool:
+    """Return whether a JSON file is one object with `images` that have `sentences`."""
+    try:
+        document = json_document(path)
+    except DataError:
+        return False  # JSON lines under the name .json, or broken: said elsewhere
+    images = document.get("images") if isinstance(document, dict) else None
+    return isinstance(images, list) and any(isinstance(item, dict) and "sentences" in item for item in images)
+
+
+def _of_rows(path: Path, rows: Any) -> str | None:
+    """Return the format of the first rows that are objects."""
+    seen: list[str] = []
+    for row in rows:
+        if isinstance(row.value, Mapping):
+            found = format_of_row(row.value)
+            if found is not None:
+                return found
+            seen = seen or sorted(map(str, row.value))
+        if row.number >= 20:
+            break
+    raise undecidable(path, f" from the columns {', '.join(seen)}" if seen else ": no row of the first is an object")

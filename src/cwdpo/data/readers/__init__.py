@@ -1,0 +1,1 @@
+"""One file a format: each turns a raw row into prompt groups, or says why not."""

@@ -1,0 +1,125 @@
+"""A path and its format, opened: raw rows, and the reader that understands them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cwdpo.data.dataset_info import find_entry, split_name
+from cwdpo.data.formats import FORMATS, detect_format
+from cwdpo.data.places import RowContext
+from cwdpo.data.readers.captions import CaptionChoice, read_captioned, read_karpathy
+from cwdpo.data.readers.llamafactory import read_llamafactory
+from cwdpo.data.readers.native import read_native
+from cwdpo.data.readers.swift import read_swift
+from cwdpo.data.readers.trl import read_trl
+from cwdpo.data.schema import PromptGroup
+from cwdpo.data.tables.arrow import arrow_rows, is_saved_dataset, load_parquet, load_saved
+from cwdpo.data.tables.files import captions_csv, data_files, image_folder
+from cwdpo.data.tables.raw import RawRow, RawTable
+from cwdpo.data.tables.text import caption_rows, is_there, json_document, json_rows, jsonl_rows, require_file
+from cwdpo.errors import DataError
+
+__all__ = ["RowReader", "open_source", "row_reader"]
+
+RowReader = Callable[[Mapping[str, Any], RowContext], list[PromptGroup]]
+"""Turns one raw row into its groups, or raises `RowError`."""
+
+_TRAIN = ("train", "restval")
+_SAMPLES = 20
+
+
+def row_reader(name: str) -> RowReader:
+    """Return the reader of rows that stand alone (a Python list, a `datasets.Dataset`)."""
+    readers: dict[str, RowReader] = {
+        "cwdpo": read_native,
+        "trl": read_trl,
+        "swift": read_swift,
+        "llamafactory": read_llamafactory,
+    }
+    if name not in readers:
+        raise DataError(f"format = {name!r}: must be one of {', '.join(readers)}")
+    return readers[name]
+
+
+def open_source(
+    path: str | Path, name: str, split: str | None, choice: CaptionChoice
+) -> tuple[str, RawTable, RowReader]:
+    """Return the format, the rows and their reader. Rows are read as they are asked for.
+
+    Args:
+        path: File or folder; `dataset_info.json:name` for LLaMA-Factory.
+        name: One of `FORMATS`, or `auto`.
+        split: Which split; None is `train` where there are several (Karpathy's `restval` belongs to it), and `all`
+            is every image of a Karpathy file.
+        choice: How captions become answers.
+
+    Raises:
+        DataError: Not there, empty, or not in that format.
+    """
+    if name != "auto" and name not in FORMATS:
+        raise DataError(f"data.format = {name!r}: must be auto or one of {', '.join(FORMATS)}")
+    place, entry = split_name(str(path))
+    if not is_there(place):
+        raise DataError(f"{place}: no such file or folder")
+    found = detect_format(path, split) if name == "auto" else name
+    if found == "karpathy":
+        return found, _karpathy(place, split), partial(read_karpathy, choice=choice)
+    if found == "captions":
+        return found, _captions(place), partial(read_captioned, choice=choice)
+    if found == "llamafactory":
+        file, layout, root = find_entry(place, entry)
+        if not is_there(file):
+            raise DataError(f"{file}: no such file or folder, though dataset_info.json names it")
+        return found, RawTable(root.absolute(), _rows(file, split)), partial(read_llamafactory, layout=layout)
+    root = place if place.is_dir() else place.parent
+    return found, RawTable(root.absolute(), _rows(place, split)), row_reader(found)
+
+
+def _rows(path: Path, split: str | None) -> Iterable[RawRow]:
+    """Return the rows of a JSONL, JSON or Parquet file, of a folder of them, or of a saved dataset."""
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return arrow_rows(load_saved(path, split), path.name)
+        files = data_files(path, split)
+        return arrow_rows(load_parquet(files), path.name) if files[0].suffix == ".parquet" else _rows(files[0], split)
+    require_file(path)
+    if path.suffix == ".parquet":
+        return arrow_rows(load_parquet([path]), path.name)
+    if path.suffix == ".json":
+        return json_rows(path)
+    if path.suffix == ".jsonl":
+        return jsonl_rows(path)
+    raise DataError(f"{path}: must be .jsonl, .json, .parquet or a folder, not {path.suffix or 'without a suffix'}")
+
+
+def _karpathy(path: Path, split: str | None) -> RawTable:
+    if path.is_dir():
+        path = data_files(path, None)[0]
+    document = json_document(path)
+    images = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(images, list) or not images:
+        raise DataError(f"{path}: no list 'images' with something in it, so not a Karpathy JSON")
+    wanted = _TRAIN if split in (None, "train") else None if split == "all" else (split,)
+    rows = [
+        RawRow(number, value, file=path.name)
+        for number, value in enumerate(images, 1)
+        if wanted is None or not isinstance(value, Mapping) or value.get("split") in wanted
+    ]
+    if not any(isinstance(row.value, Mapping) for row in rows):
+        splits = sorted({str(image.get("split")) for image in images if isinstance(image, Mapping)})
+        raise DataError(f"{path}: no image of split {split or 'train'!r}; it has {', '.join(splits) or 'none'}")
+    values = [row.value for row in rows[:_SAMPLES] if isinstance(row.value, Mapping)]
+    samples = [str(Path(str(v.get("filepath") or "")) / str(v.get("filename"))) for v in values]
+    return RawTable(image_folder(path.parent, samples).absolute(), rows)
+
+
+def _captions(path: Path) -> RawTable:
+    file = captions_csv(path) if path.is_dir() else path
+    if file is None:
+        raise DataError(f"{path}: no captions CSV in this folder (a header with an image and a caption column)")
+    rows = list(caption_rows(file))
+    samples = [row.value["image"] for row in rows[:_SAMPLES] if row.error is None]
+    return RawTable(image_folder(file.parent, samples).absolute(), rows)

@@ -1,0 +1,64 @@
+"""Captions of many prompts, in batches, kept as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.files import append_jsonl, read_jsonl, text_digest, write_jsonl
+from cwdpo.models.generation import generate
+from cwdpo.scoring.encode import PromptEncoder
+
+__all__ = ["caption_groups"]
+
+
+def caption_groups(
+    load: Callable[[], Any],
+    encoder: PromptEncoder,
+    groups: Sequence[PromptGroup],
+    path: Path,
+    *,
+    key: str,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Answer every prompt greedily; a killed call goes on where it was.
+
+    Args:
+        load: Loads the model; called only if something is left to do.
+        encoder: Its prompt encoder.
+        groups: The prompts.
+        path: JSON-lines file of `{"id", "caption"}` rows, with the batch's key.
+        key: What the captions depend on beside the prompts (the model's content).
+        batch_size: Prompts at once.
+        max_new_tokens: Longest answer.
+        progress: Called with the prompts done and their number.
+
+    Returns:
+        One answer per prompt.
+    """
+    key = text_digest(key, str((batch_size, max_new_tokens)), *(g.id for g in groups))[:16]
+    kept = [row for row in read_jsonl(path) if row.get("key") == key] if path.is_file() else []
+    kept = kept[: len(kept) - len(kept) % batch_size] if len(kept) < len(groups) else kept
+    write_jsonl(path, kept)
+    model: Any = None
+    for start in range(len(kept), len(groups), batch_size):
+        model = model if model is not None else load()
+        part = groups[start : start + batch_size]
+        answers = generate(
+            model,
+            encoder.tokenizer,
+            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
+            part,
+            max_new_tokens=max_new_tokens,
+        )
+        for group, answer in zip(part, answers, strict=True):
+            row = {"id": group.id, "caption": answer[0], "key": key}
+            append_jsonl(path, row)
+            kept.append(row)
+        if progress is not None:
+            progress(min(start + batch_size, len(groups)), len(groups))
+    return [row["caption"] for row in kept]

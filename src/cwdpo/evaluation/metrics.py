@@ -1,0 +1,47 @@
+"""How good captions are: CIDEr against references, exact correctness on `scenes`, paired intervals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["cider", "mean_interval", "words"]
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+
+def words(text: str) -> str:
+    """Return a caption as its lower-case words, separated by spaces (no Java tokenizer needed)."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """Return CIDEr-D × 100 over the whole set and per caption (pycocoevalcap; words as `words` finds them).
+
+    Document frequencies come from the references given, so figures of sets of different size do not compare.
+
+    Args:
+        captions: One per picture.
+        references: Gold captions of each picture, at least one each.
+
+    Raises:
+        ValueError: No picture, or one without references.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    if not captions or any(not r for r in references):
+        raise ValueError("CIDEr needs at least one picture, and references for each")
+    gold = {i: [words(r) for r in rows] for i, rows in enumerate(references)}
+    answers = {i: [words(c)] for i, c in enumerate(captions)}
+    score, each = Cider().compute_score(gold, answers)
+    return 100 * float(score), [100 * float(s) for s in each]
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval (normal approximation), for instance of paired differences."""
+    array = np.asarray(values, dtype=float)
+    half = 1.96 * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+    return float(array.mean()), float(array.mean()) - half, float(array.mean()) + half

@@ -1,0 +1,184 @@
+"""Models from disk or hub: weights, parts that are frozen, adapters, content identity."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cwdpo.errors import ModelError, one_line
+from cwdpo.files import file_digest, text_digest
+from cwdpo.recipe import LoraSection, ModelSection
+
+__all__ = ["add_lora", "folder_digest", "freeze_parts", "load_model", "part_of", "sequence_limit", "state_digest"]
+
+Part = Literal["vision", "projector", "language"]
+
+_PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list", "mlp1")
+_VISION_NAMES = ("visual", "vision_tower", "vision_model", "vision_encoder", "image_encoder")
+_PROJECTOR = re.compile(rf"(^|\.)({'|'.join(_PROJECTOR_NAMES)})(\.|$)")
+_VISION = re.compile(rf"(^|\.)({'|'.join(_VISION_NAMES)})(\.|$)")
+
+
+def part_of(name: str) -> Part:
+    """Return which part of a vision-language model a parameter or module of this name belongs to."""
+    if _PROJECTOR.search(name):
+        return "projector"
+    return "vision" if _VISION.search(name) else "language"
+
+
+def load_model(section: ModelSection, path: str | Path | None = None, *, trainable: bool = True) -> Any:
+    """Load a vision-language model, or a base with its adapter where `path` holds an adapter.
+
+    Full finetuning keeps float32 weights (bfloat16 is then the type of the computation); with adapters, the frozen
+    base is loaded in `section.dtype` and the adapters stay float32.
+
+    Args:
+        section: The recipe's model section.
+        path: Directory or hub id; default `section.path`.
+        trainable: Whether an adapter found at `path` is to be trained on.
+
+    Raises:
+        ModelError: The model cannot be loaded, or weights are missing from it.
+    """
+    where = str(path if path is not None else section.path)
+    folder = Path(where)
+    if not folder.exists() and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+        raise ModelError(f"{where}: no such model directory; give a directory or a hub id such as owner/name")
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
+    if (folder / "adapter_config.json").is_file():
+        return _load_with_adapter(section, folder, trainable=trainable)
+    frozen_base = section.lora is not None or not trainable
+    return _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32)
+
+
+def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise ModelError(f"{where}: no config.json; a model directory in Hugging Face layout is needed")
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            where,
+            dtype=dtype,
+            attn_implementation=section.attention,
+            trust_remote_code=section.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+        raise ModelError(f"{where}: the model cannot be loaded: {one_line(error, 400)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "safetensors_rust", "huggingface_hub")):
+            raise ModelError(f"{where}: the weights cannot be read: {one_line(error)}") from error
+        raise
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{where}: {len(missing)} weights are not in the file (first: {missing[0]}) and would be random; "
+            "save the model whole with save_pretrained"
+        )
+    model.config.use_cache = False
+    return model
+
+
+def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool) -> Any:
+    from peft import PeftConfig, PeftModel
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder}: adapter_config.json cannot be read: {one_line(error)}") from error
+    base_path = config.base_model_name_or_path or section.path
+    base = _load_base(section, str(base_path), getattr(torch, section.dtype))
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder}: the adapter does not fit its base {base_path}: {one_line(error)}") from error
+
+
+def freeze_parts(model: Any, parts: Iterable[str]) -> None:
+    """Stop training the named parts of a model without adapters.
+
+    Raises:
+        ModelError: Nothing is left to train, or a named part does not exist in this model.
+    """
+    parts = set(parts)
+    found = {part_of(name) for name, _ in model.named_parameters()}
+    if absent := sorted(parts - found):
+        raise ModelError(f"model.freeze names {absent[0]}, but {type(model).__name__} has no such part")
+    for name, parameter in model.named_parameters():
+        if part_of(name) in parts:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError("model.freeze leaves nothing to train; take a part out of the list")
+
+
+def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
+    """Put fresh adapters on a model; frozen parts get none, `train_fully` parts are trained whole beside them.
+
+    Raises:
+        ModelError: No layer matches.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    skipped = {*section.freeze, *section.train_fully}
+    modules = [name for name, _ in model.named_modules()]
+    exclude = [name for name in modules if name and part_of(name) in skipped]
+    whole = sorted({name for name in modules if name and _is_root_of(name, section.train_fully)})
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                exclude_modules=exclude or None,
+                modules_to_save=whole or None,
+                bias="none",
+            ),
+        )
+    except ValueError as error:
+        raise ModelError(f"model.lora: no adapter could be placed: {one_line(error)}") from error
+
+
+def _is_root_of(name: str, parts: Iterable[str]) -> bool:
+    """Whether a module is the topmost of one of the parts."""
+    parent = name.rpartition(".")[0]
+    return any(part_of(name) == part and part_of(parent) != part and part != "language" for part in parts)
+
+
+def sequence_limit(model: Any, asked: int | None) -> int | None:
+    """Return the longest sequence the model's positions allow, or the smaller limit that was asked for."""
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    known = getattr(text, "max_position_embeddings", None)
+    limits = [n for n in (asked, known) if n is not None]
+    return min(limits) if limits else None
+
+
+def state_digest(model: Any) -> str:
+    """Return the SHA-256 of every tensor of the model's state (names, shapes, types, bytes), in hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+        digest.update(memoryview(raw))
+    return digest.hexdigest()
+
+
+def folder_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a model directory's weights and settings; of a hub id, the digest of its name."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return text_digest(str(path))
+    names = sorted(
+        p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
+    )
+    return text_digest(*(part for name in names for part in (name, file_digest(folder / name))))

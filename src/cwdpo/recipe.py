@@ -1,0 +1,414 @@
+"""What a run is: one YAML file, validated and documented field by field."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cwdpo.errors import RecipeError, one_line
+
+__all__ = [
+    "DataSection",
+    "EvaluationSection",
+    "LoraSection",
+    "ModelSection",
+    "NegativesSection",
+    "ProbeSection",
+    "Recipe",
+    "SourceMix",
+    "Stage1Section",
+    "Stage2Section",
+    "StageSection",
+    "load_recipe",
+    "recipe_differences",
+]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys refused, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class LoraSection(Section):
+    """Low-rank adapters (PEFT)."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale of the update; the effective factor is alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input. Above 0 it is drawn anew in every forward pass."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter, a regular expression, or `all-linear`. Frozen towers get none."""
+
+
+class ModelSection(Section):
+    """The vision-language model to start from."""
+
+    path: str = "scenes"
+    """A directory in Hugging Face layout, a hub id, or `scenes` for the model that ships with cwdpo."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights while training. bfloat16 halves the memory; log-probabilities are float32 either way."""
+    attention: str = "sdpa"
+    """transformers' attention implementation: sdpa, eager, flash_attention_2, …"""
+    freeze: list[Literal["vision", "projector", "language"]] = []
+    """Parts that are not trained. With `lora`, parts that get no adapter."""
+    train_fully: list[Literal["vision", "projector", "language"]] = []
+    """With `lora`: parts that are trained in full beside the adapters (PEFT's modules_to_save)."""
+    lora: LoraSection | None = None
+    """Adapters instead of full finetuning; null trains the weights themselves."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Smallest image area after resizing, for processors that resize freely (Qwen-VL)."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Largest image area after resizing: the knob for the number of visual tokens (Qwen-VL)."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest sequence allowed, in tokens. Nothing is cut: a longer row is an error that names it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+
+
+class DataSection(Section):
+    """Where the prompts, images and responses are, and how they are shared out."""
+
+    path: str = "scenes"
+    """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot."""
+    format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "captions"] = "auto"
+    """How to read it. `auto` looks at the file."""
+    image_root: str | None = None
+    """Folder that relative image paths start from; default: the data file's folder."""
+    prompt: str = "Describe the image in one sentence."
+    """The question for formats that hold captions only (karpathy, captions)."""
+    split: str | None = None
+    """Which split of the file to read where it has several (karpathy: train includes restval)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many rows."""
+    held_out_path: str | None = None
+    """A file of its own for the rows set aside for probes and evaluation; `held_out` is then not taken from `path`."""
+    captions: Literal["first", "random", "each"] = "first"
+    """Which caption of a picture is the chosen response, for formats that hold captions only."""
+    size: int = Field(default=4000, ge=8)
+    """For `scenes`: how many training pictures to draw."""
+    held_out: int | float = Field(default=0.1, gt=0)
+    """Rows set aside for probes and evaluation: a count (≥ 1) or a share (< 1). By image, like the stages."""
+    stage1_share: float = Field(default=0.75, gt=0, lt=1)
+    """Share of the remaining images that Stage 1 sees; Stage 2 gets the rest. By image, disjoint (paper, §4.1)."""
+    split_seed: int = 0
+    """Seed of that division."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be used: stop and say which, or set it aside in rejected_rows.jsonl."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """With `skip`: stop all the same when more than this share of the rows is bad."""
+    check_images: bool = True
+    """Decode every image once before training, so that a truncated file is found now and not in the third hour."""
+    image_pixel_limit: int = Field(default=64_000_000, ge=1)
+    """Images with more pixels than this are refused before they are decoded (decompression bombs)."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode and process images beside training; 0 does it in the training process."""
+
+
+class SourceMix(Section):
+    """Which negatives a stage gets, as shares that need not add up to 1."""
+
+    dataset: float = Field(default=1.0, ge=0)
+    """The rejected responses that came with the data."""
+    other: float = Field(default=0.0, ge=0)
+    """The chosen response of another image: easy, but there for any data."""
+    beam: float = Field(default=0.0, ge=0)
+    """On-policy: one hypothesis of a width-5 beam search that is not a gold response (paper, D.1)."""
+    sample: float = Field(default=0.0, ge=0)
+    """On-policy: a sample at `temperature` that is not a gold response."""
+    per_prompt: int = Field(default=1, ge=1)
+    """How many negatives a prompt gets."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of `sample`."""
+    beam_width: int = Field(default=5, ge=2)
+    """Width of `beam`."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest generated negative, in tokens."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts generated at once."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> SourceMix:
+        if self.dataset + self.other + self.beam + self.sample <= 0:
+            raise ValueError("every share is 0; give at least one source a share above 0")
+        return self
+
+
+class NegativesSection(Section):
+    """Where the rejected responses of each stage come from."""
+
+    stage1: SourceMix = SourceMix()
+    """Negatives of SFT-C."""
+    stage2: SourceMix = SourceMix()
+    """Negatives of the preference stage."""
+    seed: int = 0
+    """Seed of the draw among sources."""
+
+
+class StageSection(Section):
+    """What both stages share: optimiser, batch, length."""
+
+    enabled: bool = True
+    """Leave a stage out by setting this to false."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the stage's share of the data; `max_steps` overrides."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Number of updates; -1 goes by `epochs`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts per update, over all devices."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Prompts per forward pass on one device. Changes memory and speed, never the result."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the updates in which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_steps: int = Field(default=100, ge=1)
+    """Updates between checkpoints; a killed run goes on from the last one."""
+    log_steps: int = Field(default=10, ge=1)
+    """Updates between rows of metrics.jsonl."""
+    include_eos: bool = True
+    """Count the end-of-turn token as part of the response (in likelihoods and in ℓ̄)."""
+
+
+class Stage1Section(StageSection):
+    """Stage 1: SFT-C (paper, Eq. 4), or plain SFT."""
+
+    objective: Literal["sft_c", "sft"] = "sft_c"
+    """`sft_c` adds the regulariser on the negatives; `sft` is the plain likelihood."""
+    regularizer: Literal["nll_floor", "nll_ceiling", "entropy", "label_smoothing", "hard_constraint"] = "nll_floor"
+    """`nll_floor` is Eq. 4. `nll_ceiling` is what the paper's prose says. `entropy` rewards entropy on the negatives.
+    `label_smoothing` smooths the positives. `hard_constraint` follows the constraint alone while it is violated."""
+    weight: float = Field(default=0.1, ge=0)
+    """λ of Eq. 4 (for `entropy`: weight of the entropy, in nats)."""
+    nll_floor: float = Field(default=4.0, gt=0)
+    """C of Eq. 4, in nats per token (or per response with `nll_reduction: sum`)."""
+    hinge_scope: Literal["global_batch", "example"] = "global_batch"
+    """Where the ReLU of Eq. 4 stands: on the mean over the global batch, as printed, or on each negative."""
+    nll_reduction: Literal["mean", "sum"] = "mean"
+    """Negative log-likelihood of a response: mean over its tokens, or sum."""
+    epsilon: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the uniform distribution in `label_smoothing`."""
+
+
+class Stage2Section(StageSection):
+    """Stage 2: CW-DPO (paper, Eq. 6 and 7), or one of its relatives."""
+
+    objective: Literal["cw_dpo", "dpo", "dpo_shift", "rpo"] = "cw_dpo"
+    """`dpo_shift` is a fixed weight on the loser; `rpo` is DPO plus the chosen response's likelihood."""
+    beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature of the preference model. The paper never states it."""
+    floor: float = -3.0
+    """ℓ_floor of Eq. 6: mean log-probability per token at which a negative counts half."""
+    tau: float = Field(default=1.0, gt=0)
+    """τ of Eq. 6: width of the transition, in nats per token."""
+    detach: bool = True
+    """No gradient through the cooling weight, as in Eq. 8."""
+    w_min: float = Field(default=0.0, ge=0, le=1)
+    """Least cooling weight: above 0 some ranking signal stays on cold negatives."""
+    renormalise: bool = False
+    """Scale the margin by 2/(1+w), so that the pulls on winner and loser add up to DPO's (ours, not the paper's)."""
+    shift_weight: float = Field(default=0.5, ge=0, le=1)
+    """The fixed weight of `dpo_shift`."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """α of `rpo`: weight of the chosen response's NLL per token."""
+    reference: Literal["cached", "live"] = "cached"
+    """Reference log-probabilities: computed once and kept on disk, or by a frozen model in every step."""
+
+
+class ProbeSection(Section):
+    """What is measured on held-out prompts while training."""
+
+    every: int = Field(default=20, ge=0)
+    """Updates between probes; 0 turns them off."""
+    prompts: int = Field(default=64, ge=1)
+    """Held-out prompts, the same ones throughout a run."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts per forward pass of a probe."""
+    distributions: bool = True
+    """Keep the start's token distributions to measure TV and JS against (prompts × tokens × vocabulary numbers)."""
+
+
+class EvaluationSection(Section):
+    """What is measured at the end, before against after Stage 2."""
+
+    prompts: int = Field(default=256, ge=0)
+    """Held-out prompts that are captioned and scored; 0 leaves the step out."""
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts at once."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest caption, in tokens."""
+    samples: int = Field(default=12, ge=0)
+    """Pictures with captions before and after that the report shows."""
+
+
+class Recipe(Section):
+    """A whole run of Algorithm 1."""
+
+    name: str = "cwdpo run"
+    """Title of the report."""
+    seed: int = 0
+    """Fixes data order, adapters, sampling and dropout."""
+    model: ModelSection = ModelSection()
+    """The model."""
+    data: DataSection = DataSection()
+    """The data."""
+    negatives: NegativesSection = NegativesSection()
+    """The negatives."""
+    stage1: Stage1Section = Stage1Section()
+    """Stage 1."""
+    stage2: Stage2Section = Stage2Section(learning_rate=1e-6)
+    """Stage 2."""
+    probes: ProbeSection = ProbeSection()
+    """Probes."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Evaluation."""
+    report_to: list[str] = []
+    """Trackers of transformers' Trainer: tensorboard, wandb, trackio, …"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if stage.batch_size % min(stage.micro_batch_size, stage.batch_size):
+                raise ValueError(
+                    f"{name}.batch_size = {stage.batch_size} is not a multiple of "
+                    f"{name}.micro_batch_size = {stage.micro_batch_size}; change one of the two"
+                )
+        if not self.stage1.enabled and not self.stage2.enabled:
+            raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
+        if self.model.train_fully and self.model.lora is None:
+            raise ValueError("model.train_fully needs model.lora; without adapters use model.freeze")
+        if both := set(self.model.freeze) & set(self.model.train_fully):
+            raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
+        if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
+            raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
+        return self
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed but probably not meant, one line each."""
+        found: list[str] = []
+        one, two = self.stage1, self.stage2
+        eq4 = one.enabled and one.objective == "sft_c" and one.regularizer in ("nll_floor", "hard_constraint")
+        cooled = two.enabled and two.objective == "cw_dpo"
+        if eq4 and cooled and one.nll_reduction == "mean" and one.nll_floor > -two.floor:
+            found.append(
+                f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
+                "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
+            )
+        return found
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every field, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(
+    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe from a YAML file (or from `base`) and apply `section.key=value` overrides.
+
+    Raises:
+        RecipeError: The file cannot be read, a key is unknown, or a value breaks its rule.
+    """
+    where = str(path) if path is not None else "recipe"
+    values: Any = dict(base or {})
+    if path is not None:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
+            ) from None
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read: {one_line(error)}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where)) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: expected section.key=value, for instance stage2.beta=0.2")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: the value is not YAML; quote it") from None
+    *sections, last = key.strip().split(".")
+    node: Any = values
+    for name in sections:
+        if node.get(name) is None:
+            node[name] = {}
+        node = node[name]
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: {name} is a value, not a section")
+    node[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """Return the first mistake as one line: where, key, value, rule, remedy."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(location[:-1]))
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
+        return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return one_line(f"{where}: {rule}{more}", 600)
+    return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
+
+
+def _fields_at(location: Sequence[str]) -> Mapping[str, Any]:
+    model: type[BaseModel] = Recipe
+    for name in location:
+        field = model.model_fields.get(name)
+        if field is None:
+            return {}
+        options = (
+            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
+        )
+        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not found:
+            return {}
+        model = found[0]
+    return model.model_fields
+
+
+def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ between two dumped recipes, each with both values."""
+    found: list[str] = []
+    for key in [*before, *(k for k in after if k not in before)]:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += recipe_differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} (was {old!r}, now {new!r})")
+    return found

@@ -1,0 +1,175 @@
+"""Encoded prompt groups, and what scoring them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "EncodedGroup", "EncodedResponse", "ResponseLogits", "Scores"]
+
+
+@dataclass(frozen=True)
+class EncodedResponse:
+    """One response as token ids.
+
+    Attributes:
+        ids: Token ids, with the end-of-turn token where it counts as part of the response.
+        role: `chosen`, `rejected` or a probe kind.
+        source: Where it comes from.
+        difficulty: `hard`, `medium`, `easy` or None.
+        key: Content digest of prompt, images and response: the key of the reference cache.
+    """
+
+    ids: tuple[int, ...]
+    role: str
+    source: str
+    difficulty: str | None
+    key: str
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """One prompt as token ids and pixels, with its responses.
+
+    Attributes:
+        id: The row's id.
+        origin: `file:row`, for messages.
+        prefix_ids: Token ids of the prompt, image placeholders expanded, up to where the answer starts.
+        token_types: Further per-token inputs of the prompt (`mm_token_type_ids`, `token_type_ids`).
+        vision: What the processor made of the images of this prompt alone (`pixel_values`, `image_grid_thw`, …).
+        responses: The K responses.
+    """
+
+    id: str
+    origin: str
+    prefix_ids: tuple[int, ...]
+    token_types: dict[str, tuple[int, ...]]
+    vision: dict[str, Tensor]
+    responses: tuple[EncodedResponse, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several encoded groups. Responses are counted through the batch in order: row r belongs to `owner[r]`."""
+
+    groups: tuple[EncodedGroup, ...]
+
+    @property
+    def responses(self) -> list[EncodedResponse]:
+        """All responses, group by group."""
+        return [r for g in self.groups for r in g.responses]
+
+    @property
+    def owner(self) -> list[int]:
+        """For each response the index of its group."""
+        return [i for i, g in enumerate(self.groups) for _ in g.responses]
+
+    def rows(self, role: str) -> list[int]:
+        """Indices of the responses of one role."""
+        return [i for i, r in enumerate(self.responses) if r.role == role]
+
+    def pairs(self) -> tuple[list[int], list[int]]:
+        """Return the rows of (chosen, rejected): every rejected response with the first chosen of its group."""
+        first: dict[int, int] = {}
+        responses, owner = self.responses, self.owner
+        for row, response in enumerate(responses):
+            if response.role == "chosen":
+                first.setdefault(owner[row], row)
+        rejected = [row for row, r in enumerate(responses) if r.role == "rejected" and owner[row] in first]
+        return [first[owner[row]] for row in rejected], rejected
+
+    def vision_inputs(self, repeats: Sequence[int]) -> dict[str, Tensor]:
+        """Return the pixel inputs of the batch, those of group g repeated `repeats[g]` times.
+
+        Tensors of unequal shape (images of different size in families that pad) are padded with zeros.
+        """
+        keys = {key for g in self.groups for key in g.vision}
+        merged: dict[str, Tensor] = {}
+        for key in sorted(keys):
+            parts = [
+                g.vision[key] for g, n in zip(self.groups, repeats, strict=True) for _ in range(n) if key in g.vision
+            ]
+            if parts:
+                merged[key] = _stack(parts)
+        return merged
+
+    def pin_memory(self) -> Batch:
+        """Pin the pixels' memory, as a DataLoader asks."""
+        for group in self.groups:
+            group.vision.update({k: v.pin_memory() for k, v in group.vision.items()})
+        return self
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    tails = [p.shape[1:] for p in parts]
+    if all(t == tails[0] for t in tails):
+        return torch.cat(parts)
+    widest = [max(sizes) for sizes in zip(*tails, strict=True)]
+    padded: list[Tensor] = []
+    for part in parts:
+        whole = part.new_zeros((part.shape[0], *widest))
+        whole[(slice(None), *(slice(0, n) for n in part.shape[1:]))] = part
+        padded.append(whole)
+    return torch.cat(padded)
+
+
+@dataclass(frozen=True)
+class ResponseLogits:
+    """The model's logits at response positions only.
+
+    Attributes:
+        logits: `Float[positions, vocabulary]`, in the model's type.
+        targets: `Long[positions]`, the response token that each position predicts.
+        rows: `Long[positions]`, the response it belongs to.
+        columns: `Long[positions]`, its place in the response.
+        shape: (responses, longest response).
+    """
+
+    logits: Tensor
+    targets: Tensor
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores of every response token, fp32, 0 at padding.
+
+    Attributes:
+        logps: `Float[responses, tokens]`, log π(y_l | x, y_<l) in nats. Differentiable.
+        mask: `Bool[responses, tokens]`, true at response tokens.
+        entropy: `Float[responses, tokens]`, entropy of the predictive distribution in nats. Differentiable.
+        uniform: `Float[responses, tokens]`, mean log-probability over the vocabulary in nats. Differentiable.
+        top1: `Float[responses, tokens]`, largest probability.
+        correct: `Bool[responses, tokens]`, the argmax is the response's token.
+    """
+
+    logps: Tensor
+    mask: Tensor
+    entropy: Tensor
+    uniform: Tensor
+    top1: Tensor
+    correct: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """`Float[responses]`: response lengths in tokens."""
+        return self.mask.sum(-1).to(self.logps.dtype)
+
+    @property
+    def logp_sum(self) -> Tensor:
+        """`Float[responses]`: log π(y|x), summed over the response's tokens."""
+        return self.logps.sum(-1)
+
+    @property
+    def logp_mean(self) -> Tensor:
+        """`Float[responses]`: ℓ̄(y|x), mean log-probability per token (paper, §2.2)."""
+        return self.logp_sum / self.tokens
+
+    def mean_over_tokens(self, values: Tensor) -> Tensor:
+        """`Float[responses]`: mean of a per-token quantity over each response's tokens."""
+        return (values * self.mask).sum(-1) / self.tokens

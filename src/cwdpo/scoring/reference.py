@@ -1,0 +1,162 @@
+"""Reference log-probabilities: computed once, kept on disk by content, or taken from a frozen model in every step."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cwdpo.errors import RunError, one_line
+from cwdpo.models.generation import inference
+from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.scoring.token_scores import scores_from_logits
+
+__all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache", "Scorer"]
+
+
+class Scorer(Protocol):
+    """Anything that gives the logits at the response positions of a batch."""
+
+    def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
+        """Score `batch` under `model`."""
+        ...
+
+
+class Reference(Protocol):
+    """Anything that knows log π_ref of the responses of a batch."""
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Return `Float[responses]`, summed log-probabilities in nats, without gradient."""
+        ...
+
+
+class ReferenceCache:
+    """A SQLite file of per-token reference log-probabilities, keyed by content.
+
+    Each chunk is one transaction: a kill loses at most the chunk under way, and what is kept was computed in the same
+    batches as in an uninterrupted run, so that the values are bitwise the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._connect() as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, tokens BLOB NOT NULL)")
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"{path}: the reference cache cannot be used: {one_line(error)}; delete the file") from error
+
+    @contextmanager
+    def _connect(self) -> Generator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.path, timeout=60)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+    def missing(self, keys: Sequence[str]) -> bool:
+        """Whether any of the keys is not there."""
+        return len(self._read(keys)) < len(set(keys))
+
+    def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        wanted = sorted(set(keys))
+        found: dict[str, Tensor] = {}
+        with self._connect() as connection:
+            for start in range(0, len(wanted), 500):
+                part = wanted[start : start + 500]
+                marks = ",".join("?" * len(part))
+                rows = connection.execute(f"SELECT key, tokens FROM logps WHERE key IN ({marks})", part)
+                found |= {key: torch.from_numpy(np.frombuffer(raw, np.float32).copy()) for key, raw in rows}
+        return found
+
+    def store(self, rows: dict[str, Tensor]) -> None:
+        """Keep per-token log-probabilities, all or none; what is there already stays."""
+        values = [(key, row.detach().cpu().to(torch.float32).numpy().tobytes()) for key, row in rows.items()]
+        with self._connect() as connection:
+            connection.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?)", values)
+
+    def sums(self, keys: Sequence[str]) -> Tensor:
+        """Return `Float[keys]`, summed log-probabilities.
+
+        Raises:
+            KeyError: A key is not there: `fill` was not run on this row.
+        """
+        found = self._read(keys)
+        return torch.stack([found[key].sum() for key in keys])
+
+    def fill(
+        self, model: Any, scorer: Scorer, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
+    ) -> int:
+        """Score what is not there yet and keep it; return how many responses were scored now."""
+        scored = 0
+        with inference(model):
+            for batch in batches:
+                responses = batch.responses
+                if self.missing([r.key for r in responses]):
+                    scores = scores_from_logits(scorer(model, batch))
+                    self.store({r.key: scores.logps[i, : len(r.ids)] for i, r in enumerate(responses)})
+                    scored += len(responses)
+                if progress is not None:
+                    progress(len(batch.groups))
+        return scored
+
+
+class CachedReference:
+    """Takes the reference from a cache that was filled before training."""
+
+    def __init__(self, cache: ReferenceCache) -> None:
+        self.cache = cache
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Look the batch up; `model` is not used."""
+        return self.cache.sums([r.key for r in batch.responses])
+
+
+class LiveReference:
+    """Runs a frozen model in every step: a second model, a frozen adapter on the policy's base, or that base itself.
+
+    Args:
+        scorer: How responses are scored.
+        model: The frozen model; default the policy, with `adapter` or without any.
+        adapter: Name of the frozen adapter.
+        base_of_adapter: Switch the policy's adapters off.
+    """
+
+    def __init__(
+        self, scorer: Scorer, model: Any | None = None, adapter: str | None = None, base_of_adapter: bool = False
+    ) -> None:
+        self.scorer, self.model, self.adapter, self.base_of_adapter = scorer, model, adapter, base_of_adapter
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        """Score the batch under the reference."""
+        target = model if self.model is None else self.model
+        if self.model is not None:
+            target.to(next(model.parameters()).device)
+        with inference(target), self._switched(target):
+            return scores_from_logits(self.scorer(target, batch)).logp_sum
+
+    @contextmanager
+    def _switched(self, model: Any) -> Generator[None]:
+        inner = model
+        while not hasattr(inner, "set_adapter") and hasattr(inner, "module"):
+            inner = inner.module
+        if self.base_of_adapter:
+            with inner.disable_adapter():
+                yield
+            return
+        if self.adapter is None:
+            yield
+            return
+        active = inner.active_adapter
+        inner.set_adapter(self.adapter, inference_mode=True)
+        try:
+            yield
+        finally:
+            inner.set_adapter(active)

@@ -1,0 +1,99 @@
+"""Arguments of the trainers: transformers' TrainingArguments plus the fields of the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import TrainingArguments
+
+from cwdpo.errors import RecipeError, one_line
+from cwdpo.recipe import Stage1Section, Stage2Section
+
+__all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
+
+
+def _field(section: type, name: str) -> Any:
+    """A dataclass field with the default and the description of a recipe field."""
+    info = section.model_fields[name]  # type: ignore[attr-defined]
+    return field(default=info.default, metadata={"help": info.description})
+
+
+@dataclass
+class GroupTrainingArguments(TrainingArguments):
+    """What both stages take beside transformers' own arguments."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Updates between logged rows."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest sequence in tokens. Nothing is cut: a longer row is an error."}
+    )
+    include_eos: bool = _field(Stage1Section, "include_eos")
+    scorer: str = field(
+        default="auto",
+        metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
+    )
+
+    def __post_init__(self) -> None:
+        """Set what the loop needs and leave the rest to transformers."""
+        self.remove_unused_columns = False
+        self.label_names = []
+        super().__post_init__()
+        self.section()
+
+    def section(self) -> Any:
+        """Return the objective's settings, validated.
+
+        Raises:
+            RecipeError: A value breaks its rule.
+        """
+        return None
+
+    def _validated(self, section: type, names: tuple[str, ...]) -> Any:
+        try:
+            return section(**{name: getattr(self, name) for name in names})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = f"{type(self).__name__}: {key} = {first['input']!r}: {first['msg']}"
+            raise RecipeError(one_line(message)) from None
+
+
+@dataclass
+class SFTCConfig(GroupTrainingArguments):
+    """Arguments of `SFTCTrainer` (Stage 1; paper, Eq. 4)."""
+
+    objective: str = _field(Stage1Section, "objective")
+    regularizer: str = _field(Stage1Section, "regularizer")
+    weight: float = _field(Stage1Section, "weight")
+    nll_floor: float = _field(Stage1Section, "nll_floor")
+    hinge_scope: str = _field(Stage1Section, "hinge_scope")
+    nll_reduction: str = _field(Stage1Section, "nll_reduction")
+    epsilon: float = _field(Stage1Section, "epsilon")
+
+    def section(self) -> Stage1Section:
+        """Return the objective's settings, validated."""
+        names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
+        return self._validated(Stage1Section, names)
+
+
+@dataclass
+class CWDPOConfig(GroupTrainingArguments):
+    """Arguments of `CWDPOTrainer` (Stage 2; paper, Eq. 6 and 7)."""
+
+    objective: str = _field(Stage2Section, "objective")
+    beta: float = _field(Stage2Section, "beta")
+    floor: float = _field(Stage2Section, "floor")
+    tau: float = _field(Stage2Section, "tau")
+    detach: bool = _field(Stage2Section, "detach")
+    w_min: float = _field(Stage2Section, "w_min")
+    renormalise: bool = _field(Stage2Section, "renormalise")
+    shift_weight: float = _field(Stage2Section, "shift_weight")
+    sft_weight: float = _field(Stage2Section, "sft_weight")
+    reference: str = _field(Stage2Section, "reference")
+
+    def section(self) -> Stage2Section:
+        """Return the objective's settings, validated."""
+        names = ("objective", "beta", "floor", "tau", "detach", "w_min", "renormalise", "shift_weight", "sft_weight")
+        return self._validated(Stage2Section, (*names, "reference"))

@@ -1,0 +1,53 @@
+"""What every test runs under: no network, one thread, no progress bars; and the tiny models, saved once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from tiny_models import tiny, tiny_model, tiny_processor
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Quiet what transformers says about itself."""
+    for what in ("__array__ implementation.*:DeprecationWarning", ".*gradient_checkpointing.*:FutureWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore:{what}")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder(family)`: a saved tiny model with its processor. Read it, never write to it."""
+    root = tmp_path_factory.mktemp("tiny-models")
+
+    def folder(family: str) -> Path:
+        path = root / family
+        return path if path.exists() else tiny(family, path)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pair() -> Callable[[str], tuple[Any, Any]]:
+    """`tiny_pair(family)`: (model, processor) in memory. The model is shared: do not train it, leave no gradients."""
+    made: dict[str, tuple[Any, Any]] = {}
+
+    def pair(family: str) -> tuple[Any, Any]:
+        if family not in made:
+            processor = tiny_processor(family)
+            made[family] = (tiny_model(family, processor), processor)
+        return made[family]
+
+    return pair

@@ -1,0 +1,169 @@
+"""The calibration error against hand numbers, `torchmetrics` and its invariances."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
+
+from cwdpo.dynamics.calibration import Calibration
+
+torch.set_num_threads(1)
+unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure
+
+predictions = st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), min_size=1, max_size=30)
+
+
+def measured(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibration:
+    calibration = Calibration(bins)
+    calibration.update(confidence, correct)
+    return calibration
+
+
+def split(rows: list[tuple[float, bool]]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([row[0] for row in rows], dtype=torch.float64), torch.tensor([row[1] for row in rows])
+
+
+def test_by_hand():
+    # Two bins. Low: .1 wrong, .3 right: confidence .2, accuracy .5. High: .6 right, .9 wrong, .9 right: confidence .8,
+    # accuracy 2/3. ECE = 2/5·.3 + 3/5·.1333… = .12 + .08 = .2.
+    calibration = measured(
+        torch.tensor([0.1, 0.3, 0.6, 0.9, 0.9], dtype=torch.float64),
+        torch.tensor([False, True, True, False, True]),
+        bins=2,
+    )
+    assert calibration.ece() == pytest.approx(0.2)
+    low, high = calibration.reliability()
+    assert low == pytest.approx({"lower": 0.0, "upper": 0.5, "count": 2, "confidence": 0.2, "accuracy": 0.5})
+    assert high == pytest.approx({"lower": 0.5, "upper": 1.0, "count": 3, "confidence": 0.8, "accuracy": 2 / 3})
+
+
+def test_bins_are_closed_on_the_left_and_one_is_in_the_last():
+    # Four bins: 0 in the first, .25 in the second, .5 in the third, .75 and 1 in the last.
+    calibration = measured(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), torch.ones(5, dtype=torch.bool), bins=4)
+    assert [row["count"] for row in calibration.reliability()] == [1, 1, 1, 2]
+
+
+def test_empty_bins_have_no_mean_and_no_predictions_have_no_error():
+    calibration = Calibration()
+    assert math.isnan(calibration.ece()) and calibration.count == 0
+    rows = calibration.reliability()
+    assert len(rows) == 15
+    assert all(row["count"] == 0 and row["confidence"] is None and row["accuracy"] is None for row in rows)
+    assert rows[0]["lower"] == 0.0 and rows[-1]["upper"] == 1.0
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_against_torchmetrics_multiclass(bins: int):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (2 * torch.randn(500, 20, generator=generator)).softmax(-1)
+    gold = torch.randint(0, 20, (500,), generator=generator)
+    top = probabilities.max(-1)
+    ours = measured(top.values, top.indices == gold, bins).ece()
+    oracle = multiclass_calibration_error(probabilities, gold, num_classes=20, n_bins=bins, norm="l1").item()
+    assert ours == pytest.approx(oracle, abs=1e-6)
+    assert ours > 0.05
+
+
+@pytest.mark.parametrize("bins", [4, 8, 16])
+def test_against_torchmetrics_on_the_edges(bins: int):
+    # Multiples of 1/16 are exact in binary and, for these bins, lie on the edges; only 1 is left to the test below.
+    # torchmetrics' binary form takes the probability as confidence, so the target is our `correct`.
+    confidence = torch.arange(16) / 16
+    correct = torch.tensor([True, False, False, True] * 4)
+    oracle = binary_calibration_error(confidence, correct.int(), n_bins=bins, norm="l1").item()
+    assert measured(confidence, correct, bins).ece() == pytest.approx(oracle, abs=1e-6)
+    assert oracle > 0.2
+
+
+def test_a_confidence_of_exactly_one_is_where_torchmetrics_differs():
+    # Two bins; .8 right and 1 wrong. Ours, one bin: |1/2 − .9| = .4. torchmetrics gives 1 a bin of its own:
+    # ½|1 − .8| + ½|0 − 1| = .6.
+    confidence, correct = torch.tensor([0.8, 1.0], dtype=torch.float64), torch.tensor([True, False])
+    assert measured(confidence, correct, bins=2).ece() == pytest.approx(0.4)
+    assert binary_calibration_error(confidence, correct.int(), n_bins=2, norm="l1").item() == pytest.approx(0.6)
+
+
+@unhurried
+@given(predictions, st.integers(0, 30))
+def test_the_cut_into_batches_does_not_matter(rows: list[tuple[float, bool]], cut: int):
+    whole = measured(*split(rows))
+    parts = Calibration()
+    other = Calibration()
+    for accumulator, part in ((parts, rows[:cut]), (other, rows[cut:])):
+        if part:
+            accumulator.update(*split(part))
+    counted = other.count
+    parts.merge(other)
+    assert parts.count == whole.count == len(rows)
+    assert other.count == counted
+    assert parts.ece() == pytest.approx(whole.ece(), abs=1e-12)
+    assert [row["count"] for row in parts.reliability()] == [row["count"] for row in whole.reliability()]
+
+
+@unhurried
+@given(predictions)
+def test_the_error_lies_between_the_overall_gap_and_one(rows: list[tuple[float, bool]]):
+    confidence, correct = split(rows)
+    ece = measured(confidence, correct).ece()
+    assert abs(correct.double().mean() - confidence.mean()).item() - 1e-12 <= ece <= 1 + 1e-12
+    # One bin is exactly the overall gap.
+    gap = measured(confidence, correct, bins=1).ece()
+    assert gap == pytest.approx(abs(correct.double().mean() - confidence.mean()).item(), abs=1e-12)
+
+
+@unhurried
+@given(predictions)
+def test_json_restores_the_counts_exactly(rows: list[tuple[float, bool]]):
+    calibration = measured(*split(rows), bins=7)
+    restored = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert restored.reliability() == calibration.reliability()
+    assert restored.ece() == calibration.ece()
+    restored.merge(calibration)
+    assert restored.count == 2 * len(rows)
+
+
+def test_many_small_batches_keep_their_precision():
+    # 3,000 times a float32 .9: the mean stays that number, .8999999762, to float64 rounding.
+    calibration = Calibration()
+    for _ in range(3000):
+        calibration.update(torch.tensor([0.9]), torch.tensor([True]))
+    assert calibration.ece() == pytest.approx(1 - 0.8999999761581421, abs=1e-12)
+
+
+def test_rounding_above_one_is_let_through():
+    calibration = measured(torch.tensor([1.0000001]), torch.tensor([True]))
+    assert calibration.reliability()[-1]["count"] == 1
+
+
+def test_empty_batches_are_fine():
+    calibration = measured(torch.empty(0), torch.empty(0, dtype=torch.bool))
+    assert calibration.count == 0
+
+
+def test_refusals():
+    calibration = Calibration()
+    yes = torch.tensor([True])
+    for confidence, shown in ((-0.1, "-0.1"), (1.1, "1.1"), (math.nan, "nan")):
+        with pytest.raises(ValueError, match=f"confidence = {shown}.*: must be between 0 and 1"):
+            calibration.update(torch.tensor([confidence]), yes)
+    with pytest.raises(ValueError, match=r"correct: shape \(1,\), must be that of confidence, \(2,\)"):
+        calibration.update(torch.tensor([0.1, 0.2]), yes)
+    with pytest.raises(ValueError, match=r"correct: dtype torch.int64, must be torch.bool"):
+        calibration.update(torch.tensor([0.1]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="bins = 0: must be at least 1"):
+        Calibration(0)
+    with pytest.raises(ValueError, match="bins = 10: must be 15"):
+        calibration.merge(Calibration(10))
+    with pytest.raises(ValueError, match="key 'correct' is missing"):
+        Calibration.from_json({"bins": 2, "count": [0, 0], "confidence_sum": [0.0, 0.0]})
+    with pytest.raises(ValueError, match="count: 1 entries, must be one per bin, 2"):
+        Calibration.from_json({"bins": 2, "count": [0], "correct": [0, 0], "confidence_sum": [0.0, 0.0]})
+    # A refused batch leaves nothing behind.
+    assert calibration.count == 0

@@ -1,0 +1,262 @@
+"""The shared scorer against the separate one: the same log-probabilities, the same gradients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import image_counts, naive_logps
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from cwdpo.errors import ModelError
+from cwdpo.scoring import shared as module
+from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
+from cwdpo.scoring.encode import GroupCollator, PromptEncoder
+from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.scoring.shared import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.token_scores import scores_from_logits
+from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
+
+Pair = Callable[[str], tuple[Any, Any]]
+ALL = (*FAMILIES, *MORE_FAMILIES)
+SEPARATE, SHARED = SeparateScorer(), SharedPrefixScorer()
+
+
+def collate(processor: Any, groups: list[Any]) -> Batch:
+    return GroupCollator(PromptEncoder(processor))(groups)["batch"]
+
+
+def score(scorer: Any, model: Any, batch: Batch) -> Scores:
+    return scores_from_logits(scorer(model, batch))
+
+
+def gradients(scorer: Any, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sums of log-probabilities, and the gradient of a sum over them with weights of both signs."""
+    model.zero_grad()
+    sums = score(scorer, model, batch).logp_sum
+    (sums * torch.linspace(-1, 1.3, len(sums))).sum().backward()
+    return sums.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]) -> None:
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=1e-4)
+    assert one[1].keys() == other[1].keys() and one[1]
+    size = torch.stack([g.norm() for g in one[1].values()]).norm()
+    assert size > 0.1
+    for name, gradient in one[1].items():
+        # Some are 0 but for rounding (the bias of a key shifts all scores alike): measured against the whole there.
+        allowed = 1e-5 * gradient.norm() + 1e-7 * size
+        assert (gradient - other[1][name]).norm() <= allowed, name
+
+
+def test_every_family_that_is_listed_is_tested() -> None:
+    assert set(ALL) == SHARED_FAMILIES
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ALL)
+def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
+    """K = 1, 2, 3 and 12 in one padded batch; no, one and several images; unequal lengths."""
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    model.set_attn_implementation(attention)
+    groups = sample_groups(4, tmp_path, responses=(1, 2, 3, 12), images=image_counts(family, 1, 2, 0, 3))
+    batch = collate(processor, groups)
+    assert len({len(g.prefix_ids) for g in batch.groups}) > 2
+    assert_same(gradients(SEPARATE, model, batch), gradients(SHARED, model, batch))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_equals_one_unpadded_sequence_at_a_time(family: str, tiny_pair: Pair, tmp_path: Path) -> None:
+    """Against `log_softmax` of single sequences: no code of ours but the encoder is on that side."""
+    model, processor = tiny_pair(family)
+    groups = sample_groups(3, tmp_path, responses=(3, 2), images=image_counts(family, 2, 0, 1), seed=5)
+    with torch.no_grad():
+        scores = score(SHARED, model, collate(processor, groups))
+        naive = [logps for group in groups for logps in naive_logps(model, processor, family, group)]
+    assert scores.tokens.tolist() == [len(logps) for logps in naive]
+    for row, logps in enumerate(naive):
+        torch.testing.assert_close(scores.logps[row, : len(logps)], logps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
+    processor = tiny_processor(family)
+    model: Any = get_peft_model(
+        tiny_model(family, processor), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    model.train()
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = collate(processor, sample_groups(2, tmp_path, responses=(2, 3), images=(1, 2)))
+    one, other = gradients(SEPARATE, model, batch), gradients(SHARED, model, batch)
+    assert all("lora" in name for name in one[1])
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("window", [3, 9, 30])
+def test_sliding_window(window: int, tmp_path: Path) -> None:
+    """The window counts tokens of the response's own sequence, not columns of the shared one."""
+    processor = tiny_processor("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl", processor, use_sliding_window=True, sliding_window=window, max_window_layers=1)
+    assert model.config.get_text_config().layer_types == ["full_attention", "sliding_attention"]
+    batch = collate(processor, sample_groups(2, tmp_path, responses=3, images=(1, 0)))
+    assert_same(gradients(SEPARATE, model, batch), gradients(SHARED, model, batch))
+    wide = tiny_model("qwen2_5_vl", processor)
+    assert (score(SHARED, wide, batch).logp_sum - score(SHARED, model, batch).logp_sum).abs().max() > 1e-3
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=3
+    ),
+    family=st.sampled_from(["qwen2_5_vl", "llava"]),
+)
+def test_any_lengths(shapes: list[tuple[int, list[int]]], family: str, tiny_pair: Pair) -> None:
+    """Text-only groups of any prompt and response lengths, responses of a single token among them."""
+    model, _ = tiny_pair(family)
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(60, 300, (length,), generator=draw).tolist())
+
+    def answers(lengths: list[int]) -> tuple[EncodedResponse, ...]:
+        return tuple(EncodedResponse(ids(n), "chosen", "", None, "") for n in lengths)
+
+    groups = [EncodedGroup(str(g), "", ids(n), {}, {}, answers(lengths)) for g, (n, lengths) in enumerate(shapes)]
+    batch = Batch(tuple(groups))
+    with torch.no_grad():
+        one, other = score(SEPARATE, model, batch), score(SHARED, model, batch)
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(other.logps, one.logps, rtol=0, atol=1e-4)
+
+
+def test_responses_do_not_see_each_other(tiny_pair: Pair, tmp_path: Path) -> None:
+    """The scores of a response stay when the ones beside it change; and a first response is scored as when alone."""
+    model, processor = tiny_pair("qwen2_5_vl")
+    (group,) = sample_groups(1, tmp_path, responses=3)
+    first, second, third = group.responses
+
+    def sums(*responses: Any) -> list[float]:
+        with torch.no_grad():
+            return score(SHARED, model, collate(processor, [group.with_responses(responses)])).logp_sum.tolist()
+
+    together = sums(first, second, third)
+    assert sums(third, first, second) == pytest.approx([together[2], together[0], together[1]], abs=1e-4)
+    assert sums(second) == pytest.approx([together[1]], abs=1e-4)
+    assert sums(second, second) == pytest.approx([together[1]] * 2, abs=1e-4)
+    assert len({round(value, 2) for value in together}) == 3
+
+
+def test_image_and_prompt_pass_once(tmp_path: Path) -> None:
+    """12 responses: the tower sees the patches once, the text model prefix + responses without their last tokens."""
+    processor = tiny_processor("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl", processor)
+    batch = collate(processor, sample_groups(1, tmp_path, responses=12))
+    (group,) = batch.groups
+    seen: dict[str, list[int]] = {"tower": [], "text": [], "head": []}
+    inner = model.model
+    inner.visual.blocks[0].register_forward_hook(lambda _, args, out: seen["tower"].append(out.shape[0]))
+    inner.language_model.layers[0].register_forward_hook(lambda _, args, out: seen["text"].append(out.shape[1]))
+    model.lm_head.register_forward_hook(lambda _, args, out: seen["head"].append(out.shape[:-1].numel()))
+    with torch.no_grad():
+        SHARED(model, batch)
+    own = sum(len(r.ids) - 1 for r in group.responses)
+    assert seen == {
+        "tower": [len(group.vision["pixel_values"])],
+        "text": [len(group.prefix_ids) + own],
+        "head": [1 + own],
+    }
+
+
+@pytest.mark.parametrize("broken", ["mask", "positions", "nothing"])
+def test_first_batch_is_checked(
+    broken: str, tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = tiny_pair("qwen2_5_vl")
+    batch = collate(processor, sample_groups(2, tmp_path))
+    if broken == "mask":  # later responses see the earlier ones
+        monkeypatch.setattr(
+            module._Layout, "seen", lambda self, *_: torch.ones(2, *[self.ids.shape[1]] * 2).tril().bool()
+        )
+    elif broken == "positions":  # a later response's positions run on
+        monkeypatch.setattr(
+            module._Layout, "offsets", lambda self: (self.segments > 0).long().cumsum(1) * (self.segments > 0)
+        )
+    with caplog.at_level(logging.WARNING):
+        scorer = choose_scorer(model, batch)
+    if broken == "nothing":
+        assert isinstance(scorer, SharedPrefixScorer)
+        assert not caplog.records
+        return
+    assert isinstance(scorer, SeparateScorer)
+    assert "changes log-probabilities of model type 'qwen2_5_vl'" in caplog.text
+    with pytest.raises(ModelError, match="more than rounding"):
+        choose_scorer(model, batch, "shared")
+
+
+def test_unknown_family_falls_back(tiny_pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    processor = tiny_processor("llava")
+    model = tiny_model("llava", processor)
+    batch = collate(processor, sample_groups(1, tmp_path))
+    model.config.model_type = "llava_of_tomorrow"
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(choose_scorer(model, batch), SeparateScorer)
+    assert "not known to work for model type 'llava_of_tomorrow'" in caplog.text
+    with pytest.raises(ModelError, match="llava_of_tomorrow"):
+        choose_scorer(model, batch, "shared")
+
+
+def test_failure_falls_back(
+    tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = tiny_pair("llava")
+    batch = collate(processor, sample_groups(1, tmp_path))
+    monkeypatch.setattr(module, "_positions", lambda *_: torch.zeros(1, 1, 1, 1))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(choose_scorer(model, batch), SeparateScorer)
+    assert "sharing the prompt failed for model type 'llava'" in caplog.text
+
+
+def test_other_attention_is_refused(tmp_path: Path) -> None:
+    processor = tiny_processor("llava")
+    model = tiny_model("llava", processor)
+    batch = collate(processor, sample_groups(1, tmp_path))
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(ModelError, match="needs attention sdpa or eager, not flash_attention_2"):
+        choose_scorer(model, batch, "shared")
+    with pytest.raises(ModelError, match=r"model\.attention: sdpa"):
+        SHARED(model, batch)
+    assert isinstance(choose_scorer(model, batch, "separate"), SeparateScorer)
+
+
+def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
+    processor = tiny_processor("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl", processor, attention_dropout=0.5)
+    model.train()
+    model.model.visual.eval()
+    modes = [m.training for m in model.modules()]
+    state = torch.random.get_rng_state()
+    assert isinstance(choose_scorer(model, collate(processor, sample_groups(2, tmp_path))), SharedPrefixScorer)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bfloat16_is_within_its_rounding(tmp_path: Path) -> None:
+    processor = tiny_processor("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl", processor).bfloat16()
+    batch = collate(processor, sample_groups(3, tmp_path, responses=3))
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        assert isinstance(choose_scorer(model, batch, "shared"), SharedPrefixScorer)
