@@ -49,6 +49,9 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm")
 MORE_FAMILIES = ("qwen2_vl", "qwen3_vl_moe", "llava_next", "internvl", "paligemma", "gemma3")
 """Made too, for tests that want them. PaliGemma has no chat template and takes no text-only rows."""
 
+HYBRID = "qwen3_5"
+"""A family whose first layer is linear attention, which no mask reaches."""
+
 WORDS = (
     *("a", "red", "square", "above", "the", "blue", "circle", "left", "of", "two", "green", "triangles", "with"),
     *("small", "yellow", "star", "next", "to", "large", "dark", "line", "what", "is", "in", "this", "picture"),
@@ -335,6 +338,11 @@ def _qwen_config(family: str) -> Callable[[Any, dict[str, Any]], Any]:
                 "deepstack_visual_indexes": [0],
             }
             text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
+        if family == HYBRID:
+            del vision["deepstack_visual_indexes"]
+            text |= {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2}
+            text |= {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+            text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
         if family == "qwen3_vl_moe":
             text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
         return AutoConfig.for_model(
@@ -429,6 +437,7 @@ _PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_5_vl": _qwen_processor(Qwen2_5_VLProcessor),
     "qwen3_vl": _qwen_processor(Qwen3VLProcessor),
     "qwen3_vl_moe": _qwen_processor(Qwen3VLProcessor),
+    HYBRID: _qwen_processor(Qwen3VLProcessor),
     "llava": _llava_processor(LlavaProcessor, CLIPImageProcessorPil),
     "llava_next": _llava_processor(
         LlavaNextProcessor, functools.partial(LlavaNextImageProcessorPil, image_grid_pinpoints=_GRID)
@@ -445,6 +454,7 @@ _CONFIGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "qwen2_5_vl": _qwen_config("qwen2_5_vl"),
     "qwen3_vl": _qwen_config("qwen3_vl"),
     "qwen3_vl_moe": _qwen_config("qwen3_vl_moe"),
+    HYBRID: _qwen_config(HYBRID),
     "llava": _llava_config("llava", image_seq_length=16),
     "llava_next": _llava_config("llava_next", image_grid_pinpoints=_GRID),
     "idefics3": _idefics_config("idefics3"),

@@ -23,6 +23,10 @@ class RunError(UserError):
     """A run directory cannot be used as asked: another recipe, another data file, not writable."""
 
 
+class StoppedError(RunError):
+    """The user (or a scheduler) asked a run to stop. What was done is kept. Exit code 130."""
+
+
 class NonFiniteError(UserError):
     """Loss or gradient is NaN or infinite: training stopped before the update. Names the step and the rows."""
 

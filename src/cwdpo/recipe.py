@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from cwdpo.errors import RecipeError, one_line
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "DataSection",
@@ -26,8 +19,6 @@ __all__ = [
     "Stage1Section",
     "Stage2Section",
     "StageSection",
-    "load_recipe",
-    "recipe_differences",
 ]
 
 
@@ -59,6 +50,9 @@ class ModelSection(Section):
     """Type of the weights while training. bfloat16 halves the memory; log-probabilities are float32 either way."""
     attention: str = "sdpa"
     """transformers' attention implementation: sdpa, eager, flash_attention_2, …"""
+    scorer: Literal["auto", "shared", "separate"] = "auto"
+    """`auto` encodes image and prompt once for all responses where that is known to work and was checked on the first
+    batch, and each response as a sequence of its own elsewhere; `shared` and `separate` insist."""
     freeze: list[Literal["vision", "projector", "language"]] = []
     """Parts that are not trained. With `lora`, parts that get no adapter."""
     train_fully: list[Literal["vision", "projector", "language"]] = []
@@ -316,99 +310,3 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Return the recipe with every field, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_recipe(
-    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Read a recipe from a YAML file (or from `base`) and apply `section.key=value` overrides.
-
-    Raises:
-        RecipeError: The file cannot be read, a key is unknown, or a value breaks its rule.
-    """
-    where = str(path) if path is not None else "recipe"
-    values: Any = dict(base or {})
-    if path is not None:
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
-            ) from None
-        except OSError as error:
-            raise RecipeError(f"{path}: cannot be read: {one_line(error)}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}: a recipe is a mapping of sections, this is a {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(_explain(error, where)) from None
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, raw = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set {override}: expected section.key=value, for instance stage2.beta=0.2")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: the value is not YAML; quote it") from None
-    *sections, last = key.strip().split(".")
-    node: Any = values
-    for name in sections:
-        if node.get(name) is None:
-            node[name] = {}
-        node = node[name]
-        if not isinstance(node, dict):
-            raise RecipeError(f"--set {override}: {name} is a value, not a section")
-    node[last] = value
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    """Return the first mistake as one line: where, key, value, rule, remedy."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "recipe"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = list(_fields_at(location[:-1]))
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
-        return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
-    rule = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return one_line(f"{where}: {rule}{more}", 600)
-    return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
-
-
-def _fields_at(location: Sequence[str]) -> Mapping[str, Any]:
-    model: type[BaseModel] = Recipe
-    for name in location:
-        field = model.model_fields.get(name)
-        if field is None:
-            return {}
-        options = (
-            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
-        )
-        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not found:
-            return {}
-        model = found[0]
-    return model.model_fields
-
-
-def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two dumped recipes, each with both values."""
-    found: list[str] = []
-    for key in [*before, *(k for k in after if k not in before)]:
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += recipe_differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} (was {old!r}, now {new!r})")
-    return found

@@ -89,10 +89,10 @@ def test_splits_share_no_scene_and_none_repeats() -> None:
 
 
 def test_a_split_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the 125,280 scenes of two shapes (30 x 29 looks, 36 pairs of cells, 4 sizes) `test` holds about 15 %."""
+    """Of the 417,600 scenes of two shapes (30 x 29 looks, 120 pairs of cells, 4 sizes) `test` holds about 15 %."""
     monkeypatch.setattr(rows_module, "_REPEATS", 2)
     with pytest.raises(DataError, match="ask for fewer rows"):
-        list(itertools.islice(sample_scenes("test", seed=0, three=0.0), 30_000))
+        list(itertools.islice(sample_scenes("test", seed=0, three=0.0), 70_000))
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -110,19 +110,20 @@ RED, BLUE = (220, 30, 30), (40, 70, 220)
 
 
 def test_rendered_colours_and_extent() -> None:
-    """A large square half-wide .85 x 8 = 6.8 px covers 25.2 to 38.8 of the middle: 12 to 14 whole pixels a side."""
+    """A large square around (24, 24), half-wide .85 x 6.5 = 5.5 px, covers 18.5 to 29.5: 11 whole pixels a side, less
+    what the soft edge takes."""
     red = Shape("square", "red", "large", column=1, row=1)
     scene = Scene((red, Shape("circle", "blue", "small", column=2, row=2)))
     pixels = np.asarray(render(scene))
-    assert tuple(pixels[32, 32]) == RED
+    assert tuple(pixels[24, 24]) == RED
     assert tuple(pixels[0, 0]) == BACKGROUND == (245, 245, 245)
-    assert 12**2 <= pure(scene, RED) <= 14**2
+    assert 10**2 <= pure(scene, RED) <= 11**2
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_shape_leaves_the_picture(kind: str) -> None:
-    """The middle of the first cell is 10.7 px from the border, the largest reach 8 x 1.05 + 2 = 10.4 px."""
-    scene = Scene((Shape(kind, "red", "large", 0, 0, -2, -2), Shape(kind, "blue", "large", 2, 2, 2, 2)))
+    """The middle of the first cell is 8 px from the border, the largest reach 6.5 x 1.05 + 1 = 7.8 px."""
+    scene = Scene((Shape(kind, "red", "large", 0, 0, -1, -1), Shape(kind, "blue", "large", 3, 3, 1, 1)))
     pixels = np.asarray(render(scene))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert border.max(-1).min() > 200, "at most the soft edge of a shape"
@@ -130,8 +131,8 @@ def test_no_shape_leaves_the_picture(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neighbours_do_not_cover_each_other(kind: str) -> None:
-    """Cells are 21.3 px wide; drawn towards each other the middles are 17.3 px apart, and twice the reach is 16.8."""
-    for dx, dy in ((2, 0), (0, 2)):
+    """Cells are 16 px wide; drawn towards each other the middles are 14 px apart, and twice the reach is 13.7."""
+    for dx, dy in ((1, 0), (0, 1)):
         left = Shape(kind, "red", "large", 0, 0, dx, dy)
         right = Shape(kind, "blue", "large", int(dx > 0), int(dy > 0), -dx, -dy)
         far = Shape("circle", "green", "small", 2, 2)

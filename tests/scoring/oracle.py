@@ -16,6 +16,7 @@ END = {
     "qwen2_5_vl": "<|im_end|>",
     "qwen3_vl": "<|im_end|>",
     "qwen3_vl_moe": "<|im_end|>",
+    "qwen3_5": "<|im_end|>",
     "internvl": "<|im_end|>",
     "llava": "</s>",
     "llava_next": "</s>",

@@ -22,7 +22,7 @@ from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.separate import SeparateScorer
 from cwdpo.scoring.shared import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
 from cwdpo.scoring.token_scores import scores_from_logits
-from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
+from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]
 ALL = (*FAMILIES, *MORE_FAMILIES)
@@ -215,6 +215,29 @@ def test_unknown_family_falls_back(tiny_pair: Pair, tmp_path: Path, caplog: pyte
     assert "not known to work for model type 'llava_of_tomorrow'" in caplog.text
     with pytest.raises(ModelError, match="llava_of_tomorrow"):
         choose_scorer(model, batch, "shared")
+
+
+def test_linear_attention_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind the list of families stand the types of layers, behind them the comparison."""
+    processor = tiny_processor(HYBRID)
+    model = tiny_model(HYBRID, processor)
+    groups = sample_groups(2, tmp_path, responses=(2, 3))
+    batch = collate(processor, groups)
+    with torch.no_grad():
+        naive = torch.stack([logps.sum() for g in groups for logps in naive_logps(model, processor, HYBRID, g)])
+        torch.testing.assert_close(score(SEPARATE, model, batch).logp_sum, naive, rtol=0, atol=1e-4)
+    with caplog.at_level(logging.WARNING, "cwdpo"):
+        choose_scorer(model, batch)
+        monkeypatch.setattr(module, "SHARED_FAMILIES", {HYBRID})
+        choose_scorer(model, batch)
+        monkeypatch.setattr(module, "_layer_types", lambda _: set())
+        assert isinstance(choose_scorer(model, batch), SeparateScorer)
+    first, second, third = (r.getMessage() for r in caplog.records if r.name == module.__name__)
+    assert "not known to work" in first
+    assert "does not work with linear_attention layers" in second
+    assert "changes log-probabilities" in third
 
 
 def test_failure_falls_back(

@@ -11,6 +11,7 @@ from torch import Tensor
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.dynamics.calibration import Calibration
 from cwdpo.dynamics.divergence import jensen_shannon, total_variation
+from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
 from cwdpo.losses import cooling_weight
 from cwdpo.models.generation import inference
@@ -41,12 +42,17 @@ class ProbeSet:
         batch_size: Prompts per forward pass.
         floor: ℓ_floor of the cooling weight that is reported.
         tau: Its τ.
+
+    Raises:
+        DataError: No prompt has a chosen response.
     """
 
     def __init__(
         self, groups: Sequence[PromptGroup], encoder: PromptEncoder, *, batch_size: int, floor: float, tau: float
     ) -> None:
         self.groups = [g for g in groups if g.by_role(CHOSEN)]
+        if not self.groups:
+            raise DataError("probes: no prompt has a chosen response; give held-out rows with one")
         self.encoder, self.batch_size, self.floor, self.tau = encoder, batch_size, floor, tau
         self._kept: list[Batch] | None = None
 
@@ -93,6 +99,9 @@ class ProbeSet:
 
         Returns:
             The reading (nats; per-token means are over response tokens) and the kept distributions, if asked for.
+
+        Raises:
+            NonFiniteError: A log-probability is NaN or infinite.
         """
         rows: dict[str, dict[str, list[Tensor]]] = {}
         calibration, kept = Calibration(), list[Tensor]()
@@ -103,6 +112,9 @@ class ProbeSet:
             for batch in self._batches():
                 found = scorer(model, batch)
                 scores = scores_from_logits(found)
+                if not bool(torch.isfinite(scores.logps).all()):
+                    names = ", ".join(g.origin for g in batch.groups)
+                    raise NonFiniteError(f"probe: a log-probability is not finite ({names}); lower the learning rate")
                 entropy, top1 = scores.mean_over_tokens(scores.entropy), scores.mean_over_tokens(scores.top1)
                 weight = cooling_weight(scores.logp_mean, floor=self.floor, tau=self.tau)
                 if per_prompt:

@@ -14,7 +14,7 @@ from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
 from cwdpo.recipe import LoraSection, ModelSection
 
-__all__ = ["add_lora", "folder_digest", "freeze_parts", "load_model", "part_of", "sequence_limit", "state_digest"]
+__all__ = ["add_lora", "folder_digest", "freeze_parts", "load_model", "load_weights", "part_of", "sequence_limit", "state_digest"]
 
 Part = Literal["vision", "projector", "language"]
 
@@ -86,6 +86,24 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
         )
     model.config.use_cache = False
     return model
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights of a saved model of the same class into `model`, in place.
+
+    Raises:
+        ModelError: They cannot be read, or some are missing.
+    """
+    # A second copy in memory for a moment, in exchange for the class's own translation of names on disk.
+    try:
+        loaded, info = type(model).from_pretrained(
+            folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the weights cannot be read: {one_line(error)}") from error
+    if info["missing_keys"]:
+        raise ModelError(f"{folder}: {len(info['missing_keys'])} weights are missing; use another checkpoint")
+    model.load_state_dict(loaded.state_dict())
 
 
 def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool) -> Any:
@@ -163,10 +181,18 @@ def sequence_limit(model: Any, asked: int | None) -> int | None:
     return min(limits) if limits else None
 
 
-def state_digest(model: Any) -> str:
-    """Return the SHA-256 of every tensor of the model's state (names, shapes, types, bytes), in hex."""
+def state_digest(model: Any, *, without_adapters: bool = False) -> str:
+    """Return the SHA-256 of every tensor of the model's state (names, shapes, types, bytes), in hex.
+
+    Args:
+        model: The model.
+        without_adapters: Leave out what PEFT added: the base under other adapters has the same digest.
+    """
+    added = (f".{model.base_model.prefix}", ".modules_to_save.") if without_adapters else ()
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if any(mark in name for mark in added):
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         digest.update(memoryview(raw))

@@ -72,7 +72,7 @@ class SFTObjective:
             tally.add("nll/smoothed", positive)
         likelihood = positive.sum() / totals["chosen"]
         sums = {"rejected_nll": negative.detach().double().sum()}
-        if self.regularizer == "hard_constraint" and gate:
+        if self.regularizer == "hard_constraint" and gate and totals["rejected"]:
             # Every micro-batch leaves its likelihood out, also one without negatives: 0 · likelihood keeps the graph.
             violation = self._signed(negative).sum() / totals["rejected"]
             tally.add("sft_c/active", negative.new_full((len(rejected),), 1.0))

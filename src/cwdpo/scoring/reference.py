@@ -115,8 +115,19 @@ class CachedReference:
         self.cache = cache
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
-        """Look the batch up; `model` is not used."""
-        return self.cache.sums([r.key for r in batch.responses])
+        """Look the batch up; `model` is not used.
+
+        Raises:
+            RunError: A row was not scored before training.
+        """
+        keys = [r.key for r in batch.responses]
+        if self.cache.missing(keys):
+            names = sorted({g.origin for g in batch.groups if self.cache.missing([r.key for r in g.responses])})
+            raise RunError(
+                f"{', '.join(names)}: no reference log-probabilities in {self.cache.path}; give these rows as "
+                "train_dataset or eval_dataset when the trainer is made, or use reference: live"
+            )
+        return self.cache.sums(keys)
 
 
 class LiveReference:
@@ -154,9 +165,11 @@ class LiveReference:
         if self.adapter is None:
             yield
             return
-        active = inner.active_adapter
+        active, trained = inner.active_adapter, [p for p in inner.parameters() if p.requires_grad]
         inner.set_adapter(self.adapter, inference_mode=True)
         try:
             yield
         finally:
-            inner.set_adapter(active)
+            inner.set_adapter(active, inference_mode=True)
+            for parameter in trained:
+                parameter.requires_grad_(True)

@@ -30,7 +30,7 @@ from cwdpo.scoring.separate import (
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
 
-__all__ = ["SHARED_FAMILIES", "Scorer", "SharedPrefixScorer", "choose_scorer"]
+__all__ = ["SHARED_FAMILIES", "AutoScorer", "Scorer", "SharedPrefixScorer", "choose_scorer"]
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +276,24 @@ def choose_scorer(model: Any, batch: Batch, mode: Literal["auto", "shared", "sep
         raise ModelError(f"{reason}; set scorer: auto or separate")
     logger.warning("%s; every response is encoded as a sequence of its own, which is slower", reason)
     return SeparateScorer()
+
+
+class AutoScorer:
+    """Chooses the scorer on the first batch it is given (see `choose_scorer`), then keeps to it.
+
+    Args:
+        mode: `auto`, `shared` or `separate`.
+    """
+
+    def __init__(self, mode: Literal["auto", "shared", "separate"] = "auto") -> None:
+        self.mode: Literal["auto", "shared", "separate"] = mode
+        self._chosen: Scorer | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
+        """Score a batch."""
+        if self._chosen is None:
+            self._chosen = choose_scorer(model, batch, self.mode)
+        return self._chosen(model, batch)
 
 
 def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | None:

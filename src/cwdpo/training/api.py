@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
+from transformers import set_seed
 
 from cwdpo.data.grouped import groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
@@ -18,7 +21,7 @@ from cwdpo.objectives.sft import SFTObjective
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
-from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.config import CWDPOConfig, GroupTrainingArguments, SFTCConfig
 from cwdpo.training.trainer import GroupTrainer
 
@@ -28,7 +31,11 @@ REFERENCE_ADAPTER = "reference"
 
 
 def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, peft_config: Any) -> tuple[Any, Any]:
-    """Load what is given by name, and put fresh adapters on where asked."""
+    """Load what is given by name, and put fresh adapters on where asked.
+
+    Raises:
+        ModelError: There is no processor, or the model has adapters already (or has them without `peft`'s wrapper).
+    """
     name = model if isinstance(model, (str, Path)) else getattr(model, "name_or_path", "")
     if isinstance(model, (str, Path)):
         model = load_model(ModelSection(path=str(model)))
@@ -39,15 +46,28 @@ def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, pe
             )
         processing_class = load_processor(name)
     require_template(processing_class, str(name) or type(processing_class).__name__)
+    if getattr(model, "peft_config", None) and not hasattr(model, "get_base_model"):
+        raise ModelError("the model holds adapters without peft's wrapper; load it with peft.PeftModel.from_pretrained")
     if peft_config is not None:
         from peft import get_peft_model
 
+        if hasattr(model, "peft_config"):
+            raise ModelError(
+                "peft_config is given and the model has adapters already; leave peft_config out to train on those, "
+                "or merge them first (merge_and_unload)"
+            )
+        set_seed(args.seed)  # adapters start at random
         model = get_peft_model(model, peft_config)
     return model, processing_class
 
 
 def _groups(dataset: Any, require: str) -> Any:
-    return None if dataset is None else groups_from_dataset(dataset, require=require)
+    """Return a dataset as prompt groups; several by name likewise; None and the name of one as they are."""
+    if dataset is None or isinstance(dataset, str):
+        return dataset
+    if isinstance(dataset, Mapping):
+        return {name: groups_from_dataset(part, require=require) for name, part in dataset.items()}
+    return groups_from_dataset(dataset, require=require)
 
 
 class SFTCTrainer(GroupTrainer):
@@ -88,6 +108,10 @@ class SFTCTrainer(GroupTrainer):
             callbacks,
             **kwargs,
         )
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the loss and the metrics over the evaluation set, or another one in any form the trainer takes."""
+        return super().evaluate(_groups(eval_dataset, "chosen"), *args, **kwargs)
 
 
 class CWDPOTrainer(GroupTrainer):
@@ -130,11 +154,14 @@ class CWDPOTrainer(GroupTrainer):
             raise RecipeError(
                 "ref_model and peft_config are both given; with adapters the reference is the base itself"
             )
-        came_with_adapter = hasattr(model, "peft_config")
+        if ref_model is model and ref_model is not None:
+            raise RecipeError("ref_model is the model itself; leave ref_model out, or pass a copy")
         model, processing_class = _prepare(model, args, processing_class, peft_config)
-        scorer = scorer or SeparateScorer()
+        scorer = scorer or AutoScorer(args.scorer)
         self._cache_path = reference_cache or Path(str(args.output_dir)) / "reference" / "logps.sqlite"
         self._ref_model = ref_model
+        self._fresh = peft_config is not None
+        self._filled = False
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
             ref_model.requires_grad_(False)
@@ -143,7 +170,7 @@ class CWDPOTrainer(GroupTrainer):
             self._cache = ReferenceCache(self._cache_path)
             reference = CachedReference(self._cache)
         else:
-            reference = _live(model, ref_model, scorer, fresh=peft_config is not None, adapter=came_with_adapter)
+            reference = _live(model, ref_model, scorer, fresh=self._fresh)
         super().__init__(
             model,
             args,
@@ -163,8 +190,20 @@ class CWDPOTrainer(GroupTrainer):
             self.fill_reference(resuming=bool(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the loss and the metrics over the evaluation set, or another one in any form the trainer takes.
+
+        Raises:
+            RunError: With a cached reference, `eval_dataset` has rows that the trainer was not made with.
+        """
+        if self._cache is not None:
+            self.fill_reference()
+        return super().evaluate(_groups(eval_dataset, "pair"), *args, **kwargs)
+
     def fill_reference(self, *, resuming: bool = False, progress: Any = None) -> int:
         """Score every training and evaluation row under the reference, as far as that is not on disk yet.
+
+        Done once in the life of a trainer: afterwards the model is no longer the reference.
 
         Returns:
             How many responses were scored now.
@@ -173,21 +212,30 @@ class CWDPOTrainer(GroupTrainer):
             ModelError: The cache was made with another reference model.
         """
         assert self._cache is not None
+        if self._filled:
+            return 0
         target: Any = self._ref_model if self._ref_model is not None else self.model
         identity = self._cache_path.with_suffix(".json")
-        if not (resuming and identity.is_file()):
-            digest = state_digest(target)
-            known = read_json(identity)["model"] if identity.is_file() else digest
-            if known != digest:
-                raise ModelError(
-                    f"{self._cache_path}: made with another reference model; choose another output_dir or delete it"
-                )
-            write_json(identity, {"model": digest})
-        target = target.to(self.args.device)
-        datasets = [d for d in (self.train_dataset, self.eval_dataset) if d is not None]
-        loaders = [_in_order(d, self.encoder, self.args) for d in datasets]
-        batches = (inputs["batch"] for loader in loaders for inputs in loader)
-        return self._cache.fill(target, self.scorer, batches, progress)
+        with target.disable_adapter() if self._fresh else nullcontext():
+            if not (resuming and identity.is_file()):
+                self._check_identity(identity, state_digest(target, without_adapters=self._fresh))
+            target = target.to(self.args.device)
+            several = isinstance(self.eval_dataset, Mapping)
+            parts = [self.train_dataset, *(self.eval_dataset.values() if several else [self.eval_dataset])]
+            loaders = [_in_order(d, self.encoder, self.args) for d in parts if d is not None]
+            batches = (inputs["batch"] for loader in loaders for inputs in loader)
+            with self.accelerator.autocast():
+                scored = self._cache.fill(target, self.scorer, batches, progress)
+        self._filled = True
+        return scored
+
+    def _check_identity(self, identity: Path, digest: str) -> None:
+        current = {"model": digest, "mixed_precision": str(self.accelerator.mixed_precision)}
+        known = read_json(identity) if identity.is_file() else current
+        for key, what in (("model", "another reference model"), ("mixed_precision", "another mixed precision")):
+            if known.get(key) != current[key]:
+                raise ModelError(f"{self._cache_path}: made with {what}; choose another output_dir or delete it")
+        write_json(identity, current)
 
 
 def _in_order(dataset: Any, encoder: PromptEncoder, args: GroupTrainingArguments) -> Any:
@@ -200,20 +248,22 @@ def _in_order(dataset: Any, encoder: PromptEncoder, args: GroupTrainingArguments
     )
 
 
-def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool, adapter: bool) -> LiveReference:
+def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveReference:
     """Return a reference that is run in every step."""
     if ref_model is not None:
         return LiveReference(scorer, model=ref_model)
     if fresh:
         return LiveReference(scorer, base_of_adapter=True)
-    if adapter:
+    if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        active = model.active_adapter
+        active, trained = model.active_adapter, [p for p in model.parameters() if p.requires_grad]
         weights = {k: v.clone() for k, v in get_peft_model_state_dict(model, adapter_name=active).items()}
-        model.add_adapter(REFERENCE_ADAPTER, model.peft_config[active])
+        model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
-        model.set_adapter(active)
+        model.set_adapter(active, inference_mode=True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         return LiveReference(scorer, adapter=REFERENCE_ADAPTER)
     frozen = copy.deepcopy(model)
     frozen.requires_grad_(False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.errors import NonFiniteError
 from cwdpo.files import append_jsonl, read_json, read_jsonl, write_bytes, write_json, write_jsonl
 from cwdpo.scoring.reference import Scorer
 
@@ -29,20 +30,33 @@ def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class MetricsFile(TrainerCallback):
-    """Writes every logged row to a JSON-lines file, once per step even across kills."""
+    """Writes every logged row to a JSON-lines file, once per step even across kills.
+
+    The summary at the end of `train()` is left out: its times and its mean loss are of one call, not of the run.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._trimmed = False
+
+    def _trim(self, state: Any) -> None:
+        if state.is_world_process_zero and not self._trimmed:
+            trim_rows(self.path, state.global_step if state.global_step else -1)
+        self._trimmed = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget rows beyond the checkpoint that training resumes from."""
-        if state.is_world_process_zero:
-            trim_rows(self.path, state.global_step if state.global_step else -1)
+        self._trim(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Append the row."""
-        if state.is_world_process_zero and logs:
+        """Append the row. Another callback may log before this one is told that training begins."""
+        self._trim(state)
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
             append_jsonl(self.path, {"step": state.global_step, **logs})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Be ready for another run."""
+        self._trimmed = False
 
 
 class ProbeCallback(TrainerCallback):
@@ -95,7 +109,10 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Read when it is time."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            reading, _ = self.probes.read(model, self.scorer, start=self._start)
+            try:
+                reading, _ = self.probes.read(model, self.scorer, start=self._start)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"after update {state.global_step}: {error}") from None
             self._keep(state, reading)
 
     def _keep(self, state: Any, reading: dict[str, Any]) -> None:

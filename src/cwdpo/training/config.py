@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from transformers import TrainingArguments
@@ -30,7 +30,7 @@ class GroupTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Longest sequence in tokens. Nothing is cut: a longer row is an error."}
     )
     include_eos: bool = _field(Stage1Section, "include_eos")
-    scorer: str = field(
+    scorer: Literal["auto", "shared", "separate"] = field(
         default="auto",
         metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
     )

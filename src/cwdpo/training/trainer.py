@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from cwdpo.errors import DataError, NonFiniteError
+from cwdpo.errors import DataError, ModelError, NonFiniteError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.generation import RandomState, capture_random, inference, restore_random
-from cwdpo.models.loading import sequence_limit
+from cwdpo.models.loading import load_weights, sequence_limit
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.reference import Reference, Scorer
-from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.scoring.shared import AutoScorer
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.checkpoints import seal_checkpoint
 from cwdpo.training.config import GroupTrainingArguments
@@ -69,7 +69,7 @@ class GroupTrainer(Trainer):
         processing_class: The model's processor.
         callbacks: As in transformers.
         reference: Where reference log-probabilities come from; needed by preference objectives.
-        scorer: How responses are scored; default one full sequence per response.
+        scorer: How responses are scored; default as `args.scorer` says.
         encoder: Prompt encoder; default made from the processor and `args`.
     """
 
@@ -91,7 +91,7 @@ class GroupTrainer(Trainer):
     ) -> None:
         self.objective = objective
         self.reference = reference
-        self.scorer: Scorer = scorer or SeparateScorer()
+        self.scorer: Scorer = scorer or AutoScorer(args.scorer)
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
         )
@@ -118,6 +118,19 @@ class GroupTrainer(Trainer):
         """Take out transformers' own progress output; another callback shows how training goes on."""
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimizer.
+
+        Raises:
+            ModelError: No weight is to be trained.
+        """
+        trained: Any = self.model if model is None else model
+        if not any(p.requires_grad for p in trained.parameters()):
+            raise ModelError(
+                "no weight of the model is to be trained; load an adapter with is_trainable=True, or unfreeze a part"
+            )
+        return super().create_optimizer(model)
 
     # -- one update ------------------------------------------------------------------------------------------------
 
@@ -301,6 +314,26 @@ class GroupTrainer(Trainer):
             write_json(folder / _METERS, meters)
             seal_checkpoint(folder)
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights that a checkpoint was saved with.
+
+        Vision-language models are saved under other names than they have in memory. transformers' Trainer looks for
+        the latter and goes on with what it has where they are missing; we let the model class translate them.
+        """
+        target: Any = self.model if model is None else model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(target, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(target, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        target: Any = self.model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(target, "peft_config"):
+            super()._load_best_model()
+        else:
+            load_weights(target, Path(str(self.state.best_model_checkpoint)))
 
     def _meters(self) -> dict[str, Any]:
         """Return what was added up since the last logged row, over all ranks."""

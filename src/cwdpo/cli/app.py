@@ -1,0 +1,156 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cwdpo._version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="cwdpo",
+    help="Align a vision-language model and see what the training does to it: SFT-C, then CW-DPO, with probes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+    epilog="Start with [bold]cwdpo demo[/]; your own data: [bold]cwdpo init[/], [bold]check[/], [bold]train[/].",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. stage2.beta=0.2."),
+]
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as `cwdpo init` writes it.")]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Align a vision-language model and see what the training does to it."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data, runs and the report go.")] = Path("cwdpo-demo"),
+    seed: Annotated[int, typer.Option(help="Fixes everything.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Add DPO + NLL and fixed loser weights to the table.")] = False,
+) -> None:
+    """SFT → DPO beside SFT-C → CW-DPO on drawn pictures, from a model that ships with the package.
+
+    Takes some minutes on two CPU cores, needs no network and no GPU. Ends with a table, OUT/summary.json and
+    OUT/report.html. Stopped half-way, the same command goes on where it was.
+    """
+    from cwdpo.cli.console import RichReporter, quiet_libraries
+    from cwdpo.cli.tables import demo_table
+    from cwdpo.demo import run_demo
+
+    quiet_libraries()
+    result = run_demo(out, seed=seed, full=full, reporter=RichReporter())
+    demo_table(result)
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option(help="Model directory or hub id.")] = "scenes",
+    data: Annotated[str, typer.Option(help="Data file or folder.")] = "scenes",
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
+) -> None:
+    """Write a recipe with a comment on every field, fitted to a model and a data set.
+
+    [bold]cwdpo init --model Qwen/Qwen2.5-VL-3B-Instruct --data train.jsonl[/]
+    """
+    from cwdpo.cli.commands import write_recipe
+
+    write_recipe(model, data, out, force=force)
+    typer.echo(f"wrote {out}; next: cwdpo check {out}")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Validate recipe, data and model without training; show rows as the model will see them, lengths and memory."""
+    from cwdpo.cli.commands import check_recipe
+    from cwdpo.cli.console import quiet_libraries
+
+    quiet_libraries()
+    check_recipe(recipe, overrides or [])
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name of the recipe file>.")] = None,
+) -> None:
+    """Run Algorithm 1: Stage 1, negatives, Stage 2, evaluation, report. Goes on by itself where it was stopped.
+
+    [bold]cwdpo train recipe.yaml --set stage2.beta=0.2 --out runs/beta02[/]
+    """
+    from cwdpo.cli.commands import train_recipe
+    from cwdpo.cli.console import quiet_libraries
+
+    quiet_libraries()
+    train_recipe(recipe, overrides or [], out)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One or several run directories.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Show one run, or several side by side, as one HTML file."""
+    from cwdpo.report import write_report
+
+    typer.echo(f"report: {write_report(runs, out)}")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="Model directory or hub id.")],
+    data: Annotated[Path, typer.Option(help="Data file with responses, any known format.")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file to write, one line a response.")],
+    reference: Annotated[str | None, typer.Option(help="Reference model: adds delta and cooling_weight.")] = None,
+    floor: Annotated[float, typer.Option(help="ℓ_floor of the cooling weight.")] = -3.0,
+    tau: Annotated[float, typer.Option(help="τ of the cooling weight.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+) -> None:
+    """Score every response under a model: log-probability, length, entropy; against a reference also Δ and w_c."""
+    from cwdpo.cli.commands import score_file
+    from cwdpo.cli.console import quiet_libraries
+
+    quiet_libraries()
+    count = score_file(model, data, out, reference=reference, floor=floor, tau=tau, batch_size=batch_size)
+    typer.echo(f"wrote {count} responses to {out}")
+
+
+@app.command()
+def caption(
+    model: Annotated[str, typer.Option(help="Model directory or hub id.")],
+    images: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file to write, one line an image.")],
+    prompt: Annotated[str | None, typer.Option(help="The question; default asks for one sentence.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 48,
+) -> None:
+    """Caption images. A killed call goes on where it was."""
+    from cwdpo.cli.commands import caption_images
+    from cwdpo.cli.console import quiet_libraries
+
+    quiet_libraries()
+    count = caption_images(model, images, out, prompt=prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    typer.echo(f"wrote {count} captions to {out}")

@@ -1,0 +1,173 @@
+"""What the commands do, apart from parsing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from cwdpo.data import DEFAULT_PROMPT, DataSource, ImageLimits, check_image, load_groups
+from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
+from cwdpo.errors import DataError, RecipeError
+from cwdpo.files import write_jsonl, write_text
+from cwdpo.recipe import LoraSection, ModelSection, Recipe, Stage1Section, Stage2Section
+from cwdpo.recipe_files import commented_yaml, load_recipe
+
+__all__ = ["caption_images", "check_recipe", "score_file", "train_recipe", "write_recipe"]
+
+_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
+    """Write a commented recipe fitted to a model and a data set.
+
+    Raises:
+        RecipeError: The file is there already.
+    """
+    if out.exists() and not force:
+        raise RecipeError(f"{out}: is there already; choose another --out or pass --force")
+    recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
+    if model != "scenes":
+        update: dict[str, Any] = {
+            "model": ModelSection(path=model, dtype="bfloat16", freeze=["vision"], lora=LoraSection()),
+            "stage1": Stage1Section(learning_rate=1e-4),
+            "stage2": Stage2Section(learning_rate=1e-5),
+        }
+        recipe = recipe.model_copy(update=update)
+    else:
+        stage: dict[str, Any] = {"learning_rate": 3e-4, "micro_batch_size": 32}
+        recipe = recipe.model_copy(update={"stage1": Stage1Section(**stage), "stage2": Stage2Section(**stage)})
+    write_text(out, commented_yaml(Recipe.model_validate(recipe.model_dump())))
+
+
+def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
+    """Run a recipe and write its report."""
+    from cwdpo.cli.console import RichReporter
+    from cwdpo.cli.tables import summary_table
+    from cwdpo.pipeline import Run
+    from cwdpo.report import write_report
+
+    recipe = load_recipe(path, overrides)
+    folder = out or Path("runs") / path.stem
+    summary = Run(folder, recipe, RichReporter()).execute()
+    if summary:
+        summary_table(summary)
+    typer.echo(f"report: {write_report([folder], folder / 'report.html', title=recipe.name)}")
+    typer.echo(f"model: {folder / ('stage2' if recipe.stage2.enabled else 'stage1') / 'model'}")
+
+
+def check_recipe(path: Path, overrides: list[str]) -> None:
+    """Validate recipe, data and model, and show what training will see."""
+    from cwdpo.cli.inspect import inspect_recipe
+
+    inspect_recipe(load_recipe(path, overrides), Console(width=120, highlight=False))
+
+
+def _batches(groups: list[PromptGroup], size: int) -> Iterator[list[PromptGroup]]:
+    iterator = iter(groups)
+    while part := list(itertools.islice(iterator, size)):
+        yield part
+
+
+def _inference_model(path: str) -> tuple[Any, Any]:
+    """Load a model for scoring or generation, with its prompt encoder."""
+    import torch
+
+    from cwdpo.models.loading import load_model, sequence_limit
+    from cwdpo.models.processors import load_processor
+    from cwdpo.scenes import base_path
+    from cwdpo.scoring.encode import PromptEncoder, require_template
+
+    path = str(base_path()) if path == "scenes" else path
+    section = ModelSection(path=path, dtype="bfloat16" if torch.cuda.is_available() else "float32")
+    model = load_model(section, trainable=False)
+    model = model.to("cuda") if torch.cuda.is_available() else model
+    processor = load_processor(path)
+    require_template(processor, path)
+    return model, PromptEncoder(processor, max_length=sequence_limit(model, None))
+
+
+def score_file(
+    model: str, data: Path, out: Path, *, reference: str | None, floor: float, tau: float, batch_size: int
+) -> int:
+    """Write one line per response: id, role, text, logp_sum, logp_mean, tokens, entropy; with a reference Δ and w_c."""
+    from cwdpo.losses import cooling_weight
+    from cwdpo.models.generation import inference
+    from cwdpo.scoring.batch import Batch
+    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.scoring.token_scores import scores_from_logits
+
+    if tau <= 0:
+        raise RecipeError(f"--tau {tau:g}: must be greater than 0")
+    groups = list(load_groups(DataSource(path=data, require="response")).groups)
+    policy, encoder = _inference_model(model)
+    other = _inference_model(reference) if reference is not None else None
+    scorer, rows = AutoScorer(), list[dict[str, Any]]()
+    for part in _batches(groups, batch_size):
+        batch = Batch(tuple(encoder.encode(g) for g in part))
+        with inference(policy):
+            scores = scores_from_logits(scorer(policy, batch))
+            entropy = scores.mean_over_tokens(scores.entropy)
+            columns = {"logp_sum": scores.logp_sum, "logp_mean": scores.logp_mean}
+            columns |= {"tokens": scores.tokens, "entropy": entropy}
+        if other is not None:
+            theirs = Batch(tuple(other[1].encode(g) for g in part))
+            with inference(other[0]):
+                columns["delta"] = scores.logp_sum - scores_from_logits(scorer(other[0], theirs)).logp_sum
+            columns["cooling_weight"] = cooling_weight(scores.logp_mean, floor=floor, tau=tau)
+        texts = [r for g in part for r in g.responses]
+        values = {name: column.tolist() for name, column in columns.items()}
+        for i, (owner, response) in enumerate(zip(batch.owner, texts, strict=True)):
+            row = {"id": part[owner].id, **response.to_json(), **{name: column[i] for name, column in values.items()}}
+            rows.append({**row, "tokens": int(row["tokens"])})
+    write_jsonl(out, rows)
+    return len(rows)
+
+
+def caption_images(
+    model: str, images: Path, out: Path, *, prompt: str | None, batch_size: int, max_new_tokens: int
+) -> int:
+    """Write one line per image: image, caption."""
+    from cwdpo.evaluation.captioning import caption_groups
+    from cwdpo.files import read_jsonl
+    from cwdpo.models.loading import folder_digest
+    from cwdpo.scenes import base_path
+    from cwdpo.scenes.grammar import PROMPT
+
+    files = _image_files(images)
+    question = prompt or (PROMPT if model in ("scenes", str(base_path())) else DEFAULT_PROMPT)
+    groups = [
+        PromptGroup(str(f), (ImageRef(path=str(f)),), (user_message(question),), (Response("", "none"),), origin=str(f))
+        for f in files
+    ]
+    loaded, encoder = _inference_model(model)
+    kept = out.with_name(f".{out.name}.part")
+    captions = caption_groups(
+        lambda: loaded,
+        encoder,
+        groups,
+        kept,
+        key=folder_digest(base_path() if model == "scenes" else model) + question,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    assert len(list(read_jsonl(kept))) == len(groups)
+    write_jsonl(out, [{"image": str(f), "caption": text} for f, text in zip(files, captions, strict=True)])
+    kept.unlink()
+    return len(files)
+
+
+def _image_files(images: Path) -> list[Path]:
+    if not images.exists():
+        raise DataError(f"{images}: no such image or folder")
+    found = [images] if images.is_file() else sorted(p for p in images.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS)
+    if not found:
+        raise DataError(f"{images}: holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
+    for file in found:
+        if reason := check_image(ImageRef(path=str(file)), ImageLimits()):
+            raise DataError(f"{file}: {reason}")
+    return found

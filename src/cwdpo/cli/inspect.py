@@ -1,0 +1,139 @@
+"""`cwdpo check`: what a recipe will do, shown before it costs anything."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.recipe import Recipe, StageSection
+
+__all__ = ["inspect_recipe"]
+
+_GIB = 2**30
+
+
+def inspect_recipe(recipe: Recipe, console: Console) -> None:
+    """Print counts, three rows as the model sees them, token lengths, updates and memory; train nothing.
+
+    Raises:
+        UserError: What would stop the run, in one line.
+    """
+    from cwdpo.data import split_stages
+    from cwdpo.pipeline import Run, load_source
+    from cwdpo.scenes.rows import write_rows
+
+    for warning in recipe.warnings():
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    d = recipe.data
+    with tempfile.TemporaryDirectory() as folder:
+        if d.path == "scenes":
+            write_rows(Path(folder), 64, d.split_seed, "train")
+            loaded = load_source(recipe, f"{folder}/train.jsonl", format="cwdpo")
+            console.print(f"[bold]data[/]  scenes: {d.size} pictures will be drawn; 64 looked at")
+        else:
+            loaded = load_source(recipe, d.path)
+            console.print(f"[bold]data[/]  {escape(d.path)}: format {loaded.format}, {loaded.rows} rows", end="")
+            console.print(f", {len(loaded.bad_rows)} set aside" if loaded.bad_rows else "")
+        share = (
+            0 if d.held_out_path else (d.held_out if d.held_out < 1 else min(int(d.held_out), len(loaded.groups) // 2))
+        )
+        split = split_stages(loaded.groups, stage1_share=d.stage1_share, held_out=share, seed=d.split_seed)
+        _counts(console, recipe, split)
+        run = Run(Path(folder) / "run", recipe)
+        model = run.trainable(run.model_path)
+        encoder = run.encoder(run.model_path, model)
+        _rows(console, encoder, loaded.groups)
+        _memory(console, recipe, model, encoder, loaded.groups)
+    console.print("[green]ok[/]: the recipe, the data and the model fit together")
+
+
+def _counts(console: Console, recipe: Recipe, split: Any) -> None:
+    parts = {"stage1": split.stage1, "stage2": split.stage2, "held out": split.held_out}
+    for name, groups in parts.items():
+        roles = Counter(r.role for g in groups for r in g.responses)
+        stage: StageSection | None = getattr(recipe, name, None)
+        held = ", ".join(f"{n} {role}" for role, n in roles.items()) or "no response"
+        text = f"  {name}: {len(groups)} prompts ({held})"
+        if stage is not None and stage.enabled and recipe.data.path != "scenes":
+            updates = (
+                stage.max_steps if stage.max_steps > 0 else max(1, round(len(groups) * stage.epochs / stage.batch_size))
+            )
+            text += f", {updates} updates of {stage.batch_size} prompts at {stage.learning_rate:g}"
+        console.print(text)
+
+
+def _rows(console: Console, encoder: Any, groups: tuple[PromptGroup, ...]) -> None:
+    image = getattr(encoder.processor, "image_token", None)
+    lengths: list[tuple[int, int]] = []
+    for index, group in enumerate(groups[:64]):
+        encoded = encoder.encode(group)
+        lengths += [(len(encoded.prefix_ids), len(r.ids)) for r in encoded.responses]
+        if index >= 3:
+            continue
+        text = encoder.tokenizer.decode(encoded.prefix_ids)
+        if image:
+            count = text.count(image)
+            text = text.replace(image * count, image, 1) if count else text
+            head, _, tail = text.partition(image)
+            text = f"{head}{image}×{count}{tail.replace(image, '').lstrip()}" if count else text
+        console.print(f"[bold]row[/]  {escape(encoded.origin)}")
+        console.print(f"  [dim]prompt[/]    {escape(text)!r}")
+        for response in encoded.responses[:4]:
+            tag = f" ({response.difficulty})" if response.difficulty else ""
+            decoded = escape(repr(encoder.tokenizer.decode(response.ids)))
+            console.print(f"  [dim]{response.role}{tag}[/]  {decoded}  [dim]{len(response.ids)} tokens[/]")
+    table = Table("tokens", "least", "median", "most", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    for name, values in (("prompt and image", [p for p, _ in lengths]), ("response", [r for _, r in lengths])):
+        ordered = sorted(values)
+        table.add_row(name, *(str(n) for n in (ordered[0], ordered[len(ordered) // 2], ordered[-1])))
+    console.print(table)
+
+
+def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: tuple[PromptGroup, ...]) -> None:
+    """Print the memory of a Stage 2 update; activations are measured on the first prompt, then scaled."""
+    import torch
+
+    from cwdpo.scoring.batch import Batch
+    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.scoring.token_scores import scores_from_logits
+
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trained)
+    optimiser = 8 * sum(p.numel() for p in trained)
+    seen: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    batch = Batch((encoder.encode(groups[0]),))
+    scorer = AutoScorer(recipe.model.scorer)
+    with torch.no_grad():
+        scorer(model, batch)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        scores_from_logits(scorer(model, batch))
+    per_response = sum(n for pointer, n in seen.items() if pointer not in own) / len(batch.responses)
+    prompts = min(recipe.stage2.micro_batch_size, recipe.stage2.batch_size)
+    activations = per_response * prompts * (1 + recipe.negatives.stage2.per_prompt)
+    table = Table("memory of an update, per device", "GiB", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    rows = {
+        f"weights ({total / 1e6:.1f} M, {sum(p.numel() for p in trained) / 1e6:.1f} M trained)": weights,
+        "gradients": gradients,
+        "optimiser (AdamW)": optimiser,
+        f"activations ({prompts} prompts at once, no checkpointing)": activations,
+    }
+    for name, size in rows.items():
+        table.add_row(name, f"{size / _GIB:.3f}")
+    table.add_row("[bold]together[/]", f"[bold]{sum(rows.values()) / _GIB:.3f}[/]")
+    console.print(table)

@@ -1,0 +1,67 @@
+"""Results as tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["demo_table", "summary_table"]
+
+_COLUMNS = {
+    "tv": ("TV", "{:.3f}"),
+    "js": ("JS", "{:.4f}"),
+    "ece": ("ECE", "{:.3f}"),
+    "entropy": ("entropy", "{:.3f}"),
+    "top1": ("top-1", "{:.3f}"),
+    "logp_chosen": ("log p gold", "{:.3f}"),
+    "logp_hard": ("hard", "{:.3f}"),
+    "logp_medium": ("medium", "{:.3f}"),
+    "logp_easy": ("easy", "{:.3f}"),
+    "correct": ("correct", "{:.1%}"),
+    "cider": ("CIDEr", "{:.1f}"),
+}
+
+
+def _figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    shown = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows.values())}
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(name, *(form.format(row[key]) if key in row else "–" for key, (_, form) in shown.items()))
+    return table
+
+
+def demo_table(result: Mapping[str, Any]) -> None:
+    """Print the demo's methods, and their paired differences to SFT → DPO."""
+    console = Console(width=130, highlight=False)
+    rows: dict[str, Mapping[str, Any]] = {}
+    for arm in result["methods"].values():
+        if (start := f"{arm['name'].rpartition(' → ')[0]} (before)") not in rows:
+            rows[start] = arm["before"]
+    rows |= {arm["name"]: arm for arm in result["methods"].values()}
+    console.print(
+        _figures(f"{result['pictures']} held-out pictures; log p per token, drift against Stage 2's start", rows)
+    )
+    for arm, paired in result["paired"].items():
+        text = "; ".join(
+            f"{label} {100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}] points"
+            if key == "correct"
+            else f"{label} {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+            for key, label in (("correct", "correct"), ("logp_chosen", "log p gold"))
+            for d in (paired[key],)
+        )
+        console.print(f"{result['methods'][arm]['name']} minus SFT → DPO (paired, 95 %): {text}")
+
+
+def summary_table(summary: Mapping[str, Any]) -> None:
+    """Print a run's evaluation: base, before and after the last stage."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name in ("base", "before", "after"):
+        part = summary[name]
+        rows[name] = {**part, **{f"logp_{kind}": value for kind, value in part.get("logp", {}).items()}}
+    Console(width=130, highlight=False).print(_figures(f"{summary['prompts']} held-out prompts", rows))

@@ -1,0 +1,108 @@
+"""Held-out prompts before and after the last stage: captions, likelihoods, calibration, drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cwdpo.data.schema import CHOSEN, PromptGroup
+from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.evaluation.captioning import caption_groups
+from cwdpo.evaluation.metrics import cider
+from cwdpo.files import read_json, write_json, write_jsonl
+from cwdpo.models.loading import folder_digest
+from cwdpo.pipeline.data import groups_of
+from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.scenes.grammar import is_correct
+from cwdpo.scenes.world import Scene
+from cwdpo.scoring.shared import AutoScorer
+
+__all__ = ["evaluate", "summarise"]
+
+
+def evaluate(run: RunDirectory) -> dict[str, Any]:
+    """Measure held-out prompts before and after the last stage."""
+    folder, e, two = run.folder / "evaluation", run.recipe.evaluation, run.recipe.stage2
+    if run.done("evaluation"):
+        return read_json(folder / "summary.json")
+    groups = groups_of(run, "held_out")[-e.prompts :]
+    before = run.stage_model("stage1") if two.enabled else run.model_path
+    models = {"base": run.model_path, "before": before, "after": run.stage_model("stage2")}
+    run.reporter.step("evaluation", f"captions and scores of {len(groups)} held-out prompts")
+    captions: dict[str, list[str]] = {}
+    for name, path in models.items():
+        captions[name] = captions.get(next((n for n in captions if models[n] == path), ""), [])
+        captions[name] = captions[name] or caption_groups(
+            lambda path=path: run.inference_model(path),
+            run.encoder(path),
+            groups,
+            folder / f"captions_{name}.jsonl",
+            key=folder_digest(path),
+            batch_size=e.batch_size,
+            max_new_tokens=e.max_new_tokens,
+            progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
+        )
+    probes = ProbeSet(
+        groups,
+        run.encoder(before, include_eos=two.include_eos),
+        batch_size=e.batch_size,
+        floor=two.floor,
+        tau=two.tau,
+    )
+    scorer = AutoScorer(run.recipe.model.scorer)
+    old, new = run.inference_model(models["before"]), run.inference_model(models["after"])
+    readings = {
+        "before": probes.read(old, scorer, per_prompt=True)[0],
+        "after": probes.read(new, scorer, before=old, per_prompt=True)[0],
+    }
+    summary, rows = summarise(groups, captions, readings)
+    write_jsonl(folder / "rows.jsonl", rows)
+    write_json(folder / "summary.json", summary)
+    run.finish("evaluation", {"prompts": len(groups)})
+    return summary
+
+
+def summarise(
+    groups: Sequence[PromptGroup], captions: Mapping[str, Sequence[str]], readings: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Put captions and teacher-forced readings together.
+
+    Args:
+        groups: The held-out prompts.
+        captions: By model (`base`, `before`, `after`), one caption per prompt.
+        readings: Of `before` and `after`, with their `prompts`.
+
+    Returns:
+        The summary (a section per model), and a row per prompt.
+    """
+    rows: list[dict[str, Any]] = []
+    references = [g.references or tuple(r.text for r in g.by_role(CHOSEN)) for g in groups]
+    scored = [i for i, r in enumerate(references) if r]
+    summary: dict[str, Any] = {"prompts": len(groups)}
+    each: dict[str, dict[str, list[Any]]] = {}
+    for name, texts in captions.items():
+        part: dict[str, Any] = {}
+        each[name] = {"caption": list(texts)}
+        if scored:
+            part["cider"], values = cider([texts[i] for i in scored], [references[i] for i in scored])
+            each[name]["cider"] = [None] * len(groups)
+            for i, value in zip(scored, values, strict=True):
+                each[name]["cider"][i] = value
+        if groups and all("scene" in g.facts for g in groups):
+            right = [is_correct(t, Scene.from_json(g.facts["scene"])) for t, g in zip(texts, groups, strict=True)]
+            part["correct"] = sum(right) / len(right)
+            each[name]["correct"] = right
+        if name in readings:
+            reading = readings[name]
+            part |= {k: reading[k] for k in ("ece", "entropy", "top1", "tv", "js") if k in reading}
+            part["logp"] = {kind: values["logp_mean"] for kind, values in reading["kinds"].items()}
+            part["cooling_weight"] = {kind: values["cooling_weight"] for kind, values in reading["kinds"].items()}
+            part["reliability"] = reading["reliability"]
+            each[name]["logp"] = [{k: v for k, v in p.items() if k != "id"} for p in reading["prompts"]]
+        summary[name] = part
+    for i, group in enumerate(groups):
+        row: dict[str, Any] = {"id": group.id, "image": group.images[0].path if group.images else None}
+        row["references"] = list(references[i])
+        row |= {name: {key: values[i] for key, values in columns.items()} for name, columns in each.items()}
+        rows.append(row)
+    return summary, rows

@@ -1,0 +1,147 @@
+"""The two stages of a run, each resumed from its last whole checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cwdpo.data.schema import CHOSEN, REJECTED
+from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.errors import RecipeError, StoppedError
+from cwdpo.files import atomic_directory
+from cwdpo.models.loading import folder_digest
+from cwdpo.pipeline.data import groups_of, with_negatives
+from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.recipe import StageSection
+from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.shared import AutoScorer
+from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
+from cwdpo.training.callbacks import MetricsFile, ProbeCallback, StopOnSignal
+from cwdpo.training.checkpoints import last_checkpoint
+from cwdpo.training.config import CWDPOConfig, SFTCConfig
+
+__all__ = ["train_stage1", "train_stage2"]
+
+
+def train_stage1(run: RunDirectory) -> None:
+    """Stage 1 (Algorithm 1, steps 2 to 6)."""
+    s = run.recipe.stage1
+    if run.done("stage1"):
+        return
+    if s.objective == "sft_c" and s.regularizer != "label_smoothing":
+        groups = with_negatives(run, "stage1", run.recipe.negatives.stage1, run.model_path)
+    else:
+        groups = [g.with_responses(g.by_role(CHOSEN)[:1]) for g in groups_of(run, "stage1")]
+    run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
+    names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
+    args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in names})
+    _train(run, "stage1", s, run.model_path, lambda model, **common: SFTCTrainer(model, args, groups, **common))
+
+
+def train_stage2(run: RunDirectory) -> None:
+    """Stage 2 (Algorithm 1, steps 7 to 13)."""
+    s = run.recipe.stage2
+    if run.done("stage2"):
+        return
+    start = run.stage_model("stage1")
+    groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
+    groups = [g for g in groups if g.by_role(REJECTED)]
+    run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
+    names = ("objective", "beta", "floor", "tau", "detach", "w_min", "renormalise", "shift_weight", "sft_weight")
+    args = CWDPOConfig(**_arguments(run, "stage2", s), reference=s.reference, **{n: getattr(s, n) for n in names})
+    cache = run.folder / "reference" / "logps.sqlite"
+
+    def make(model: Any, **common: Any) -> CWDPOTrainer:
+        return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
+
+    _train(run, "stage2", s, start, make)
+
+
+def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]:
+    """Return the stage's training arguments."""
+    recipe, processes = run.recipe, int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(s.micro_batch_size, max(1, s.batch_size // processes))
+    if s.batch_size % (micro * processes):
+        raise RecipeError(
+            f"{stage}.batch_size = {s.batch_size} is not a multiple of {micro} prompts × {processes} processes"
+        )
+    return {
+        "output_dir": str(run.folder / stage / "checkpoints"),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": s.batch_size // (micro * processes),
+        "num_train_epochs": s.epochs,
+        "max_steps": s.max_steps,
+        "learning_rate": s.learning_rate,
+        "lr_scheduler_type": s.schedule,
+        "warmup_steps": s.warmup_ratio,
+        "weight_decay": s.weight_decay,
+        "max_grad_norm": s.max_grad_norm,
+        "logging_steps": s.log_steps,
+        "save_steps": s.save_steps,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "seed": recipe.seed,
+        "bf16": recipe.model.dtype == "bfloat16",
+        "gradient_checkpointing": s.gradient_checkpointing,
+        "dataloader_num_workers": recipe.data.workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": recipe.report_to or "none",
+        "disable_tqdm": True,
+        "include_eos": s.include_eos,
+        "max_length": recipe.model.max_length,
+    }
+
+
+def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Callable[..., Any]) -> None:
+    """Train one stage, resuming from its last whole checkpoint."""
+    recipe, folder = run.recipe, run.folder / stage
+    model = run.trainable(start)
+    encoder = run.encoder(start, model, include_eos=s.include_eos)
+    scorer = AutoScorer(recipe.model.scorer)
+    probes = _probe_callback(run, encoder, scorer, folder) if recipe.probes.every else None
+    stop = StopOnSignal()
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), *([probes] if probes else []), stop]
+    callbacks += run.reporter.training(f"{stage} · {getattr(s, 'objective', '')}", probes)
+    trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
+    trainer.quiet()
+    if probes is not None:
+        probes.attach(trainer)
+    checkpoint, broken = last_checkpoint(folder / "checkpoints")
+    if broken:
+        run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
+    if checkpoint is not None:
+        run.reporter.note(f"going on from {checkpoint.name}")
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.release()
+    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise StoppedError(
+            f"stopped after update {trainer.state.global_step} of {stage}; a checkpoint is saved. "
+            "Run the same command again to go on"
+        )
+    with atomic_directory(folder / "model") as temporary:
+        trainer.save_model(str(temporary))
+        (temporary / "training_args.bin").unlink(missing_ok=True)
+    facts = {
+        "updates": trainer.state.global_step,
+        "start": folder_digest(start),
+        "model": folder_digest(folder / "model"),
+    }
+    run.finish(stage, {**facts, "seconds": result.metrics.get("train_runtime")})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _probe_callback(run: RunDirectory, encoder: PromptEncoder, scorer: Scorer, folder: Path) -> ProbeCallback | None:
+    p, two = run.recipe.probes, run.recipe.stage2
+    groups = groups_of(run, "held_out")[: p.prompts]
+    probes = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
+    if not len(probes):
+        return None
+    return ProbeCallback(probes, scorer, folder, every=p.every, distributions=p.distributions)

@@ -1,0 +1,151 @@
+"""The table of methods and the bars: held-out figures before and after the last stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cwdpo.report.blocks import Absent, Block, Cell, Figure, Panel, Table, run_style
+from cwdpo.report.rundir import RunRecord, as_list, as_map, number
+from cwdpo.report.scale import text_of
+from cwdpo.report.svg import Bar, Series, bar_chart, line_chart
+
+__all__ = ["drift_bars", "methods_table", "reliability"]
+
+
+@dataclass(frozen=True)
+class _Column:
+    key: str
+    name: str
+    title: str
+    decimals: int = 3
+    scale: float = 1.0
+
+
+_COLUMNS = (
+    _Column("tv", "TV", "Total variation to the start of the stage, over gold tokens"),
+    _Column("js", "JS", "Jensen–Shannon divergence to the start of the stage, in bits"),
+    _Column("ece", "ECE", "Expected calibration error of the next gold token, 15 bins; lower is better"),
+    _Column("entropy", "entropy", "Predictive entropy, nats per gold token"),
+    _Column("top1", "top-1", "Probability of the likeliest token, mean over gold tokens"),
+    _Column("logp_chosen", "log p gold", "Log-probability of gold captions, nats per token; higher is better"),
+    _Column("logp_hard", "hard", "Log-probability of hard negatives, nats per token"),
+    _Column("logp_medium", "medium", "Log-probability of medium negatives, nats per token"),
+    _Column("logp_easy", "easy", "Log-probability of easy negatives, nats per token"),
+    _Column("correct", "right, %", "Greedy captions that are wholly right; higher is better", 1, 100),
+    _Column("cider", "CIDEr", "CIDEr-D × 100 against all references; higher is better", 1),
+)
+
+
+def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) -> Block:
+    """Return the table: a row at the start and a row at the end for each run, then the methods of `extra`."""
+    methods = as_map(dict(extra)) if extra else {}
+    methods = {str(k): as_map(v) for k, v in (as_map(methods.get("methods")) or methods).items() if as_map(v)}
+    rows: list[tuple[str, str, dict[str, float | None]]] = []
+    started: dict[str, str] = {}
+    for i, run in enumerate(runs):
+        given = methods.pop(run.folder.resolve().name, {})
+        start = {c.key: run.measure("before", c.key) for c in _COLUMNS}
+        end = {c.key: _given(given, c.key, run.measure("after", c.key)) for c in _COLUMNS}
+        digest = run.start_digest() or f"{i}"
+        if digest not in started and any(v is not None for v in start.values()):
+            started[digest] = run.label
+            origin = run.objective("stage1") if run.last_stage == "stage2" and run.enabled("stage1") else "base"
+            rows.append((f"start: {origin}", "muted", start))
+        if any(v is not None for v in end.values()):
+            rows.append((run.label, f"run {run_style(i)}", end))
+    for name, values in methods.items():
+        rows.append((name, "run", {c.key: _given(values, c.key, None) for c in _COLUMNS}))
+    if not rows:
+        return Absent("No run has been evaluated yet, so there are no held-out figures to tabulate.")
+    columns = [c for c in _COLUMNS if any(values.get(c.key) is not None for _, _, values in rows)]
+    header = [Cell("")] + [Cell(c.name, title=c.title) for c in columns]
+    body = [
+        [Cell(name, style)] + [Cell(_text(values[c.key], c), style.split(" ")[0]) for c in columns]
+        for name, style, values in rows
+    ]
+    prompts = sorted({int(n) for r in runs if (n := number(r.summary.get("prompts"))) is not None})
+    count = f"{', '.join(f'{n:,}' for n in prompts)} held-out prompts. " if prompts else ""
+    text = (
+        f"{count}TV, JS: distance from the start of the last stage. ECE: gap between confidence and accuracy on gold "
+        "tokens. Log p in nats per token: of gold captions, then of negatives with one, two or all attributes wrong."
+    )
+    return Table("All methods, all measures", text, header, body)
+
+
+def _given(values: Mapping[str, Any], key: str, default: float | None) -> float | None:
+    found = number(values.get(key))
+    return default if found is None else found
+
+
+def _text(value: float | None, column: _Column) -> str:
+    return text_of(None if value is None else value * column.scale, column.decimals)
+
+
+def drift_bars(runs: Sequence[RunRecord]) -> Block | None:
+    """Return bars of TV, JS and ECE by run; None if no run has any of them."""
+    said = {
+        "tv": ("TV", "Total variation between the token distributions before and after"),
+        "js": ("JS, bits", "Jensen–Shannon divergence between the token distributions before and after"),
+        "ece": ("ECE", "Expected calibration error; the vertical tick is the start of the stage"),
+    }
+    panels: list[Panel] = []
+    for key, (name, description) in said.items():
+        bars: list[Bar] = []
+        for i, run in enumerate(runs):
+            value = run.measure("after", key)
+            if value is not None:
+                start = run.measure("before", "ece") if key == "ece" else None
+                bars.append(Bar(run.label, value, run_style(i), start))
+        if bars:
+            panels.append(Panel(name, "", bar_chart(bars, title=f"{name} by run", description=description)))
+    if not panels:
+        return None
+    text = (
+        "How far the last stage moved the distribution over next tokens (0: not at all, 1: nothing in common), and how "
+        "much confidence and accuracy differ at the end. The vertical tick marks the ECE at the start."
+    )
+    return Figure("Drift and calibration", text, panels, small=True)
+
+
+def reliability(runs: Sequence[RunRecord]) -> Block:
+    """Return the reliability diagram of each run, at the start and at the end of the last stage."""
+    panels: list[Panel] = []
+    for i, run in enumerate(runs):
+        series = [_bins(run, "before", "start", "muted"), _bins(run, "after", "end", run_style(i))]
+        series = [s for s in series if s.points]
+        if not series:
+            continue
+        drawing = line_chart(
+            series,
+            title=f"Reliability of {run.label}",
+            description="Accuracy of the likeliest token by its probability, in bins; the diagonal is calibration.",
+            unit="accuracy",
+            x_name="confidence",
+            x_range=(0.0, 1.0),
+            y_range=(0.0, 1.0),
+            diagonal=True,
+        )
+        panels.append(Panel(run.label, run_style(i), drawing))
+    if not panels:
+        return Absent("No run has been evaluated yet, so there is no reliability diagram.")
+    text = (
+        "Dashed diagonal: confidence equals accuracy. Below it the model is surer than it is right. Each dot is a bin "
+        "of predictions, its area the number of them; grey is the start of the last stage."
+    )
+    return Figure("Reliability diagram", text, panels)
+
+
+def _bins(run: RunRecord, when: str, name: str, style: str) -> Series:
+    points: list[tuple[float, float]] = []
+    sizes: list[float] = []
+    notes: list[str] = []
+    for found in map(as_map, as_list(run.section(when).get("reliability"))):
+        x, y, count = (number(found.get(k)) for k in ("confidence", "accuracy", "count"))
+        if x is None or y is None or not count:
+            continue
+        points.append((x, y))
+        sizes.append(count)
+        notes.append(f"confidence {text_of(x, 2)}, accuracy {text_of(y, 2)}, {int(count):,} tokens")
+    return Series(name, points, style, sizes, notes)
