@@ -81,7 +81,7 @@ def make_processor() -> ProcessorMixin:
         merge_size=2,
         min_pixels=area,
         max_pixels=area,
-        # The background becomes 0: the patch embedding has no bias, and a constant would drown the shapes.
+        # The background becomes nearly 0: the patch embedding has no bias, and a constant would drown the shapes.
         image_mean=[level / 255 for level in BACKGROUND],
         image_std=[0.5, 0.5, 0.5],
     )
@@ -100,9 +100,8 @@ def make_model(processor: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
-            # Half of the head dimension of 32, divided among time, height and width. Width takes the lowest
-            # frequencies: with the usual theta they would not tell the four columns of image tokens apart.
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10.0},
+            # Half of the head dimension of 32, divided among time, height and width.
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             "bos_token_id": None,
             "eos_token_id": ids[END],
             "pad_token_id": ids[PAD],
@@ -117,7 +116,6 @@ def make_model(processor: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
             "patch_size": PATCH,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "rope_parameters": {"rope_type": "axial", "rope_theta": 10.0},
             # One window spans the picture, and the last layer attends to all of it in any case.
             "window_size": PIXELS,
             "fullatt_block_indexes": [1],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cwdpo.data import (
     DataSource,
@@ -12,19 +14,22 @@ from cwdpo.data import (
     load_groups,
     split_stages,
     with_image_files,
-    write_groups,
     write_rejected,
 )
-from cwdpo.data.schema import PromptGroup
-from cwdpo.errors import RunError
-from cwdpo.files import file_digest, read_json, write_json
+from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup
+from cwdpo.errors import DataError, RunError
+from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.negatives.sources import NegativePolicy, build_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
 
-__all__ = ["groups_of", "load_source", "prepare_data", "with_negatives"]
+__all__ = ["groups_of", "load_source", "prepare_data", "require_negatives", "takes_negatives", "with_negatives"]
+
+
+_TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
+"""Endings of the files that hold rows."""
 
 
 def load_source(recipe: Recipe, path: str, **changes: Any) -> LoadedData:
@@ -66,22 +71,75 @@ def prepare_data(run: RunDirectory) -> None:
     share = 0 if held_out else (int(d.held_out) if d.held_out >= 1 else d.held_out)
     split = split_stages(train, stage1_share=d.stage1_share, held_out=share, seed=d.split_seed)
     parts = {"stage1": split.stage1, "stage2": split.stage2, "held_out": held_out or split.held_out}
+    require_negatives(run.recipe, parts)
     for name, groups in parts.items():
-        write_groups(folder / f"{name}.jsonl", [with_image_files(g, folder / "images") for g in groups])
+        _write_part(run, folder / f"{name}.jsonl", [with_image_files(g, folder / "images") for g in groups])
     if bad:
         write_rejected(run.folder / "rejected_rows.jsonl", bad)
         run.reporter.note(f"{len(bad)} rows set aside in {run.folder / 'rejected_rows.jsonl'}")
-    sources = [p for p in (d.path, d.held_out_path) if p is not None and Path(p).is_file()]
     counts = {name: len(groups) for name, groups in parts.items()}
-    facts = {"counts": counts, "bad_rows": len(bad), "sources": {p: file_digest(Path(p)) for p in sources}}
-    run.finish("data", facts)
+    run.finish("data", {"counts": counts, "bad_rows": len(bad), "sources": _source_digests(run)})
     run.reporter.note(", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
+def _source_digests(run: RunDirectory) -> dict[str, str]:
+    """Return the content of the data files; of a folder, of the tables in it."""
+    found: dict[str, str] = {}
+    for path in (Path(p) for p in (run.recipe.data.path, run.recipe.data.held_out_path) if p is not None):
+        files = sorted(p for p in path.iterdir() if p.suffix in _TABLES) if path.is_dir() else [path]
+        found |= {str(file): file_digest(file) for file in files if file.is_file()}
+    return found
+
+
 def _check_unchanged(run: RunDirectory) -> None:
+    now = _source_digests(run)
     for path, digest in read_json(run.folder / "data" / "done.json")["sources"].items():
-        if Path(path).is_file() and file_digest(Path(path)) != digest:
+        if now.get(path, digest) != digest:
             raise RunError(f"{path}: the data file has changed since this run began; choose another --out")
+
+
+def takes_negatives(recipe: Recipe) -> bool:
+    """Whether Stage 1 is run with negatives."""
+    s = recipe.stage1
+    return s.enabled and s.objective == "sft_c" and s.regularizer != "label_smoothing"
+
+
+def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]) -> None:
+    """Find out before any training whether a stage that needs negatives can get some.
+
+    Args:
+        recipe: The recipe.
+        parts: Rows of `stage1` and `stage2`.
+
+    Raises:
+        DataError: The recipe takes negatives from the data alone, and the data has none.
+    """
+    for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", recipe.stage2.enabled)):
+        mix: SourceMix = getattr(recipe.negatives, stage)
+        if needed and not any((mix.other, mix.beam, mix.sample)) and not any(g.by_role(REJECTED) for g in parts[stage]):
+            raise DataError(
+                f"{recipe.data.path}: no row of {stage} has a rejected response, and negatives.{stage} takes them from "
+                f"the data alone; set another source, for instance negatives.{stage}.beam=1 (written by the model) or "
+                f"negatives.{stage}.other=1 (answers of other images)"
+            )
+
+
+def _write_part(run: RunDirectory, path: Path, groups: Sequence[PromptGroup]) -> None:
+    """Write rows with image paths relative to `data` where the image lies in it: the run can be copied elsewhere."""
+    write_jsonl(path, [_with_relative_images(group, run.folder / "data").to_json() for group in groups])
+
+
+def _with_relative_images(group: PromptGroup, root: Path) -> PromptGroup:
+    paths = [Path(ref.path) for ref in group.images if ref.path is not None]
+    assert len(paths) == len(group.images)
+    inside = (p.relative_to(root) if p.is_relative_to(root) else p.absolute() for p in paths)
+    return replace(group, images=tuple(ImageRef(path=str(p)) for p in inside))
+
+
+def _read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> tuple[PromptGroup, ...]:
+    root = run.folder / "data"
+    source = DataSource(path=path, format="cwdpo", image_root=root, check_images=False, require=require)
+    return load_groups(source).groups
 
 
 def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ...], tuple[PromptGroup, ...]]:
@@ -97,9 +155,7 @@ def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ..
 def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
     """Return the rows of `stage1`, `stage2` or `held_out`."""
     path = run.folder / "data" / f"{part}.jsonl"
-    if path.stat().st_size == 0:
-        return ()
-    return load_groups(DataSource(path=path, format="cwdpo", check_images=False, require="response")).groups
+    return _read_part(run, path, "response") if path.stat().st_size else ()
 
 
 def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: str) -> list[PromptGroup]:
@@ -122,6 +178,6 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
         )
         write_json(folder / "counts.json", counts)
-        write_groups(path, found)
+        _write_part(run, path, found)
         run.reporter.note(", ".join(f"{n} from {source}" for source, n in counts.items()))
-    return list(load_groups(DataSource(path=path, format="cwdpo", check_images=False)).groups)
+    return list(_read_part(run, path, "chosen"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.evaluation.captioning import caption_groups
-from cwdpo.evaluation.metrics import cider
+from cwdpo.evaluation.metrics import cider, mean_interval
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of
@@ -42,28 +44,64 @@ def evaluate(run: RunDirectory) -> dict[str, Any]:
             max_new_tokens=e.max_new_tokens,
             progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
         )
-    probes = ProbeSet(
-        groups,
-        run.encoder(before, include_eos=two.include_eos),
-        batch_size=e.batch_size,
-        floor=two.floor,
-        tau=two.tau,
-    )
-    scorer = AutoScorer(run.recipe.model.scorer)
-    old, new = run.inference_model(models["before"]), run.inference_model(models["after"])
-    readings = {
-        "before": probes.read(old, scorer, per_prompt=True)[0],
-        "after": probes.read(new, scorer, before=old, per_prompt=True)[0],
-    }
-    summary, rows = summarise(groups, captions, readings)
+    readings = _readings(run, groups, models)
+    summary, rows = summarise(groups, captions, readings, run.folder)
     write_jsonl(folder / "rows.jsonl", rows)
     write_json(folder / "summary.json", summary)
     run.finish("evaluation", {"prompts": len(groups)})
     return summary
 
 
+def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Score the prompts under every model, with right and wrong pictures; the last model against the one before it."""
+    two, batch_size = run.recipe.stage2, run.recipe.evaluation.batch_size
+    encoder = run.encoder(models["before"], include_eos=two.include_eos)
+    probes, shuffled = (
+        ProbeSet(rows, encoder, batch_size=batch_size, floor=two.floor, tau=two.tau)
+        for rows in (groups, with_wrong_images(groups))
+    )
+    scorer = AutoScorer(run.recipe.model.scorer)
+    readings: dict[str, dict[str, Any]] = {}
+    previous: Any = None
+    for name, path in models.items():
+        if name == "before" and path == models["base"]:
+            readings[name] = readings["base"]
+            continue
+        model = run.inference_model(path)
+        drift_from = previous if name == "after" else None
+        reading, _ = probes.read(model, scorer, before=drift_from, per_prompt=True)
+        if len(shuffled):
+            wrong, _ = shuffled.read(model, scorer, per_prompt=True)
+            reading["grounding"] = _grounding(reading["prompts"], wrong["prompts"])
+        readings[name], previous = reading, model
+    return readings
+
+
+def with_wrong_images(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """Return each prompt's chosen response beside the next prompt's images; prompts without images are left out."""
+    seeing = [g for g in groups if g.images and g.by_role(CHOSEN)]
+    pairs = zip(seeing, [*seeing[1:], *seeing[:1]], strict=True)
+    return [
+        replace(group, images=other.images, responses=group.by_role(CHOSEN)[:1])
+        for group, other in pairs
+        if len(group.images) == len(other.images) and group is not other
+    ]
+
+
+def _grounding(right: Sequence[Mapping[str, Any]], wrong: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how much more likely the gold response is with its own picture than with another (nats per token)."""
+    known = {row["id"]: row[CHOSEN] for row in right}
+    pairs = [(known[row["id"]], row[CHOSEN]) for row in wrong]
+    gap, low, high = mean_interval([a - b for a, b in pairs])
+    means = [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
+    return {"right": means[0], "shuffled": means[1], "gap": gap, "low": low, "high": high}
+
+
 def summarise(
-    groups: Sequence[PromptGroup], captions: Mapping[str, Sequence[str]], readings: Mapping[str, dict[str, Any]]
+    groups: Sequence[PromptGroup],
+    captions: Mapping[str, Sequence[str]],
+    readings: Mapping[str, dict[str, Any]],
+    folder: Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Put captions and teacher-forced readings together.
 
@@ -71,6 +109,7 @@ def summarise(
         groups: The held-out prompts.
         captions: By model (`base`, `before`, `after`), one caption per prompt.
         readings: Of `before` and `after`, with their `prompts`.
+        folder: Run directory: paths of images inside it are given relative to it, so that it can be copied.
 
     Returns:
         The summary (a section per model), and a row per prompt.
@@ -97,12 +136,19 @@ def summarise(
             part |= {k: reading[k] for k in ("ece", "entropy", "top1", "tv", "js") if k in reading}
             part["logp"] = {kind: values["logp_mean"] for kind, values in reading["kinds"].items()}
             part["cooling_weight"] = {kind: values["cooling_weight"] for kind, values in reading["kinds"].items()}
-            part["reliability"] = reading["reliability"]
+            part |= {key: reading[key] for key in ("reliability", "grounding") if key in reading}
             each[name]["logp"] = [{k: v for k, v in p.items() if k != "id"} for p in reading["prompts"]]
         summary[name] = part
     for i, group in enumerate(groups):
-        row: dict[str, Any] = {"id": group.id, "image": group.images[0].path if group.images else None}
+        row: dict[str, Any] = {"id": group.id, "image": _shown_path(group, folder)}
         row["references"] = list(references[i])
         row |= {name: {key: values[i] for key, values in columns.items()} for name, columns in each.items()}
         rows.append(row)
     return summary, rows
+
+
+def _shown_path(group: PromptGroup, folder: Path | None) -> str | None:
+    path = group.images[0].path if group.images else None
+    if path is None or folder is None or not Path(path).is_relative_to(folder):
+        return path
+    return str(Path(path).relative_to(folder))

@@ -23,10 +23,10 @@ class Run(RunDirectory):
             StoppedError: A signal came; the run goes on from here when it is started again.
         """
         with self.locked():
-            self.settle_recipe()
+            self.settle()
             for warning in self.recipe.warnings():
                 self.reporter.note(warning)
-            self.write_manifest()
+            self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
             prepare_data(self)
             if self.recipe.stage1.enabled:
                 train_stage1(self)

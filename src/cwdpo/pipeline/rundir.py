@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,10 +30,29 @@ from cwdpo.scoring.encode import PromptEncoder, require_template
 
 __all__ = ["RunDirectory"]
 
-STEPS = ("data", "stage1", "stage2", "evaluation")
+STEPS = ("data", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
 
-_FIRST_STEP = {"name": None, "report_to": None, "evaluation": "evaluation", "stage2": "stage2"}
-"""First step that a section of the recipe bears on; the sections not named here bear on all of them."""
+_FIRST_STEP = {
+    "name": None,
+    "report_to": None,
+    "data": "data",
+    "data.workers": None,
+    "negatives.stage2": "negatives/stage2",
+    "stage2": "reference",
+    "stage2.enabled": "negatives/stage2",
+    "evaluation": "evaluation",
+    "evaluation.samples": None,
+}
+"""First step that a key of the recipe bears on; keys that are not named here bear on all but `data`."""
+
+
+def _first_step(key: str) -> str | None:
+    """Return the first step that a dotted key bears on, or None."""
+    while key:
+        if key in _FIRST_STEP:
+            return _FIRST_STEP[key]
+        key = key.rpartition(".")[0]
+    return STEPS[1]
 
 
 @dataclass
@@ -48,6 +68,9 @@ class RunDirectory:
     folder: Path
     recipe: Recipe
     reporter: Reporter = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder).absolute()
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
@@ -68,26 +91,50 @@ class RunDirectory:
                 raise RunError(
                     f"{self.folder}: another run is at work in it; wait for it or choose another --out"
                 ) from None
+            self._sweep()
             yield
 
-    def settle_recipe(self) -> None:
-        """Keep the recipe beside its results; refuse one that changes what is already done."""
-        path = self.folder / "recipe.yaml"
-        now = self.recipe.model_dump(mode="json")
-        if path.is_file():
-            for difference in recipe_differences(yaml.safe_load(path.read_text(encoding="utf-8")), now):
-                first = _FIRST_STEP.get(difference.split(".")[0].split(" ")[0], "data")
-                if first is None:
-                    continue
-                started = [s for s in STEPS[STEPS.index(first) :] if (self.folder / s).exists()]
-                if started:
-                    raise RunError(
-                        f"{self.folder}: the step {started[0]} was made with another recipe: {difference}; "
-                        "choose another --out, or delete that folder and those after it"
-                    )
-        write_text(path, self.recipe.to_yaml())
+    def _sweep(self) -> None:
+        """Delete what a killed run was writing."""
+        for path in self.folder.rglob(".*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def write_manifest(self) -> None:
+    def settle(self) -> None:
+        """Keep recipe and manifest beside the results.
+
+        Raises:
+            RunError: The recipe, or the model that it starts from, has changed under a step that was begun.
+        """
+        recipe, manifest = self.folder / "recipe.yaml", self.folder / "manifest.json"
+        if recipe.is_file():
+            if not manifest.is_file():
+                raise RunError(f"{self.folder}: holds a recipe.yaml that no run put there; choose another --out")
+            self._refuse_changes(recipe)
+        self._write_manifest(manifest)
+        write_text(recipe, self.recipe.to_yaml())
+
+    def begun(self, first: str) -> list[str]:
+        """Return the steps from `first` on that have left something; data counts from when it is whole."""
+        return [s for s in STEPS[STEPS.index(first) :] if (self.done(s) if s == "data" else (self.folder / s).exists())]
+
+    def _refuse_changes(self, path: Path) -> None:
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            before = None
+        if not isinstance(before, dict):
+            raise RunError(f"{path}: is not the recipe that a run keeps; choose another --out")
+        for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
+            first = _first_step(difference.split(" ")[0])
+            if first is not None and (begun := self.begun(first)):
+                raise RunError(
+                    f"{self.folder}: the step {begun[0]} was made with another recipe: {difference}; "
+                    "choose another --out, or delete that folder and those after it"
+                )
+            if first == "data":
+                shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _write_manifest(self, path: Path) -> None:
         """Keep versions, machine, seed and the content of the model; refuse a model that has changed."""
         packages = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
         manifest: dict[str, Any] = {
@@ -103,16 +150,25 @@ class RunDirectory:
             "seed": self.recipe.seed,
             "model": {"path": self.model_path, "digest": folder_digest(self.model_path)},
         }
-        path = self.folder / "manifest.json"
-        known = read_json(path) if path.is_file() else manifest
-        if known["model"]["digest"] != manifest["model"]["digest"]:
-            raise RunError(f"{self.folder}: the model at {self.model_path} has changed since this run began")
-        write_json(path, {**known, **manifest})
+        try:
+            known = read_json(path)["model"]["digest"] if path.is_file() else None
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}: is not the manifest that a run keeps; choose another --out") from None
+        if known not in (None, manifest["model"]["digest"]) and (begun := self.begun("negatives/stage1")):
+            raise RunError(
+                f"{self.folder}: the model at {self.model_path} has changed since the step {begun[0]}; "
+                "choose another --out, or put the model back"
+            )
+        write_json(path, manifest)
 
     @property
     def model_path(self) -> str:
         """The model that the run starts from."""
-        return str(base_path()) if self.recipe.model.path == "scenes" else self.recipe.model.path
+        if self.recipe.model.path == "scenes":
+            return str(base_path())
+        # Absolute, because an adapter keeps the path of its base and may be read from another folder.
+        folder = Path(self.recipe.model.path)
+        return str(folder.absolute()) if folder.is_dir() else self.recipe.model.path
 
     def stage_model(self, stage: str) -> str:
         """The model that a stage ends with, or the one before it where the stage is left out."""

@@ -15,7 +15,7 @@ from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import RecipeError, StoppedError
 from cwdpo.files import atomic_directory
 from cwdpo.models.loading import folder_digest
-from cwdpo.pipeline.data import groups_of, with_negatives
+from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import StageSection
 from cwdpo.scoring.encode import PromptEncoder
@@ -32,9 +32,9 @@ __all__ = ["train_stage1", "train_stage2"]
 def train_stage1(run: RunDirectory) -> None:
     """Stage 1 (Algorithm 1, steps 2 to 6)."""
     s = run.recipe.stage1
-    if run.done("stage1"):
+    if _already_done(run, "stage1"):
         return
-    if s.objective == "sft_c" and s.regularizer != "label_smoothing":
+    if takes_negatives(run.recipe):
         groups = with_negatives(run, "stage1", run.recipe.negatives.stage1, run.model_path)
     else:
         groups = [g.with_responses(g.by_role(CHOSEN)[:1]) for g in groups_of(run, "stage1")]
@@ -47,7 +47,7 @@ def train_stage1(run: RunDirectory) -> None:
 def train_stage2(run: RunDirectory) -> None:
     """Stage 2 (Algorithm 1, steps 7 to 13)."""
     s = run.recipe.stage2
-    if run.done("stage2"):
+    if _already_done(run, "stage2"):
         return
     start = run.stage_model("stage1")
     groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
@@ -61,6 +61,14 @@ def train_stage2(run: RunDirectory) -> None:
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 
     _train(run, "stage2", s, start, make)
+
+
+def _already_done(run: RunDirectory, stage: str) -> bool:
+    """Whether a stage is finished; a run that was killed just then may have left its checkpoints."""
+    if run.done(stage):
+        shutil.rmtree(run.folder / stage / "checkpoints", ignore_errors=True)
+        return True
+    return False
 
 
 def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "save_total_limit": 2,
         "seed": recipe.seed,
         "bf16": recipe.model.dtype == "bfloat16",
-        "gradient_checkpointing": s.gradient_checkpointing,
+        "activation_checkpointing": s.gradient_checkpointing,
         "dataloader_num_workers": recipe.data.workers,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": recipe.report_to or "none",
@@ -117,6 +125,8 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
     if checkpoint is not None:
         run.reporter.note(f"going on from {checkpoint.name}")
+    if isinstance(trainer, CWDPOTrainer) and getattr(s, "reference", "") == "cached":
+        _fill_reference(run, trainer, resuming=checkpoint is not None)
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -136,6 +146,21 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
     }
     run.finish(stage, {**facts, "seconds": result.metrics.get("train_runtime")})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if stop.received is not None:
+        raise StoppedError(f"stopped after {stage}, which is finished. Run the same command again to go on")
+
+
+def _fill_reference(run: RunDirectory, trainer: CWDPOTrainer, *, resuming: bool) -> None:
+    """Score the stage's rows under the reference, and show how far that is."""
+    dataset: Any = trainer.train_dataset
+    total, done = len(dataset), 0
+
+    def report(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        run.reporter.progress("reference log-probabilities", done, total)
+
+    trainer.fill_reference(resuming=resuming, progress=report)
 
 
 def _probe_callback(run: RunDirectory, encoder: PromptEncoder, scorer: Scorer, folder: Path) -> ProbeCallback | None:

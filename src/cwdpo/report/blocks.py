@@ -80,12 +80,13 @@ class Statement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison found: one sentence, then the facts behind it."""
+    """What a comparison found: one sentence, then the facts behind it, folded away where there are several."""
 
     heading: str
     sentence: str
     statements: Sequence[Statement]
     caveats: Sequence[str] = ()
+    folded: bool = False
     kind: ClassVar[str] = "verdict"
 
 

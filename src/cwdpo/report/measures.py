@@ -56,7 +56,7 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
         if any(v is not None for v in end.values()):
             rows.append((run.label, f"run {run_style(i)}", end))
     for name, values in methods.items():
-        rows.append((name, "run", {c.key: _given(values, c.key, None) for c in _COLUMNS}))
+        rows.append((str(values.get("label", name)), "run", {c.key: _given(values, c.key, None) for c in _COLUMNS}))
     if not rows:
         return Absent("No run has been evaluated yet, so there are no held-out figures to tabulate.")
     columns = [c for c in _COLUMNS if any(values.get(c.key) is not None for _, _, values in rows)]

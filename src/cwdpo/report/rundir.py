@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ __all__ = ["KINDS", "RunRecord", "StageRecord", "as_list", "as_map", "number", "
 KINDS = ("chosen", "hard", "medium", "easy", "rejected")
 """Order in which kinds of response are shown; others follow in alphabetical order."""
 
+_LARGEST = 1e30
+
 _OBJECTIVES = {
     "sft": "SFT",
     "sft_c": "SFT-C",
@@ -29,10 +30,10 @@ _OBJECTIVES = {
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number as float, anything else as None."""
+    """Return a finite number that an axis can show as float, anything else as None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def as_map(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 
 __all__ = ["MINUS", "Range", "bounds", "nice_ticks", "signed", "text_of", "tick_text"]
 
@@ -33,9 +34,9 @@ def bounds(values: Iterable[float], *, include: Iterable[float] = (), padding: f
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers (steps of 1, 2, 2.5 or 5 × 10ⁿ) within the range."""
-    if not high > low:
-        return [low]
     raw = (high - low) / max(1, count)
+    if raw < 1e-300:
+        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -45,7 +46,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def tick_text(value: float, ticks: list[float]) -> str:
     """Write a tick with as many decimals as its neighbours need."""
-    step = min((abs(b - a) for a, b in zip(ticks, ticks[1:], strict=False)), default=abs(value) or 1.0)
+    step = min((abs(b - a) for a, b in pairwise(ticks)), default=abs(value) or 1.0)
     if step < 1e-4 or abs(value) >= 1e6:
         return f"{value:.2g}".replace("-", MINUS)
     decimals = next((d for d in range(6) if abs(step * 10**d - round(step * 10**d)) < 1e-6), 6)

@@ -181,7 +181,7 @@ def histogram_rows(rows: Sequence[HistogramRow], *, title: str, description: str
         parts.append(_text(box.left - 8, base - 6, found.name, f"end-label {found.style}", "end"))
         step = width / max(1, len(found.counts))
         for j, count in enumerate(found.counts):
-            height = round((row - 12) * count / tallest, 1)
+            height = round((row - 12) * max(0, count) / tallest, 1)
             low, high = j / len(found.counts), (j + 1) / len(found.counts)
             said = f"{found.name}, {low:.1f} to {high:.1f}: {count} of {total}"
             rect = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}"/></g>')

@@ -97,7 +97,7 @@ def describe_run(run: RunRecord) -> Verdict | None:
     return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in statements], [_SEEDS])
 
 
-_SEEDS = "One run, one seed: the intervals are over held-out pictures and say nothing about other seeds."
+_SEEDS = "One run of each method, one seed: the intervals are over held-out pictures and say nothing about other seeds."
 
 
 # -- single statements -------------------------------------------------------------------------------------------------
@@ -109,17 +109,16 @@ def _drift(run: RunRecord, base: RunRecord) -> list[tuple[Statement, str]]:
     if a is None or b is None:
         return []
     js = [r.measure("after", "js") for r in (run, base)]
-    with_js = [
-        f"TV {text_of(v)}" + (f" (JS {text_of(j)} bits)" if j is not None else "") for v, j in ((a, js[0]), (b, js[1]))
-    ]
+    bits = [f" (JS {text_of(j)} bits)" if j is not None else "" for j in js]
+    moved = [f"TV {text_of(v)}{more}" for v, more in zip((a, b), bits, strict=True)]
     if _about_equal(a, b):
         word, phrase = "about as far.", "= drift of the token distribution"
     else:
         less, ratio = a < b, max(a, b) / max(min(a, b), 1e-12)
         word = f"{ratio:.1f} times {'less' if less else 'more'}."
         phrase = f"{'+' if less else '-'} moved the token distribution {'less' if less else 'more'}"
-    text = f"{with_js[0]} from the stage's start, against {with_js[1]}: {word}"
-    return [(Statement("Drift of the token distribution", text, _sign(phrase)), phrase)]
+    text = f"{moved[0]} from the stage's start, against {moved[1]}: {word}"
+    return [(Statement("Drift of the token distribution", text), phrase)]
 
 
 def _judge(
@@ -235,4 +234,4 @@ def _caveats(run: RunRecord, base: RunRecord, shared: int) -> list[str]:
     if others := [k for k in keys if k not in ignored]:
         more = f" and {len(others) - 6} more" if len(others) > 6 else ""
         found.append(f"Besides the objective, the recipes differ in {', '.join(others[:6])}{more}.")
-    return [*found, "One run each: the intervals are over held-out pictures and say nothing about other seeds."]
+    return [*found, _SEEDS]

@@ -1,0 +1,33 @@
+# Every target works from a fresh clone: it makes the virtual environment it needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow setup lint
+
+## SFT → DPO beside SFT-C → CW-DPO on drawn pictures; ends with cwdpo-demo/report.html
+demo: $(STAMP)
+	$(BIN)/cwdpo demo
+
+## The test suite (the quick part)
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+## The tests that take longer
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+## What CI checks beside the tests
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

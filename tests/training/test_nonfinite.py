@@ -1,0 +1,96 @@
+"""A loss or gradient that is not finite stops training before the update and says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.errors import NonFiniteError
+from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.training.api import SFTCTrainer
+from cwdpo.training.callbacks import ProbeCallback
+from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.api import CWDPOTrainer
+from tiny_training import QUIET, differing, fresh, rows, train_sft, weights
+
+
+def spoil(model: Any, processor: Any, word: str) -> None:
+    """Make the embedding of one word's first token NaN: only rows that hold it are hit."""
+    token = processor.tokenizer(" " + word, add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+
+
+def marked(n: int, row: int, folder: Path) -> list[Any]:
+    """Rows of which one holds the word `zebra`."""
+    made = rows(n, folder, images=0)
+    group = made[row]
+    first, *rest = group.responses
+    made[row] = group.with_responses([type(first)(text=first.text + " zebra zebra", role="chosen"), *rest])
+    return made
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_bad_row_is_named(accumulation: int, tmp_path: Path) -> None:
+    """Row 4 of the file is in the second update of 2; the first update stays, the second changes nothing."""
+    groups = marked(4, 3, tmp_path)
+    model, processor = fresh()
+    spoil(model, processor, "zebra")
+    cut = {"per_device_train_batch_size": 2 // accumulation, "gradient_accumulation_steps": accumulation}
+    model_one = train_sft(*_spoiled(), groups[:2], tmp_path / "one", max_steps=1, **cut).model
+    with pytest.raises(NonFiniteError) as caught:
+        train_sft(model, processor, groups, tmp_path / "run", **cut)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("update 2: the loss is nan; nothing was updated. Rows: sample.jsonl:4;")
+    got, want = weights(model), weights(model_one)
+    assert not [n for n in got if not torch.equal(got[n].nan_to_num(9.0), want[n].nan_to_num(9.0))]
+
+
+def _spoiled() -> tuple[Any, Any]:
+    model, processor = fresh()
+    spoil(model, processor, "zebra")
+    return model, processor
+
+
+def test_bad_pair_is_named(tmp_path: Path) -> None:
+    """Stage 2 with a live reference; the cached one stops before training, at the same row."""
+    groups = marked(4, 2, tmp_path)
+    model, processor = _spoiled()
+    args = CWDPOConfig(str(tmp_path / "run"), reference="live", **QUIET | {"per_device_train_batch_size": 2})
+    before = weights(model)
+    with pytest.raises(NonFiniteError, match=r"update 2: the loss is nan.*sample\.jsonl:3;"):
+        CWDPOTrainer(model, args=args, train_dataset=groups, processing_class=processor).train()
+    assert differing(before, weights(model))
+
+
+def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    """A finite loss with an infinite gradient: the weights stay as they were."""
+    model, processor = fresh()
+    model.lm_head.weight.register_hook(lambda gradient: gradient / 0.0)
+    before = weights(model)
+    with pytest.raises(NonFiniteError, match="update 1: the gradient norm is (nan|inf); nothing was updated") as caught:
+        train_sft(model, processor, rows(2, tmp_path), tmp_path / "run", per_device_train_batch_size=2)
+    assert "sample.jsonl:1, sample.jsonl:2" in str(caught.value)
+    assert not differing(before, weights(model))
+
+
+def test_learning_rate_out_of_range(tmp_path: Path) -> None:
+    """The update after the one that threw the weights away is not made."""
+    model, processor = fresh()
+    with pytest.raises(NonFiniteError, match="update 2: the"):
+        train_sft(model, processor, rows(4, tmp_path), tmp_path / "run", learning_rate=1e37, max_steps=4)
+
+
+def test_probe_of_a_broken_model(tmp_path: Path) -> None:
+    model, processor = fresh()
+    args = SFTCConfig(str(tmp_path / "run"), **QUIET | {"learning_rate": 1e37, "max_steps": 3})
+    trainer = SFTCTrainer(model, args, rows(4, tmp_path), processing_class=processor)
+    probes = ProbeSet(rows(2, tmp_path, seed=4), trainer.encoder, batch_size=2, floor=-3.0, tau=1.0)
+    trainer.add_callback(ProbeCallback(probes, SeparateScorer(), tmp_path, every=1))
+    with pytest.raises(NonFiniteError, match=r"after update 1: probe: .*sample\.jsonl:1, sample\.jsonl:2"):
+        trainer.train()
