@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from tiny_models import tiny, tiny_model, tiny_processor
+from tiny_runs import CliServer
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -51,3 +52,11 @@ def tiny_pair() -> Callable[[str], tuple[Any, Any]]:
         return made[family]
 
     return pair
+
+
+@pytest.fixture(scope="session")
+def cli_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliServer]:
+    """A process that runs `cwdpo …` in forked children."""
+    server = CliServer(tmp_path_factory.mktemp("cli"))
+    yield server
+    server.close()

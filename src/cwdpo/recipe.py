@@ -25,7 +25,9 @@ __all__ = [
 class Section(BaseModel):
     """A part of a recipe: frozen, unknown keys refused, every field described."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class LoraSection(Section):
@@ -206,6 +208,8 @@ class Stage2Section(StageSection):
 
     objective: Literal["cw_dpo", "dpo", "dpo_shift", "rpo"] = "cw_dpo"
     """`dpo_shift` is a fixed weight on the loser; `rpo` is DPO plus the chosen response's likelihood."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
     beta: float = Field(default=0.1, gt=0)
     """Inverse temperature of the preference model. The paper never states it."""
     floor: float = -3.0
@@ -267,7 +271,7 @@ class Recipe(Section):
     """The negatives."""
     stage1: Stage1Section = Stage1Section()
     """Stage 1."""
-    stage2: Stage2Section = Stage2Section(learning_rate=1e-6)
+    stage2: Stage2Section = Stage2Section()
     """Stage 2."""
     probes: ProbeSection = ProbeSection()
     """Probes."""

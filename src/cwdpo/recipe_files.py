@@ -33,8 +33,8 @@ def load_recipe(
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            values = _read_yaml(path)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise RecipeError(
                 f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
             ) from None
@@ -49,6 +49,27 @@ def load_recipe(
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, where)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain YAML and refuses a key that is there twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    loader.name = path.name
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -74,7 +95,7 @@ def _explain(error: ValidationError, where: str) -> str:
     """Return the first mistake as one line: where, key, value, rule, remedy."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "recipe"
+    key = ".".join(_known_part(location)) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = list(_fields_at(location[:-1]))
@@ -85,6 +106,14 @@ def _explain(error: ValidationError, where: str) -> str:
     if first["type"] == "value_error":
         return one_line(f"{where}: {rule}{more}", 600)
     return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
+
+
+def _known_part(location: Sequence[str]) -> Sequence[str]:
+    """Return a location up to its last field: what follows is the item of a list, or a member of a union."""
+    for end in range(len(location), 0, -1):
+        if location[end - 1] in _fields_at(location[: end - 1]):
+            return location[:end]
+    return location
 
 
 def _fields_at(location: Sequence[str]) -> Mapping[str, Any]:

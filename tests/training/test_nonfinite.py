@@ -13,24 +13,26 @@ from cwdpo.errors import NonFiniteError
 from cwdpo.scoring.separate import SeparateScorer
 from cwdpo.training.api import SFTCTrainer
 from cwdpo.training.callbacks import ProbeCallback
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
-from cwdpo.training.api import CWDPOTrainer
-from tiny_training import QUIET, differing, fresh, rows, train_sft, weights
+from cwdpo.training.config import SFTCConfig
+from tiny_training import QUIET, differing, fresh, rows, train_dpo, train_sft, weights
 
 
-def spoil(model: Any, processor: Any, word: str) -> None:
-    """Make the embedding of one word's first token NaN: only rows that hold it are hit."""
-    token = processor.tokenizer(" " + word, add_special_tokens=False)["input_ids"][0]
+def spoiled() -> tuple[Any, Any]:
+    """A model to which the letter Z is NaN: only rows that hold it are hit."""
+    model, processor = fresh()
+    token = processor.tokenizer("Z", add_special_tokens=False)["input_ids"]
+    assert len(token) == 1
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = float("nan")
+    return model, processor
 
 
 def marked(n: int, row: int, folder: Path) -> list[Any]:
-    """Rows of which one holds the word `zebra`."""
+    """Rows of which one chosen response holds the letter Z."""
     made = rows(n, folder, images=0)
     group = made[row]
     first, *rest = group.responses
-    made[row] = group.with_responses([type(first)(text=first.text + " zebra zebra", role="chosen"), *rest])
+    made[row] = group.with_responses([type(first)(text=first.text + " ZZ", role="chosen"), *rest])
     return made
 
 
@@ -38,10 +40,9 @@ def marked(n: int, row: int, folder: Path) -> list[Any]:
 def test_bad_row_is_named(accumulation: int, tmp_path: Path) -> None:
     """Row 4 of the file is in the second update of 2; the first update stays, the second changes nothing."""
     groups = marked(4, 3, tmp_path)
-    model, processor = fresh()
-    spoil(model, processor, "zebra")
+    model, processor = spoiled()
     cut = {"per_device_train_batch_size": 2 // accumulation, "gradient_accumulation_steps": accumulation}
-    model_one = train_sft(*_spoiled(), groups[:2], tmp_path / "one", max_steps=1, **cut).model
+    model_one = train_sft(*spoiled(), groups[:2], tmp_path / "one", max_steps=1, **cut).model
     with pytest.raises(NonFiniteError) as caught:
         train_sft(model, processor, groups, tmp_path / "run", **cut)
     message = str(caught.value)
@@ -51,21 +52,15 @@ def test_bad_row_is_named(accumulation: int, tmp_path: Path) -> None:
     assert not [n for n in got if not torch.equal(got[n].nan_to_num(9.0), want[n].nan_to_num(9.0))]
 
 
-def _spoiled() -> tuple[Any, Any]:
-    model, processor = fresh()
-    spoil(model, processor, "zebra")
-    return model, processor
-
-
 def test_bad_pair_is_named(tmp_path: Path) -> None:
-    """Stage 2 with a live reference; the cached one stops before training, at the same row."""
+    """Stage 2: a live reference stops at the update, a cached one before training, both at the same row."""
     groups = marked(4, 2, tmp_path)
-    model, processor = _spoiled()
-    args = CWDPOConfig(str(tmp_path / "run"), reference="live", **QUIET | {"per_device_train_batch_size": 2})
-    before = weights(model)
-    with pytest.raises(NonFiniteError, match=r"update 2: the loss is nan.*sample\.jsonl:3;"):
-        CWDPOTrainer(model, args=args, train_dataset=groups, processing_class=processor).train()
-    assert differing(before, weights(model))
+    model, processor = spoiled()
+    args = {"per_device_train_batch_size": 2}
+    with pytest.raises(NonFiniteError, match=r"update 2: the loss is nan.*Rows: sample\.jsonl:3;"):
+        train_dpo(model, processor, groups, tmp_path / "live", reference="live", **args)
+    with pytest.raises(NonFiniteError, match=r"reference: a log-probability is not finite. Rows: sample\.jsonl:3$"):
+        train_dpo(*spoiled(), groups, tmp_path / "cached", **args)
 
 
 def test_gradient_that_is_not_finite(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def demo(
     from cwdpo.demo import run_demo
 
     quiet_libraries()
-    result = run_demo(out, seed=seed, full=full, reporter=RichReporter())
+    with RichReporter() as reporter:
+        result = run_demo(out, seed=seed, full=full, reporter=reporter)
     demo_table(result)
     typer.echo(f"report: {out / 'report.html'}")
 
@@ -114,8 +115,10 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Show one run, or several side by side, as one HTML file."""
+    from cwdpo.cli.commands import require_writable
     from cwdpo.report import write_report
 
+    require_writable(out)
     typer.echo(f"report: {write_report(runs, out)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,39 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from cwdpo.data import DEFAULT_PROMPT, DataSource, ImageLimits, check_image, load_groups
+from cwdpo.data import DEFAULT_PROMPT, DataSource, ImageLimits, check_image, detect_format, load_groups
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
-from cwdpo.errors import DataError, RecipeError
+from cwdpo.errors import DataError, RecipeError, RunError
 from cwdpo.files import write_jsonl, write_text
-from cwdpo.recipe import LoraSection, ModelSection, Recipe, Stage1Section, Stage2Section
+from cwdpo.recipe import (
+    LoraSection,
+    ModelSection,
+    NegativesSection,
+    Recipe,
+    SourceMix,
+    Stage1Section,
+    Stage2Section,
+)
 from cwdpo.recipe_files import commented_yaml, load_recipe
 
-__all__ = ["caption_images", "check_recipe", "score_file", "train_recipe", "write_recipe"]
+__all__ = ["caption_images", "check_recipe", "require_writable", "score_file", "train_recipe", "write_recipe"]
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def require_writable(out: Path) -> None:
+    """Find out before any work whether a file can be written.
+
+    Raises:
+        RunError: It is a folder, or its folder cannot be written to.
+    """
+    folder = out.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if out.is_dir():
+        raise RunError(f"{out}: is a folder; --out must be the file to write, for instance {out / 'out.jsonl'}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise RunError(f"{out}: cannot be written, {folder} is no folder that you can write to; choose another --out")
 
 
 def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
@@ -27,10 +51,17 @@ def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
 
     Raises:
         RecipeError: The file is there already.
+        RunError: It cannot be written.
+        DataError: The data is not there, or of no known format.
     """
+    require_writable(out)
     if out.exists() and not force:
         raise RecipeError(f"{out}: is there already; choose another --out or pass --force")
     recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
+    if data != "scenes" and detect_format(data) in ("captions", "karpathy"):
+        # Captions come without negatives: half are the model's own, half are captions of other images.
+        mix = SourceMix(dataset=0, other=1, beam=1)
+        recipe = recipe.model_copy(update={"negatives": NegativesSection(stage1=mix, stage2=mix)})
     if model != "scenes":
         update: dict[str, Any] = {
             "model": ModelSection(path=model, dtype="bfloat16", freeze=["vision"], lora=LoraSection()),
@@ -53,7 +84,8 @@ def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
 
     recipe = load_recipe(path, overrides)
     folder = out or Path("runs") / path.stem
-    summary = Run(folder, recipe, RichReporter()).execute()
+    with RichReporter() as reporter:
+        summary = Run(folder, recipe, reporter).execute()
     if summary:
         summary_table(summary)
     typer.echo(f"report: {write_report([folder], folder / 'report.html', title=recipe.name)}")
@@ -102,7 +134,8 @@ def score_file(
     from cwdpo.scoring.token_scores import scores_from_logits
 
     if tau <= 0:
-        raise RecipeError(f"--tau {tau:g}: must be greater than 0")
+        raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")
+    require_writable(out)
     groups = list(load_groups(DataSource(path=data, require="response")).groups)
     policy, encoder = _inference_model(model)
     other = _inference_model(reference) if reference is not None else None
@@ -138,6 +171,7 @@ def caption_images(
     from cwdpo.scenes import base_path
     from cwdpo.scenes.grammar import PROMPT
 
+    require_writable(out)
     files = _image_files(images)
     question = prompt or (PROMPT if model in ("scenes", str(base_path())) else DEFAULT_PROMPT)
     groups = [
@@ -164,7 +198,11 @@ def caption_images(
 def _image_files(images: Path) -> list[Path]:
     if not images.exists():
         raise DataError(f"{images}: no such image or folder")
-    found = [images] if images.is_file() else sorted(p for p in images.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS)
+    found = (
+        [images]
+        if images.is_file()
+        else sorted(p for p in images.rglob("*") if p.suffix.lower() in _IMAGE_ENDINGS and p.is_file())
+    )
     if not found:
         raise DataError(f"{images}: holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
     for file in found:

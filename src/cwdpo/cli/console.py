@@ -66,6 +66,13 @@ class RichReporter:
             self._progress.stop()
             self._progress = None
 
+    def __enter__(self) -> RichReporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take down what is drawn, so that an error's line stands alone."""
+        self._end_progress()
+
     def training(self, title: str, probes: ProbeCallback | None) -> list[TrainerCallback]:
         """Return the panel of a stage."""
         return [TrainingPanel(self.console, title, probes)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     """
     from cwdpo.data import split_stages
     from cwdpo.pipeline import Run, load_source
+    from cwdpo.pipeline.data import require_negatives
     from cwdpo.scenes.rows import write_rows
 
     for warning in recipe.warnings():
@@ -41,11 +44,15 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
             loaded = load_source(recipe, d.path)
             console.print(f"[bold]data[/]  {escape(d.path)}: format {loaded.format}, {loaded.rows} rows", end="")
             console.print(f", {len(loaded.bad_rows)} set aside" if loaded.bad_rows else "")
-        share = (
-            0 if d.held_out_path else (d.held_out if d.held_out < 1 else min(int(d.held_out), len(loaded.groups) // 2))
-        )
+        share, held_out = d.held_out if d.held_out < 1 else int(d.held_out), None
+        if d.held_out_path is not None:
+            share, held_out = 0, load_source(recipe, d.held_out_path).groups
+        elif d.path == "scenes":
+            share = min(share, len(loaded.groups) // 2)
         split = split_stages(loaded.groups, stage1_share=d.stage1_share, held_out=share, seed=d.split_seed)
-        _counts(console, recipe, split)
+        parts = {"stage1": split.stage1, "stage2": split.stage2, "held out": held_out or split.held_out}
+        require_negatives(recipe, parts)
+        _counts(console, recipe, parts)
         run = Run(Path(folder) / "run", recipe)
         model = run.trainable(run.model_path)
         encoder = run.encoder(run.model_path, model)
@@ -54,17 +61,15 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     console.print("[green]ok[/]: the recipe, the data and the model fit together")
 
 
-def _counts(console: Console, recipe: Recipe, split: Any) -> None:
-    parts = {"stage1": split.stage1, "stage2": split.stage2, "held out": split.held_out}
+def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]) -> None:
     for name, groups in parts.items():
         roles = Counter(r.role for g in groups for r in g.responses)
         stage: StageSection | None = getattr(recipe, name, None)
         held = ", ".join(f"{n} {role}" for role, n in roles.items()) or "no response"
         text = f"  {name}: {len(groups)} prompts ({held})"
         if stage is not None and stage.enabled and recipe.data.path != "scenes":
-            updates = (
-                stage.max_steps if stage.max_steps > 0 else max(1, round(len(groups) * stage.epochs / stage.batch_size))
-            )
+            by_epochs = math.ceil(stage.epochs * math.ceil(len(groups) / stage.batch_size))
+            updates = stage.max_steps if stage.max_steps > 0 else by_epochs
             text += f", {updates} updates of {stage.batch_size} prompts at {stage.learning_rate:g}"
         console.print(text)
 

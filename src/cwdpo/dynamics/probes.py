@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,10 +62,13 @@ class ProbeSet:
 
     @property
     def digest(self) -> str:
-        """Content of the probe set, so that two runs can be compared on the same one."""
-        return text_digest(
-            *(part for g in self.groups for part in (g.id, *(f"{r.role} {r.text}" for r in g.responses)))
-        )
+        """Content of the probe set (prompts, images, responses), so that two runs can be compared on the same one."""
+        parts: list[str] = []
+        for group in self.groups:
+            parts += [group.id, json.dumps([dict(m) for m in group.messages])]
+            parts += [image.digest() for image in group.images]
+            parts += [json.dumps(r.to_json()) for r in group.responses]
+        return text_digest(*parts)
 
     def _batches(self) -> list[Batch]:
         if self._kept is not None:

@@ -151,7 +151,7 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     exclude = [name for name in modules if name and part_of(name) in skipped]
     whole = sorted({name for name in modules if name and _is_root_of(name, section.train_fully)})
     try:
-        return get_peft_model(
+        adapted = get_peft_model(
             model,
             LoraConfig(
                 r=lora.r,
@@ -165,6 +165,10 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
         )
     except ValueError as error:
         raise ModelError(f"model.lora: no adapter could be placed: {one_line(error)}") from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # what is trained stays float32 on a bfloat16 base
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def _is_root_of(name: str, parts: Iterable[str]) -> bool:

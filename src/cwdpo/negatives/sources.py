@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,19 @@ def build_negatives(
     written = _write_on_policy(groups, mix, shares, seed=seed, folder=folder, policy=policy, progress=progress)
     found: list[PromptGroup] = []
     counts: Counter[str] = Counter()
-    for index, group in enumerate(groups):
-        pools = {name: _pool(name, groups, index, seed, written) for name in shares}
-        negatives = _draw(pools, _wishes(shares, mix.per_prompt, seed, group), _rng(seed, group.id, "order"))
-        if not negatives:
+    answers = _answers(groups)
+    for group in groups:
+        pools = {name: _pool(name, group, answers, mix.per_prompt, seed, written) for name in shares}
+        drawn = _draw(pools, _wishes(shares, mix.per_prompt, seed, group), _rng(seed, group.id, "order"))
+        if not drawn:
             counts["none"] += 1
             continue
-        counts.update(n.source if n.source in shares else "dataset" for n in negatives)
-        found.append(group.with_responses((*group.by_role(CHOSEN)[:1], *negatives)))
+        counts.update(source for source, _ in drawn)
+        found.append(group.with_responses((*group.by_role(CHOSEN)[:1], *(response for _, response in drawn))))
     if not found:
         raise DataError(
-            f"no prompt got a negative from {', '.join(shares)}: the data has no rejected responses; "
-            "set negatives.stage1/stage2 to another source, for instance other: 1 or beam: 1"
+            f"none of {len(groups)} prompts got a negative from {', '.join(shares)}; give the data rejected responses, "
+            "or set another source in negatives.stage1 and negatives.stage2, for instance beam: 1 or other: 1"
         )
     return found, dict(counts)
 
@@ -100,44 +101,53 @@ def _wishes(shares: dict[str, float], count: int, seed: int, group: PromptGroup)
     return _rng(seed, group.id, "source").choices(list(shares), weights=list(shares.values()), k=count)
 
 
-def _draw(pools: dict[str, list[Response]], wishes: list[str], rng: random.Random) -> list[Response]:
+def _draw(pools: dict[str, list[Response]], wishes: list[str], rng: random.Random) -> list[tuple[str, Response]]:
     """Take one response per wish, from the wished source while it lasts, else from any other; no text twice."""
     left = {name: rng.sample(pool, len(pool)) for name, pool in pools.items()}
-    taken: dict[str, Response] = {}
+    taken: dict[str, tuple[str, Response]] = {}
     for wish in wishes:
-        for name in (wish, *(n for n in left if n != wish)):
-            while left[name]:
-                response = left[name].pop()
-                if normalise(response.text) not in taken:
-                    taken[normalise(response.text)] = response
-                    break
-            else:
-                continue
-            break
+        candidates = ((name, r) for name in (wish, *(n for n in left if n != wish)) for r in _emptied(left[name]))
+        for name, response in candidates:
+            key = normalise(response.text) or response.text
+            if key not in taken:
+                taken[key] = (name, response)
+                break
     return list(taken.values())
+
+
+def _emptied(pool: list[Response]) -> Iterator[Response]:
+    while pool:
+        yield pool.pop()
 
 
 def _gold(group: PromptGroup) -> set[str]:
     return {normalise(t) for t in (*group.references, *(r.text for r in group.by_role(CHOSEN)))}
 
 
+def _answers(groups: Sequence[PromptGroup]) -> list[str]:
+    """Return the chosen responses of all prompts, each once, in an order that does not depend on that of the rows."""
+    return sorted({group.chosen.text for group in groups})
+
+
 def _pool(
-    name: str, groups: Sequence[PromptGroup], index: int, seed: int, written: dict[str, dict[str, list[str]]]
+    name: str,
+    group: PromptGroup,
+    answers: Sequence[str],
+    count: int,
+    seed: int,
+    written: dict[str, dict[str, list[str]]],
 ) -> list[Response]:
-    """Return the candidates of one source for one prompt."""
-    group = groups[index]
+    """Return the candidates of one source for one prompt. What comes with the data is taken as it is."""
     if name == "dataset":
         return list(group.by_role(REJECTED))
+    gold = {*_gold(group), ""}
     if name == "other":
-        gold, rng = _gold(group), _rng(seed, group.id, "other")
-        for _ in range(20):
-            text = groups[rng.randrange(len(groups))].chosen.text
-            if normalise(text) not in gold:
-                return [Response(text, REJECTED, "other")]
-        return []
-    texts = written.get(name, {}).get(group.id, [])
-    gold = _gold(group)
-    return [Response(text, REJECTED, name) for text in dict.fromkeys(texts) if normalise(text) not in {*gold, ""}]
+        rng = _rng(seed, group.id, "other")
+        drawn = (answers[rng.randrange(len(answers))] for _ in range(20 * count))
+        fit = dict.fromkeys(text for text in drawn if normalise(text) not in gold)
+        return [Response(text, REJECTED, "other") for text in list(fit)[:count]]
+    texts = dict.fromkeys(written.get(name, {}).get(group.id, []))
+    return [Response(text, REJECTED, name) for text in texts if normalise(text) not in gold]
 
 
 def _write_on_policy(
@@ -152,13 +162,14 @@ def _write_on_policy(
 ) -> dict[str, dict[str, list[str]]]:
     """Generate what the on-policy sources are asked for, in fixed chunks, each kept as soon as it is there."""
     written: dict[str, dict[str, list[str]]] = {}
+    answers = _answers(groups)
     model: Any = None
     for name in (n for n in shares if n in _ON_POLICY):
         asked = [
             group
-            for index, group in enumerate(groups)
+            for group in groups
             if name in _wishes(shares, mix.per_prompt, seed, group)
-            or not any(_pool(n, groups, index, seed, {}) for n in shares if n not in _ON_POLICY)
+            or not any(_pool(n, group, answers, mix.per_prompt, seed, {}) for n in shares if n not in _ON_POLICY)
         ]
         settings = mix.model_dump(include={"beam_width", "temperature", "max_new_tokens", "batch_size", "per_prompt"})
         key = text_digest(policy.digest, name, str(seed), str(settings), *(g.id for g in asked))

@@ -56,11 +56,13 @@ def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[
     """Score the prompts under every model, with right and wrong pictures; the last model against the one before it."""
     two, batch_size = run.recipe.stage2, run.recipe.evaluation.batch_size
     encoder = run.encoder(models["before"], include_eos=two.include_eos)
+    wrong_rows = with_wrong_images(groups)
     probes, shuffled = (
-        ProbeSet(rows, encoder, batch_size=batch_size, floor=two.floor, tau=two.tau)
-        for rows in (groups, with_wrong_images(groups))
+        ProbeSet(rows, encoder, batch_size=batch_size, floor=two.floor, tau=two.tau) if rows else None
+        for rows in (groups, wrong_rows)
     )
-    scorer = AutoScorer(run.recipe.model.scorer)
+    assert probes is not None
+    scorer = AutoScorer(run.recipe.model.scorer, bfloat16=run.recipe.model.dtype == "bfloat16")
     readings: dict[str, dict[str, Any]] = {}
     previous: Any = None
     for name, path in models.items():
@@ -70,7 +72,7 @@ def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[
         model = run.inference_model(path)
         drift_from = previous if name == "after" else None
         reading, _ = probes.read(model, scorer, before=drift_from, per_prompt=True)
-        if len(shuffled):
+        if shuffled is not None:
             wrong, _ = shuffled.read(model, scorer, per_prompt=True)
             reading["grounding"] = _grounding(reading["prompts"], wrong["prompts"])
         readings[name], previous = reading, model

@@ -25,6 +25,7 @@ from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.callbacks import MetricsFile, ProbeCallback, StopOnSignal
 from cwdpo.training.checkpoints import last_checkpoint
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainer import GroupTrainer
 
 __all__ = ["train_stage1", "train_stage2"]
 
@@ -96,6 +97,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "save_total_limit": 2,
         "seed": recipe.seed,
         "bf16": recipe.model.dtype == "bfloat16",
+        "use_cpu": not torch.accelerator.is_available(),
         "activation_checkpointing": s.gradient_checkpointing,
         "dataloader_num_workers": recipe.data.workers,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -111,15 +113,16 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
     recipe, folder = run.recipe, run.folder / stage
     model = run.trainable(start)
     encoder = run.encoder(start, model, include_eos=s.include_eos)
-    scorer = AutoScorer(recipe.model.scorer)
+    scorer = AutoScorer(recipe.model.scorer, bfloat16=recipe.model.dtype == "bfloat16")
     probes = _probe_callback(run, encoder, scorer, folder) if recipe.probes.every else None
     stop = StopOnSignal()
     callbacks = [MetricsFile(folder / "metrics.jsonl"), *([probes] if probes else []), stop]
-    callbacks += run.reporter.training(f"{stage} · {getattr(s, 'objective', '')}", probes)
+    shown = run.reporter.training(f"{stage} · {getattr(s, 'objective', '')}", probes)
+    callbacks += shown
     trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
     trainer.quiet()
     if probes is not None:
-        probes.attach(trainer)
+        probes.attach(_Tracker(trainer))
     checkpoint, broken = last_checkpoint(folder / "checkpoints")
     if broken:
         run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
@@ -131,6 +134,8 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stop.release()
+        for callback in shown:
+            getattr(callback, "close", bool)()
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise StoppedError(
             f"stopped after update {trainer.state.global_step} of {stage}; a checkpoint is saved. "
@@ -148,6 +153,19 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if stop.received is not None:
         raise StoppedError(f"stopped after {stage}, which is finished. Run the same command again to go on")
+
+
+class _Tracker:
+    """Logs through a trainer without using up the row of the loss that is due after the same update."""
+
+    def __init__(self, trainer: GroupTrainer) -> None:
+        self._trainer = trainer
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Log a row beside the trainer's own."""
+        due = self._trainer.control.should_log
+        self._trainer.log(logs)
+        self._trainer.control.should_log = due
 
 
 def _fill_reference(run: RunDirectory, trainer: CWDPOTrainer, *, resuming: bool) -> None:

@@ -216,8 +216,8 @@ def training_figures(runs: Sequence[RunRecord], stage: str) -> list[Block]:
     coefficients = _training_panels(
         stages,
         "Effective pull on winner and loser",
-        "The factors of Eq. 8 that stand before the two gradients. In DPO both are equal; cooling lowers the loser's, "
-        "the more so the easier it is, and thereby may raise the winner's.",
+        "The factors before the two gradients of Eq. 8, mean over pairs, the loser's by difficulty. In DPO both are "
+        "equal in every pair; cooling lowers the loser's, and may thereby keep the winner's from fading.",
         "",
         _coefficient_names,
     )
@@ -287,7 +287,9 @@ def cooling_histograms(runs: Sequence[RunRecord]) -> Block:
             rows.append(HistogramRow(kind, counts, kind_style(kind, stage.kinds), marks))
         if rows:
             said = "Share of held-out responses by cooling weight, a row per kind; the tick is the mean."
-            drawing = histogram_rows(rows, title=f"Cooling weights of {run.label}", description=said, x_name="w_c")
+            drawing = histogram_rows(
+                rows, title=f"Cooling weights of {run.label}", description=said, x_name="cooling weight"
+            )
             panels.append(Panel(run.label, run_style(i), drawing))
     if not panels:
         return Absent("Stage 2 has not been probed, so there are no cooling weights to show.")

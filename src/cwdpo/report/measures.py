@@ -104,7 +104,7 @@ def drift_bars(runs: Sequence[RunRecord]) -> Block | None:
         return None
     text = (
         "How far the last stage moved the distribution over next tokens (0: not at all, 1: nothing in common), and how "
-        "much confidence and accuracy differ at the end. The vertical tick marks the ECE at the start."
+        "much confidence and accuracy differ at the end. ECE from the start (tick) to the end."
     )
     return Figure("Drift and calibration", text, panels, small=True)
 
@@ -143,7 +143,7 @@ def _bins(run: RunRecord, when: str, name: str, style: str) -> Series:
     notes: list[str] = []
     for found in map(as_map, as_list(run.section(when).get("reliability"))):
         x, y, count = (number(found.get(k)) for k in ("confidence", "accuracy", "count"))
-        if x is None or y is None or not count:
+        if x is None or y is None or count is None or count <= 0:
             continue
         points.append((x, y))
         sizes.append(count)

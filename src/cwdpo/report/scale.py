@@ -32,13 +32,14 @@ def bounds(values: Iterable[float], *, include: Iterable[float] = (), padding: f
     return low - (0 if low in fixed else padding * span), high + (0 if high in fixed else padding * span)
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (steps of 1, 2, 2.5 or 5 × 10ⁿ) within the range."""
+def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+    """Return about `count` round numbers (steps of 1, 2, 2.5 or 5 × 10ⁿ) within the range; `whole` ones if asked."""
     raw = (high - low) / max(1, count)
     if raw < 1e-300:
         return [low]
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    steps = [m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999]
+    step = next(s for s in [*steps, 1.0] if not whole or s == int(s))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]

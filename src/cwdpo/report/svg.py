@@ -13,6 +13,9 @@ from cwdpo.report.scale import Range, bounds, nice_ticks, text_of, tick_text
 
 __all__ = ["Bar", "Box", "HistogramRow", "Series", "bar_chart", "histogram_rows", "line_chart", "span"]
 
+_STEPS = "update"
+"""Name of the x axis that counts the optimiser's updates: its ticks are whole numbers."""
+
 _MOST_POINTS = 400
 """A longer series is thinned before it is drawn; nobody sees more on 400 units of width."""
 
@@ -90,7 +93,7 @@ def line_chart(
     title: str,
     description: str,
     unit: str = "",
-    x_name: str = "update",
+    x_name: str = _STEPS,
     x_range: Range | None = None,
     y_range: Range | None = None,
     reference: float | None = None,
@@ -146,9 +149,9 @@ def line_chart(
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str, description: str, decimals: int = 3, width: int = 280) -> Markup:
-    """Draw horizontal bars from 0, a row each, with the value at the end and a tick at the start's value."""
+    """Draw horizontal bars from 0, a row each, the value beside its name, with a tick at the start's value."""
     row = 40
-    box = Box(width=width, height=row * len(bars) + 6, left=0, right=52, top=0, bottom=6)
+    box = Box(width=width, height=row * len(bars) + 6, left=0, right=4, top=0, bottom=6)
     high = max([b.value for b in bars] + [b.start or 0.0 for b in bars]) or 1.0
     parts: list[Markup] = []
     for i, bar in enumerate(bars):
@@ -156,15 +159,15 @@ def bar_chart(bars: Sequence[Bar], *, title: str, description: str, decimals: in
         said = f"{bar.name}: {text_of(bar.value, decimals)}"
         if bar.start is not None:
             said += f" (at the start {text_of(bar.start, decimals)})"
-        parts.append(_text(box.left, y + 13, bar.name, "row-name"))
+        value = text_of(bar.value, decimals)
+        value = value if bar.start is None else f"{text_of(bar.start, decimals)} → {value}"
+        name = Markup('<text x="{}" y="{}" class="row-name">{}<tspan class="value" dx="8">{}</tspan></text>')
+        parts.append(name.format(box.left, y + 13, bar.name, value))
         mark = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="14" rx="2"/></g>')
         parts.append(mark.format(bar.style, said, box.left, y + 19, round(max(length, 1.0), 1)))
-        x_text = length
         if bar.start is not None:
             x = round(max(0.0, bar.start) / high * (box.x_end - box.left), 1)
-            parts.append(_line(x, y + 16, x, y + 36, "start"))
-            x_text = max(length, x)
-        parts.append(_text(round(box.left + x_text + 6, 1), y + 30, text_of(bar.value, decimals), "value"))
+            parts.append(_mark(x, y + 16, y + 36, f"{bar.name}: {text_of(bar.start, decimals)} at the start"))
     return _svg(box, title, description, parts)
 
 
@@ -189,9 +192,7 @@ def histogram_rows(rows: Sequence[HistogramRow], *, title: str, description: str
                 x = round(box.left + j * step + 0.75, 1)
                 parts.append(rect.format(found.style, said, x, base - height, round(step - 1.5, 1), height))
         for said, value in found.marks.items():
-            x = round(box.left + value * width, 1)
-            mark = Markup('<g class="start"><title>{}</title><line x1="{}" x2="{}" y1="{}" y2="{}"/></g>')
-            parts.append(mark.format(said, x, x, base - row + 10, base))
+            parts.append(_mark(round(box.left + value * width, 1), base - row + 10, base, said))
     return _svg(box, title, description, parts)
 
 
@@ -210,7 +211,7 @@ def _svg(
 
 
 def _x_axis(box: Box, axis: Range, x_at: Any, name: str) -> Markup:
-    ticks = nice_ticks(*axis, count=5 if box.width > 320 else 4)
+    ticks = nice_ticks(*axis, count=5 if box.width > 320 else 4, whole=name == _STEPS)
     parts = [_line(box.left, box.y_end, box.x_end, box.y_end, "axis")]
     for tick in ticks:
         parts.append(_line(x_at(tick), box.y_end, x_at(tick), box.y_end + 4, "axis"))
@@ -268,6 +269,13 @@ def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> M
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, style)
+
+
+def _mark(x: float, y1: float, y2: float, said: str) -> Markup:
+    """Draw a vertical tick that stays visible on any bar."""
+    mark = Markup('<g class="mark-at"><title>{}</title><path class="halo" d="{}"/><path d="{}"/></g>')
+    path = f"M{x} {y1}V{y2}"
+    return mark.format(said, path, path)
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

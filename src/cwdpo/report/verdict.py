@@ -17,6 +17,10 @@ _SAME = 0.02
 """Two figures without an interval that are closer than this share of the larger one are called about equal."""
 
 
+_FEW = 30
+"""Intervals over fewer pictures than this come with a warning."""
+
+
 @dataclass(frozen=True)
 class _Measure:
     """A figure of the summary: how it is written, which way is better, and what is said either way."""
@@ -94,10 +98,11 @@ def describe_run(run: RunRecord) -> Verdict | None:
         differences = [_row_value(r, "after", m) - _row_value(r, "before", m) for r in both]
         statements += _judge(m, pair, differences, "", joint="after, before")
     sentence = _sentence(f"Over {stage}, {run.label}", statements)
-    return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in statements], [_SEEDS])
+    caveat = _SEEDS.replace("One run of each", "One run")
+    return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in statements], [caveat])
 
 
-_SEEDS = "One run of each method, one seed: the intervals are over held-out pictures and say nothing about other seeds."
+_SEEDS = "One run of each: the intervals are over held-out pictures and say nothing about other seeds."
 
 
 # -- single statements -------------------------------------------------------------------------------------------------
@@ -133,7 +138,10 @@ def _judge(
     better = a > b if m.higher else a < b
     phrase = f"+ {m.better}" if better else f"- {m.worse}"
     topic = m.name[0].lower() + m.name[1:] if not m.name.startswith("CIDEr") else m.name
-    if len(differences) > 1:
+    if differences and not any(differences):
+        phrase = f"= {topic}"
+        text = f"{values}: the same on each of {len(differences):,} pictures."
+    elif len(differences) > 1:
         _, low, high = (v * m.scale for v in mean_interval(differences))
         interval = (
             f"95 % interval [{text_of(low, m.decimals)}, {text_of(high, m.decimals)}], {len(differences):,} pictures"
@@ -224,6 +232,8 @@ def _caveats(run: RunRecord, base: RunRecord, shared: int) -> list[str]:
         found.append("The two runs were measured on different held-out pictures: compare with care.")
     elif shared < max(len(run.rows), len(base.rows)):
         found.append(f"Intervals are over the {shared:,} held-out pictures that both runs were measured on.")
+    if 0 < shared < _FEW:
+        found.append(f"{shared} pictures are few: take the intervals as rough.")
     starts = (run.start_digest(), base.start_digest())
     if None not in starts and starts[0] != starts[1]:
         one, two = (r.objective("stage1") if r.enabled("stage1") else "the given model" for r in (run, base))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cwdpo.errors import RunError, one_line
+from cwdpo.errors import NonFiniteError, RunError, one_line
 from cwdpo.models.generation import inference
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.token_scores import scores_from_logits
@@ -94,13 +94,21 @@ class ReferenceCache:
     def fill(
         self, model: Any, scorer: Scorer, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
     ) -> int:
-        """Score what is not there yet and keep it; return how many responses were scored now."""
+        """Score what is not there yet and keep it; return how many responses were scored now.
+
+        Raises:
+            NonFiniteError: A log-probability is NaN or infinite; nothing of its batch is kept.
+        """
         scored = 0
         with inference(model):
             for batch in batches:
                 responses = batch.responses
                 if self.missing([r.key for r in responses]):
                     scores = scores_from_logits(scorer(model, batch))
+                    bad = [i for i, ok in enumerate(scores.logp_sum.isfinite().tolist()) if not ok]
+                    if bad:
+                        names = ", ".join(sorted({batch.groups[batch.owner[i]].origin for i in bad}))
+                        raise NonFiniteError(f"reference: a log-probability is not finite. Rows: {names}")
                     self.store({r.key: scores.logps[i, : len(r.ids)] for i, r in enumerate(responses)})
                     scored += len(responses)
                 if progress is not None:

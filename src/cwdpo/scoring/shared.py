@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -283,17 +284,22 @@ class AutoScorer:
 
     Args:
         mode: `auto`, `shared` or `separate`.
+        bfloat16: Compute in bfloat16 (float32 weights on a bfloat16 base are cast on the way). Scoring outside of a
+            training step then computes as one inside does.
     """
 
-    def __init__(self, mode: Literal["auto", "shared", "separate"] = "auto") -> None:
+    def __init__(self, mode: Literal["auto", "shared", "separate"] = "auto", *, bfloat16: bool = False) -> None:
         self.mode: Literal["auto", "shared", "separate"] = mode
+        self.bfloat16 = bfloat16
         self._chosen: Scorer | None = None
 
     def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
         """Score a batch."""
-        if self._chosen is None:
-            self._chosen = choose_scorer(model, batch, self.mode)
-        return self._chosen(model, batch)
+        device = base_model(model).device.type
+        with torch.autocast(device, torch.bfloat16) if self.bfloat16 else nullcontext():
+            if self._chosen is None:
+                self._chosen = choose_scorer(model, batch, self.mode)
+            return self._chosen(model, batch)
 
 
 def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | None:

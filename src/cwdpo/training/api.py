@@ -157,7 +157,7 @@ class CWDPOTrainer(GroupTrainer):
         if ref_model is model and ref_model is not None:
             raise RecipeError("ref_model is the model itself; leave ref_model out, or pass a copy")
         model, processing_class = _prepare(model, args, processing_class, peft_config)
-        scorer = scorer or AutoScorer(args.scorer)
+        scorer = scorer or AutoScorer(args.scorer, bfloat16=args.bf16)
         self._cache_path = reference_cache or Path(str(args.output_dir)) / "reference" / "logps.sqlite"
         self._ref_model = ref_model
         self._fresh = peft_config is not None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
 
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
 
@@ -40,6 +40,7 @@ class GroupTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.label_names = []
         super().__post_init__()
+        self._validated(ModelSection, ("max_length", "scorer"))
         self.section()
 
     def section(self) -> Any:
@@ -75,7 +76,7 @@ class SFTCConfig(GroupTrainingArguments):
     def section(self) -> Stage1Section:
         """Return the objective's settings, validated."""
         names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
-        return self._validated(Stage1Section, names)
+        return self._validated(Stage1Section, (*names, "include_eos"))
 
 
 @dataclass
@@ -96,4 +97,4 @@ class CWDPOConfig(GroupTrainingArguments):
     def section(self) -> Stage2Section:
         """Return the objective's settings, validated."""
         names = ("objective", "beta", "floor", "tau", "detach", "w_min", "renormalise", "shift_weight", "sft_weight")
-        return self._validated(Stage2Section, (*names, "reference"))
+        return self._validated(Stage2Section, (*names, "reference", "include_eos"))

@@ -91,7 +91,7 @@ class GroupTrainer(Trainer):
     ) -> None:
         self.objective = objective
         self.reference = reference
-        self.scorer: Scorer = scorer or AutoScorer(args.scorer)
+        self.scorer: Scorer = scorer or AutoScorer(args.scorer, bfloat16=args.bf16)
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
         )
@@ -211,7 +211,7 @@ class GroupTrainer(Trainer):
         bad = [i for i, ok in enumerate(torch.isfinite(scores.logp_sum).tolist()) if not ok]
         names = {batch.groups[batch.owner[i]].origin for i in bad} or {g.origin for g in batch.groups}
         raise NonFiniteError(
-            f"update {self.state.global_step + 1}: the loss is {float(loss)}; nothing was updated. Rows: "
+            f"update {self.state.global_step + 1}: the loss is {float(loss.detach())}; nothing was updated. Rows: "
             f"{', '.join(sorted(names))}; lower the learning rate, or look at these rows"
         )
 

@@ -1,0 +1,248 @@
+"""Models from disk: whole or refused; frozen parts, adapters, content identity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from cwdpo.errors import ModelError
+from cwdpo.models.loading import (
+    add_lora,
+    freeze_parts,
+    load_model,
+    load_weights,
+    part_of,
+    sequence_limit,
+    state_digest,
+)
+from cwdpo.recipe import LoraSection, ModelSection
+from tiny_models import FAMILIES, tiny_processor
+from tiny_training import clone, differing, fresh, logps_of, lora, rows, train_sft, weights
+
+Folder = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_of_each_family(family: str) -> None:
+    """Every family has all three parts; language holds the embeddings, the layers and the head."""
+    model, _ = fresh(family)
+    names: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        names.setdefault(part_of(name), []).append(name)
+    assert set(names) == {"vision", "projector", "language"}
+    assert any("lm_head" in name for name in names["language"])
+    assert any("embed_tokens" in name for name in names["language"])
+    assert any("layers.1" in name for name in names["language"])
+    assert not any("language_model" in name for name in [*names["vision"], *names["projector"]])
+
+
+def test_names_of_parts() -> None:
+    for name, part in {
+        "model.visual.blocks.0.attn.qkv.weight": "vision",
+        "model.visual.merger.mlp.0.weight": "projector",
+        "model.visual.deepstack_merger_list.0.norm.weight": "projector",
+        "base_model.model.model.vision_tower.encoder.layers.0.mlp.fc1.lora_A.default.weight": "vision",
+        "model.connector.modality_projection.proj.weight": "projector",
+        "model.multi_modal_projector.linear_1.bias": "projector",
+        "model.language_model.layers.0.self_attn.q_proj.weight": "language",
+        "lm_head.weight": "language",
+    }.items():
+        assert part_of(name) == part, name
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_load_model(family: str, tiny_folder: Folder, tmp_path: Path) -> None:
+    """What comes from disk scores as what was saved; full finetuning is in float32 even where the file is not."""
+    groups = rows(2, tmp_path)
+    loaded = load_model(ModelSection(path=str(tiny_folder(family))))
+    want = logps_of(fresh(family)[0], tiny_processor(family), groups)
+    torch.testing.assert_close(logps_of(loaded, tiny_processor(family), groups), want, rtol=1e-6, atol=1e-5)
+    section = ModelSection(path=str(tiny_folder(family)), dtype="bfloat16")
+    assert load_model(section).dtype == torch.float32
+    assert load_model(section, trainable=False).dtype == torch.bfloat16
+    adapted = section.model_copy(update={"lora": LoraSection()})
+    assert load_model(adapted).dtype == torch.bfloat16
+    assert loaded.config.use_cache is False
+
+
+def test_load_adapter(tiny_folder: Folder, tmp_path: Path) -> None:
+    """A folder with an adapter gives base and adapter, trainable or not."""
+    groups = rows(2, tmp_path)
+    base = load_model(ModelSection(path=str(tiny_folder("llava"))))
+    trainer = train_sft(base, tiny_processor("llava"), groups, tmp_path / "run", peft_config=lora(), max_steps=1)
+    trainer.save_model(str(tmp_path / "adapter"))
+    want = logps_of(trainer.model, tiny_processor("llava"), groups)
+    for trainable in (True, False):
+        loaded = load_model(ModelSection(path="unused"), tmp_path / "adapter", trainable=trainable)
+        assert isinstance(loaded, PeftModel)
+        assert any(p.requires_grad for p in loaded.parameters()) == trainable
+        torch.testing.assert_close(logps_of(loaded, tiny_processor("llava"), groups), want, rtol=1e-6, atol=1e-5)
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def drop_weight(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[sorted(tensors)[0]]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def cut_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def unknown_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def other_sizes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 100
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (drop_weight, "1 weights are not in the file .* would be random; save the model whole"),
+        (truncate, "the (weights|model) cannot be (read|loaded)"),
+        (cut_config, "the model cannot be loaded"),
+        (unknown_type, "the model cannot be loaded"),
+        (no_weights, "the model cannot be loaded"),
+        (no_config, "no config.json"),
+        (other_sizes, "the model cannot be loaded"),
+    ],
+)
+def test_broken_folders(damage: Callable[[Path], None], says: str, tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder("llava"), tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ModelError, match=says) as caught:
+        load_model(ModelSection(path=str(folder)))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="this is a file"):
+        load_model(ModelSection(path=str(tmp_path / "model.bin")))
+
+
+def test_text_model_is_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSection(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load_weights(family: str, tmp_path: Path) -> None:
+    """Into a model in memory, bitwise, under whatever names the family has on disk."""
+    source = fresh(family, seed=1)[0]
+    source.save_pretrained(tmp_path / "saved")
+    target = fresh(family)[0].train()
+    for parameter in target.parameters():
+        parameter.requires_grad_(False)
+    assert differing(weights(target), weights(source))
+    load_weights(target, tmp_path / "saved")
+    assert not differing(weights(target), weights(source))
+    assert target.training
+    assert not any(p.requires_grad for p in target.parameters())
+
+
+def test_load_weights_refuses_a_part(tmp_path: Path) -> None:
+    source = fresh()[0]
+    source.save_pretrained(tmp_path)
+    drop_weight(tmp_path)
+    with pytest.raises(ModelError, match="1 weights are missing"):
+        load_weights(source, tmp_path)
+    truncate(tmp_path)
+    with pytest.raises(ModelError, match="the weights cannot be read"):
+        load_weights(source, tmp_path)
+
+
+def test_freeze_parts() -> None:
+    model, _ = fresh()
+    freeze_parts(model, ["vision", "language"])
+    assert {part_of(n) for n, p in model.named_parameters() if p.requires_grad} == {"projector"}
+    with pytest.raises(ModelError, match="leaves nothing to train"):
+        freeze_parts(model, ["projector"])
+    text = torch.nn.ModuleDict({"layers": torch.nn.Linear(2, 2)})
+    with pytest.raises(ModelError, match="names vision, but ModuleDict has no such part"):
+        freeze_parts(text, ["vision"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_places(family: str) -> None:
+    """all-linear without the head; none in frozen parts; a part trained in full has no adapter but its own copy."""
+    section = ModelSection(freeze=["vision"], train_fully=["projector"], lora=LoraSection(r=2))
+    model = add_lora(fresh(family)[0], section, LoraSection(r=2))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    adapters = [n for n in trained if "lora_" in n]
+    assert adapters
+    assert {part_of(n) for n in adapters} == {"language"}
+    whole = [n for n in trained if "lora_" not in n]
+    assert whole
+    assert all("modules_to_save" in n and part_of(n) == "projector" for n in whole)
+    assert not any("lm_head" in n for n in adapters)
+
+
+def test_lora_without_a_place() -> None:
+    with pytest.raises(ModelError, match=r"model\.lora: no adapter could be placed"):
+        add_lora(fresh()[0], ModelSection(), LoraSection(target_modules=["no_such_layer"]))
+
+
+def test_sequence_limit() -> None:
+    """The tiny models know 2048 positions."""
+    model, _ = fresh()
+    assert sequence_limit(model, None) == 2048
+    assert sequence_limit(model, 100) == 100
+    assert sequence_limit(model, 5000) == 2048
+
+
+def test_state_digest() -> None:
+    """Content, not identity: one bit of one weight changes it; adapters count unless they are left out."""
+    model, _ = fresh()
+    digest = state_digest(model)
+    assert digest == state_digest(clone(model))
+    other = clone(model)
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] = torch.nextafter(other.lm_head.weight[0, 0], torch.tensor(9.0))
+    assert state_digest(other) != digest
+    assert state_digest(clone(model).bfloat16()) != digest
+    found: dict[str, Any] = {}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        section = ModelSection(train_fully=["projector"], lora=LoraSection(r=2))
+        found[str(seed)] = add_lora(clone(model), section, LoraSection(r=2))
+    assert state_digest(found["1"]) != state_digest(found["2"])
+    one, two = (state_digest(m, without_adapters=True) for m in found.values())
+    assert one == two

@@ -1,0 +1,203 @@
+"""`kill -9` at any moment, run the same command again: bitwise what an uninterrupted run gives."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiny_runs import CliServer, assert_same_run, files_of, rows_of, step_of, tiny_recipe, write_yaml
+
+LORA = {"model": {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> Callable[[str], tuple[Path, Path, int]]:
+    """`uninterrupted(kind)`: recipe, run directory, and how often the run touched its files."""
+    made: dict[str, tuple[Path, Path, int]] = {}
+
+    def run(kind: str) -> tuple[Path, Path, int]:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            changes = LORA if kind == "lora" else {}
+            recipe = write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **changes))
+            code, call = cli_server.run("train", recipe, "--out", folder / "run", watch=folder / "run")
+            assert code == 0, call.stderr
+            made[kind] = (recipe, folder / "run", call.events)
+        return made[kind]
+
+    return run
+
+
+def test_a_run_is_whole(uninterrupted: Callable[[str], tuple[Path, Path, int]]) -> None:
+    _, run, events = uninterrupted("full")
+    assert events > 200
+    files = files_of(run)
+    assert not [f for f in files if "checkpoint" in f or ".tmp" in f]
+    for name in ("recipe.yaml", "manifest.json", "report.html", "evaluation/summary.json", "reference/logps.sqlite"):
+        assert name in files
+    for stage, updates in (("stage1", 5), ("stage2", 4)):
+        # log_steps = 2, probes every 2 and at the end
+        losses = [row["step"] for row in rows_of(run / stage / "metrics.jsonl") if "loss" in row]
+        assert losses == [2, 4]
+        probed = [row["step"] for row in rows_of(run / stage / "probes.jsonl")]
+        assert probed == [0, 2, 4, *([updates] if updates % 2 else [])]
+        assert f"{stage}/model/processor_config.json" in files
+
+
+def test_run_again_does_nothing(
+    uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+) -> None:
+    recipe, run, _ = uninterrupted("full")
+    before = {name: (run / name).stat().st_mtime_ns for name in files_of(run)}
+    code, call = cli_server.run("train", recipe, "--out", run)
+    assert code == 0, call.stderr
+    changed = {name for name in files_of(run) if (run / name).stat().st_mtime_ns != before[name]}
+    assert changed == {"recipe.yaml", "manifest.json", "report.html"}
+
+
+@pytest.mark.parametrize(("kind", "kills", "seed"), [("full", 6, 0), ("lora", 3, 1)])
+def test_killed_while_writing(
+    kind: str,
+    kills: int,
+    seed: int,
+    tmp_path: Path,
+    uninterrupted: Callable[[str], tuple[Path, Path, int]],
+    cli_server: CliServer,
+) -> None:
+    """Killed at random things that it does to its files, again and again, until it comes through."""
+    recipe, whole, events = uninterrupted(kind)
+    chance, run = random.Random(seed), tmp_path / "run"
+    struck: list[str] = []
+    while True:
+        # A call that goes on from a kill has about as much less to do as was done: shares of the whole add up.
+        moment = chance.randint(1, round(2 * events / (kills + 2)))
+        code, call = cli_server.run("train", recipe, "--out", run, kill_at=moment, watch=run)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, call.stderr
+        struck.append(step_of(call.event.split(" ")[1]))
+        assert len(struck) < 20 * kills
+    assert len(struck) >= kills, struck
+    assert len(set(struck)) >= min(4, kills), struck
+    assert_same_run(whole, run)
+
+
+STEPS = ("data", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_in_every_step(
+    step: str, tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+) -> None:
+    """One kill inside each step, whatever the seed."""
+    recipe, whole, _ = uninterrupted("full")
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run)
+    _wait_for(run / step)
+    time.sleep(random.Random(step).uniform(0, 0.2))
+    call.signal(signal.SIGKILL)
+    assert call.wait() == -signal.SIGKILL
+    assert (run / step).exists()
+    assert not (run / "evaluation" / "done.json").exists()
+    code, call = cli_server.run("train", recipe, "--out", run)
+    assert code == 0, call.stderr
+    assert_same_run(whole, run)
+
+
+def _wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("number", "stage"), [(signal.SIGINT, "stage1"), (signal.SIGINT, "stage2"), (signal.SIGTERM, "stage1")]
+)
+def test_signal_saves_and_says_how_to_go_on(
+    number: int, stage: str, tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+) -> None:
+    recipe, whole, _ = uninterrupted("full")
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run)
+    _wait_for(run / stage / "metrics.jsonl")
+    call.signal(number)
+    assert call.wait() == 130
+    last = call.stderr.splitlines()[-1]
+    assert last.startswith("stopped: ") and "the same command again" in last
+    assert "Traceback" not in call.stderr
+    assert [p for p in (run / stage).rglob("complete.json")] or (run / stage / "done.json").exists()
+    code, call = cli_server.run("train", recipe, "--out", run)
+    assert code == 0, call.stderr
+    assert_same_run(whole, run)
+
+
+def test_interrupt_outside_training(
+    tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+) -> None:
+    recipe, whole, _ = uninterrupted("full")
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run)
+    _wait_for(run / "negatives" / "stage1" / "beam.jsonl")
+    call.signal(signal.SIGINT)
+    assert call.wait() == 130
+    assert call.stderr.splitlines()[-1].startswith("stopped: ") and "Traceback" not in call.stderr
+    code, call = cli_server.run("train", recipe, "--out", run)
+    assert code == 0, call.stderr
+    assert_same_run(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills", "seed"), [("full", 10, 0), ("lora", 4, 3)])
+def test_killed_at_random_moments(
+    kind: str, kills: int, seed: int, tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]]
+) -> None:
+    """True processes, killed after random times; the time counts from the first sign of progress."""
+    recipe, whole, _ = uninterrupted(kind)
+    run, chance, struck = tmp_path / "run", random.Random(seed), list[str]()
+    command = [sys.executable, "-m", "cwdpo", "train", str(recipe), "--out", str(run)]
+    seconds = _working_time(command, tmp_path / "timed")
+    while True:
+        began = _newest(run)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and _newest(run) == began:
+            time.sleep(0.002)
+        if len(struck) < kills:
+            time.sleep(chance.uniform(0, 2 * seconds / (kills + 2)))
+            process.kill()
+        code = process.wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        done = [s for s in STEPS if (run / s).exists()]
+        struck.append(done[-1] if done else "start")
+    assert len(struck) == kills, struck
+    assert len(set(struck)) >= min(4, kills - 1), struck
+    assert_same_run(whole, run)
+
+
+def _newest(folder: Path) -> tuple[str, int]:
+    """The file that was written last."""
+    files = [(p.stat().st_mtime_ns, str(p)) for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+    stamp, name = max(files, default=(0, ""))
+    return name, stamp
+
+
+def _working_time(command: list[str], run: Path) -> float:
+    """How long a run takes after its first file."""
+    process = subprocess.Popen([*command[:-1], str(run)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not run.exists():
+        time.sleep(0.002)
+    began = time.monotonic()
+    assert process.wait() == 0
+    return time.monotonic() - began

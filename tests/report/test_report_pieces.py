@@ -1,0 +1,237 @@
+"""Words, axes, drawings and thumbnails, each by itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from made_up_runs import made_up_run
+from PIL import Image
+
+from cwdpo.report.pictures import picture_gallery, thumbnail
+from cwdpo.report.rundir import RunRecord, read_runs
+from cwdpo.report.scale import bounds, nice_ticks, signed, text_of, tick_text
+from cwdpo.report.svg import Bar, Box, HistogramRow, Series, bar_chart, histogram_rows, line_chart
+from cwdpo.report.verdict import compare_runs, describe_run
+
+
+def a_run(label: str, tv: float, ece: float, right: list[bool], gold: list[float] | None = None) -> RunRecord:
+    """A run with only what a verdict reads."""
+    run = RunRecord(Path(label), label, {"stage2": {"objective": label}}, label=label)
+    after = {"tv": tv, "js": tv / 2, "ece": ece, "correct": sum(right) / len(right)}
+    rows = [{"id": i, "before": {"correct": False}, "after": {"correct": r}} for i, r in enumerate(right)]
+    if gold is not None:
+        after["logp"] = {"chosen": sum(gold) / len(gold)}
+        for row, value in zip(rows, gold, strict=True):
+            row["after"]["logp"] = {"chosen": value}
+    run.summary = {"before": {"ece": 0.02, "correct": 0.0, "tv": None}, "after": after}
+    run.rows = rows
+    return run
+
+
+def test_a_verdict_does_the_arithmetic() -> None:
+    # Differences: 3 × +1, 1 × 0 over four pictures: mean .75, sd .5, 1.96 · .5 / √4 = .49: [26, 124] points.
+    # Gold: differences all .5 exactly, so the interval has no width.
+    new = a_run("new", 0.05, 0.03, [True, True, True, False], [-0.5, -1.0, -1.5, -2.0])
+    old = a_run("old", 0.20, 0.12, [False, False, False, False], [-1.0, -1.5, -2.0, -2.5])
+    found = compare_runs(new, old)
+    assert found is not None
+    assert found.sentence == (
+        "Against old, new moved the token distribution less, ended better calibrated, left gold captions likelier "
+        "and got more captions right."
+    )
+    texts = {s.measure: (s.text, s.sign) for s in found.statements}
+    assert texts["Drift of the token distribution"] == (
+        "TV 0.050 (JS 0.025 bits) from the stage's start, against TV 0.200 (JS 0.100 bits): 4.0 times less.",
+        "",
+    )
+    assert texts["Calibration error (ECE)"] == ("0.030 against 0.120: lower. Both started at 0.020.", "good")
+    assert texts["Gold captions, log p per token"] == (
+        "−1.250 against −1.750: +0.500 nats, 95 % interval [0.500, 0.500], 4 pictures.",
+        "good",
+    )
+    assert texts["Captions wholly right"] == (
+        "75.0 % against 0.0 %: +75.0 points, 95 % interval [26.0, 124.0], 4 pictures. Both started at 0.0 %.",
+        "good",
+    )
+
+
+def test_a_verdict_says_what_went_the_other_way() -> None:
+    new = a_run("new", 0.30, 0.20, [True, False, False, True])
+    old = a_run("old", 0.10, 0.05, [True, False, True, False])
+    found = compare_runs(new, old)
+    assert found is not None
+    # Differences 0, 0, −1, +1: mean 0, the interval includes 0.
+    assert found.sentence == (
+        "Against old, new moved the token distribution more and ended worse calibrated. "
+        "No difference is shown in captions wholly right."
+    )
+    assert [s.sign for s in found.statements] == ["", "bad", "open"]
+    assert "3.0 times more" in found.statements[0].text
+    assert "it includes 0, so no difference is shown" in found.statements[2].text
+
+
+def test_good_and_bad_stand_in_one_verdict() -> None:
+    found = compare_runs(a_run("new", 0.05, 0.2, [True, False]), a_run("old", 0.1, 0.1, [True, False]))
+    assert found is not None
+    assert found.sentence == (
+        "Against old, new moved the token distribution less. But it ended worse calibrated. "
+        "No difference is shown in captions wholly right."
+    )
+
+
+def test_equal_rows_are_called_the_same() -> None:
+    found = compare_runs(a_run("new", 0.05, 0.1, [True, False]), a_run("old", 0.1, 0.1, [True, False]))
+    assert found is not None
+    texts = {s.measure: (s.text, s.sign) for s in found.statements}
+    same = "50.0 % against 50.0 %: the same on each of 2 pictures. Both started at 0.0 %."
+    assert texts["Captions wholly right"] == (same, "open")
+    assert "2 pictures are few: take the intervals as rough." in found.caveats
+
+
+def test_different_pictures_and_starts_are_said() -> None:
+    new, old = a_run("new", 0.05, 0.2, [True, False]), a_run("old", 0.1, 0.1, [True, False])
+    for row in new.rows:
+        row["id"] = f"other {row['id']}"
+    new.recipe = {"stage2": {"objective": "new", "learning_rate": 2}}
+    found = compare_runs(new, old)
+    assert found is not None
+    assert any("different held-out pictures" in c for c in found.caveats)
+    assert any("differ in stage2.learning_rate." in c for c in found.caveats)
+    assert all("interval [" not in s.text for s in found.statements)
+
+
+def test_one_run_is_set_against_its_own_start() -> None:
+    found = describe_run(a_run("new", 0.05, 0.03, [True, True, False, True]))
+    assert found is not None
+    # Against all wrong: differences 1, 1, 0, 1 as above.
+    assert found.sentence == "Over Stage 2, new got more captions right. But it ended worse calibrated."
+    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [26.0, 124.0]" in found.statements[2].text
+
+
+def test_no_evaluation_no_verdict() -> None:
+    empty = RunRecord(Path("x"), "x", {})
+    assert describe_run(empty) is None
+    assert compare_runs(empty, a_run("old", 0.1, 0.1, [True])) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (-3.4, 0.2, [-3, -2, -1, 0]),
+        (0, 0.05, [0, 0.01, 0.02, 0.03, 0.04, 0.05]),
+        (0.12, 0.13, [0.12, 0.122, 0.124, 0.126, 0.128, 0.13]),
+        (5, 5, [5]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_updates_are_whole() -> None:
+    assert nice_ticks(0, 12, 5) == [0, 2.5, 5, 7.5, 10]
+    assert nice_ticks(0, 12, 5, whole=True) == [0, 5, 10]
+    assert nice_ticks(0, 2, 5, whole=True) == [0, 1, 2]
+    assert nice_ticks(0, 100, 4, whole=True) == [0, 25, 50, 75, 100]
+
+
+def test_numbers_are_written_for_readers() -> None:
+    assert [tick_text(t, [0, 0.025, 0.05]) for t in (0, 0.025)] == ["0.000", "0.025"]
+    assert tick_text(-20000, [-20000, 0]) == "−20 000"
+    assert text_of(-0.5344) == "−0.534"
+    assert text_of(0.00001) == "1.0e−05"
+    assert text_of(None) == "–"
+    assert (signed(0.5, 1), signed(-0.5, 1), signed(0.0, 1)) == ("+0.5", "−0.5", "0.0")
+    assert bounds([]) is None
+    assert bounds([0.0, 1.0], include=[0.0]) == (0.0, 1.06)
+    assert bounds([2.0]) == (1.9, 2.1)
+
+
+def test_a_line_is_where_its_values_are() -> None:
+    # Plot from x = 10 to 110 and from y = 100 up to 0: (0, 0) is bottom left, (10, 1) is top right, (5, .25) between.
+    box = Box(width=120, height=110, left=10, right=10, top=0, bottom=10)
+    drawn = line_chart(
+        [Series("a<b", [(0, 0), (5, 0.25), (10, 1)], "k-easy")],
+        title="t&t",
+        description="d",
+        y_range=(0, 1),
+        reference=0.5,
+        box=box,
+    )
+    assert '<g class="line k-easy"><path d="M10.0 100.0 L60.0 75.0 L110.0 0.0"/>' in drawn
+    assert '<line x1="10" y1="50.0" x2="110" y2="50.0" class="ref"/>' in drawn
+    assert "<title>t&amp;t</title>" in drawn and ">a&lt;b</text>" in drawn
+
+
+def test_a_long_series_is_thinned_and_keeps_its_end() -> None:
+    drawn = line_chart([Series("a", [(i, i) for i in range(5000)], "r-0")], title="t", description="d")
+    points = drawn.split('<path d="')[1].split('"')[0].split("L")
+    assert 200 < len(points) <= 402
+    assert points[-1].split() == ["358.0", drawn.split('class="end"')[1].split('cy="')[1].split('"')[0]]
+
+
+def test_a_flat_line_and_a_single_point_have_axes() -> None:
+    for points in ([(0, 3.0), (10, 3.0)], [(4, -2.0)]):
+        drawn = line_chart([Series("a", points, "r-0")], title="t", description="d")
+        assert drawn.count('class="tick"') >= 2 and "nan" not in drawn
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    drawn = bar_chart([Bar("a", 0.2, "r-0"), Bar("b", 0.05, "r-1", 0.1)], title="t", description="d", width=204)
+    assert 'width="200.0" height="14"' in drawn and 'width="50.0" height="14"' in drawn  # 204 − 4 units are 0.2
+    assert '<path d="M100.0 56V76"/>' in drawn
+    assert '>a<tspan class="value" dx="8">0.200</tspan>' in drawn and ">0.100 → 0.050</tspan>" in drawn
+
+
+def test_histogram_counts_are_said() -> None:
+    drawn = histogram_rows([HistogramRow("easy", [3, 0, 1, 0], "k-easy")], title="t", description="d", x_name="w")
+    assert "easy, 0.0 to 0.2: 3 of 4" in drawn and drawn.count("<rect") == 2
+
+
+def decoded(source: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+
+
+def test_thumbnails_are_small(tmp_path: Path) -> None:
+    Image.effect_noise((1600, 800), 60).save(tmp_path / "big.png")
+    source, pixelated = thumbnail(tmp_path, str(tmp_path / "big.png"))
+    assert source.startswith("data:image/jpeg;base64,") and len(source) < 40_000 and not pixelated
+    assert decoded(source).size == (224, 112)
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "small.png")
+    source, pixelated = thumbnail(tmp_path, "small.png")
+    assert source.startswith("data:image/png;base64,") and pixelated and decoded(source).size == (64, 64)
+
+
+def test_what_is_no_image_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    Image.new("RGB", (200, 200)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    for path in ("text.png", "cut.png", "none.png", "", None, 3, ["a"], "a\0b", "x" * 5000, str(tmp_path)):
+        assert thumbnail(tmp_path, path) == ("", False)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 30_000)
+    assert thumbnail(tmp_path, "whole.png") == ("", False)
+
+
+def test_a_run_that_was_moved_keeps_its_pictures(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "here", "dpo", prompts=2)
+    shutil.move(run, tmp_path / "there")
+    gallery = picture_gallery(read_runs([tmp_path / "there"]))
+    assert [p.source[:22] for p in gallery.pictures] == ["data:image/png;base64,"] * 2  # type: ignore[attr-defined]
+
+
+def test_the_captions_of_two_runs_stand_together(tmp_path: Path) -> None:
+    runs = read_runs([made_up_run(tmp_path / o, o, prompts=2) for o in ("dpo", "cw_dpo")])
+    for run, after in zip(runs, ("a red box", "a blue big box"), strict=True):
+        run.rows[0] |= {"base": {"caption": "a box"}, "before": {"caption": "a red box"}, "after": {"caption": after}}
+    first = picture_gallery(runs).pictures[0]  # type: ignore[attr-defined]
+    assert [(c.who, list(c.words)) for c in first.captions] == [
+        ("base model", [("a box", False)]),
+        ("SFT, start of Stage 2", [("a red box", False)]),
+        ("SFT-C, start of Stage 2", [("a red box", False)]),
+        ("DPO", [("a red box", False)]),
+        ("CW-DPO", [("a", False), ("blue big", True), ("box", False)]),
+    ]

@@ -1,0 +1,261 @@
+"""Small whole runs through the real command line: recipes, data, kills at chosen moments, bitwise comparison.
+
+`CliServer` is one process that has imported everything and forks for every call, so that a call costs what it does and
+not what torch's import takes. Run as a script, this file is that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+"""Fields that tell how long something took."""
+
+
+def tiny_recipe(model: Path | str, **changes: dict[str, Any]) -> dict[str, Any]:
+    """Both stages, on-policy negatives too, in some seconds. `changes` are merged into the sections."""
+    stage = {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "log_steps": 2, "save_steps": 2}
+    mix = {"dataset": 1, "other": 1, "beam": 1, "sample": 1, "max_new_tokens": 5, "beam_width": 2, "batch_size": 4}
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "seed": 5,
+        "model": {"path": str(model)},
+        "data": {"path": "scenes", "size": 40, "held_out": 10},
+        "negatives": {"stage1": mix, "stage2": mix},
+        "stage1": {**stage, "learning_rate": 3e-3},
+        "stage2": {**stage, "learning_rate": 3e-3, "max_steps": 4},
+        "probes": {"every": 2, "prompts": 4},
+        "evaluation": {"prompts": 6, "batch_size": 3, "max_new_tokens": 5},
+    }
+    for section, values in changes.items():
+        recipe[section] = {**recipe[section], **values} if isinstance(values, dict) else values
+    return recipe
+
+
+def write_yaml(path: Path, values: Any) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """A command under way."""
+
+    def __init__(self, server: CliServer, pid: int, out: Path) -> None:
+        self._server, self.pid, self._out = server, pid, out
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit code; minus the signal's number where one ended it."""
+        return self._server.reply()["status"]
+
+    @property
+    def stdout(self) -> str:
+        return (self._out / "stdout").read_text(encoding="utf-8")
+
+    @property
+    def stderr(self) -> str:
+        return (self._out / "stderr").read_text(encoding="utf-8")
+
+    @property
+    def event(self) -> str:
+        """What the run was about to do to its files when `kill_at` struck."""
+        return (self._out / "event").read_text(encoding="utf-8")
+
+    @property
+    def events(self) -> int:
+        """How many things the run did to its files."""
+        return int((self._out / "events").read_text(encoding="utf-8"))
+
+
+class CliServer:
+    """Runs `cwdpo …` in forked children, one at a time."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch, self._calls = scratch, 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, *argv: str | Path, cwd: Path | None = None, kill_at: int = 0, watch: Path | None = None) -> Call:
+        """Begin a call.
+
+        Args:
+            *argv: The command line after `cwdpo`.
+            cwd: Where.
+            kill_at: SIGKILL at the n-th thing that the call does to files under `watch`; 0 never.
+            watch: The run directory.
+        """
+        self._calls += 1
+        out = self._scratch / f"call-{self._calls}"
+        out.mkdir(parents=True)
+        request = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._scratch), "out": str(out)}
+        request |= {"kill_at": kill_at, "watch": str(watch or "")}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Call(self, self.reply()["pid"], out)
+
+    def run(self, *argv: str | Path, **settings: Any) -> tuple[int, Call]:
+        """Run a call to its end; its exit code, and what it wrote."""
+        call = self.start(*argv, **settings)
+        return call.wait(), call
+
+    def reply(self) -> dict[str, int]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def _serve() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    # Everything a run imports, before the first fork.
+    import peft  # noqa: F401
+    import pycocoevalcap.cider.cider  # noqa: F401
+    from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration  # noqa: F401
+
+    import cwdpo.cli.commands
+    import cwdpo.cli.inspect
+    import cwdpo.pipeline
+    import cwdpo.report  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _child(request)
+        print(json.dumps({"pid": pid}), flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _child(request: dict[str, Any]) -> None:
+    from cwdpo.cli import main
+
+    out = Path(request["out"])
+    sys.stdin.close()
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, number)
+    os.chdir(request["cwd"])
+    sys.argv = ["cwdpo", *request["argv"]]
+    counted = _watch(request["watch"], request["kill_at"], out) if request["watch"] else [0]
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        (out / "events").write_text(str(counted[0]), encoding="utf-8")
+        os._exit(code if isinstance(code, int) else 1)
+
+
+_FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "sqlite3.connect"}
+
+
+def _watch(folder: str, kill_at: int, out: Path) -> list[int]:
+    """Count what this process does to files under a folder, and kill it just before the `kill_at`-th."""
+    counted = [0]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event not in _FILE_EVENTS or not args or not isinstance(args[0], str | os.PathLike):
+            return
+        path = os.fspath(args[0])
+        if not isinstance(path, str) or not path.startswith(folder):
+            return
+        if event == "open" and len(args) > 2 and not int(args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+            return
+        counted[0] += 1
+        if counted[0] == kill_at:
+            (out / "event").write_text(f"{event} {path[len(folder) + 1 :]}", encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return counted
+
+
+# -- comparing two runs ----------------------------------------------------------------------------------------------
+
+
+def step_of(path: str) -> str:
+    """The step of a run that a file of it belongs to."""
+    parts = path.strip("/").split("/")
+    return "/".join(parts[:2]) if parts[0] == "negatives" else parts[0]
+
+
+def files_of(run: Path) -> list[str]:
+    """Every file of a run directory."""
+    return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name != ".lock")
+
+
+def rows_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two runs are bitwise the same, but for times and for the order of the rows in the reference's database."""
+    assert files_of(one) == files_of(other)
+    assert not [name for name in files_of(one) if ".tmp" in name or "checkpoint" in name]
+    for name in files_of(one):
+        a, b = one / name, other / name
+        if name.endswith("report.html"):
+            continue
+        if a.suffix == ".sqlite":
+            assert _database(a) == _database(b), name
+        elif a.suffix == ".jsonl":
+            assert list(map(_timeless, rows_of(a))) == list(map(_timeless, rows_of(b))), name
+        elif a.name in ("done.json", "manifest.json"):
+            assert _timeless(json.loads(a.read_text())) == _timeless(json.loads(b.read_text())), name
+        else:
+            assert a.read_bytes() == b.read_bytes(), name
+
+
+def _timeless(row: Any) -> Any:
+    return {k: v for k, v in row.items() if k not in _TIMES} if isinstance(row, dict) else row
+
+
+def _database(path: Path) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return sorted(connection.execute("SELECT key, tokens FROM logps"))
+
+
+def failures_left(folder: Path) -> Iterator[Path]:
+    """What a command that failed must not leave behind."""
+    return (p for p in folder.rglob("*") if p.name.endswith((".tmp", ".part")))
+
+
+if __name__ == "__main__":
+    _serve()
