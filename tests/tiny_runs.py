@@ -23,7 +23,7 @@ _TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_p
 """Fields that tell how long something took."""
 
 
-def tiny_recipe(model: Path | str, **changes: dict[str, Any]) -> dict[str, Any]:
+def tiny_recipe(model: Path | str, /, **changes: dict[str, Any]) -> dict[str, Any]:
     """Both stages, on-policy negatives too, in some seconds. `changes` are merged into the sections."""
     stage = {"max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "log_steps": 2, "save_steps": 2}
     mix = {"dataset": 1, "other": 1, "beam": 1, "sample": 1, "max_new_tokens": 5, "beam_width": 2, "batch_size": 4}

@@ -41,7 +41,14 @@ def lora(**changes: Any) -> LoraConfig:
 
 
 def train_sft(
-    model: Any, processor: Any, groups: Any, folder: Path, *, callbacks: Any = None, peft_config: Any = None, **args: Any
+    model: Any,
+    processor: Any,
+    groups: Any,
+    folder: Path,
+    *,
+    callbacks: Any = None,
+    peft_config: Any = None,
+    **args: Any,
 ) -> SFTCTrainer:
     trainer = SFTCTrainer(
         model,
@@ -56,7 +63,14 @@ def train_sft(
 
 
 def train_dpo(
-    model: Any, processor: Any, groups: Any, folder: Path, *, callbacks: Any = None, peft_config: Any = None, **args: Any
+    model: Any,
+    processor: Any,
+    groups: Any,
+    folder: Path,
+    *,
+    callbacks: Any = None,
+    peft_config: Any = None,
+    **args: Any,
 ) -> CWDPOTrainer:
     trainer = CWDPOTrainer(
         model,

@@ -156,13 +156,9 @@ def test_probes_change_nothing(adapters: bool, tmp_path: Path) -> None:
     assert len(callback.rows) == 5
     assert not differing(weights(probed.model), weights(without.model))
     assert differing(weights(probed.model), before)
-    assert [p.requires_grad for p in probed.model.parameters()] == [
-        p.requires_grad for p in without.model.parameters()
-    ]
+    assert [p.requires_grad for p in probed.model.parameters()] == [p.requires_grad for p in without.model.parameters()]
     assert probed.model.training == without.model.training
-    ours, theirs = (
-        [row for row in t.state.log_history if "loss" in row] for t in (probed, without)
-    )
+    ours, theirs = ([row for row in t.state.log_history if "loss" in row] for t in (probed, without))
     assert ours == theirs
 
 

@@ -114,7 +114,7 @@ def test_logged_coefficients_are_the_gradient(objective: str, detach: bool) -> N
 
 
 def test_relatives() -> None:
-    """Pair B alone, β = 0.5: dpo_shift m = 0.5·(0 − 0.25·1) = −0.125; rpo: m = −0.5 plus 2·NLL/token of the chosen, 3."""
+    """Pair B alone, β = 0.5: dpo_shift m = 0.5·(0 − 0.25·1) = −0.125; rpo: m = −0.5 plus 2·NLL of the chosen, 3."""
     rows = [row for row in ROWS if row[0] == "B"]
     batch, scores, reference = made(rows)
 

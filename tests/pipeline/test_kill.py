@@ -130,7 +130,7 @@ def test_signal_saves_and_says_how_to_go_on(
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run)
-    _wait_for(run / stage / "metrics.jsonl")
+    _wait_for(run / stage / "checkpoints" / "checkpoint-2")
     call.signal(number)
     assert call.wait() == 130
     last = call.stderr.splitlines()[-1]

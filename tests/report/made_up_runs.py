@@ -128,6 +128,7 @@ def _evaluation(folder: Path, objective: str, prompts: int, evil: str, draw: ran
         summary[when]["correct"] = sum(r["correct"] for r in each) / prompts
         logp = {k: v + scale * FALL[objective][k] for k, v in START.items()}
         logp["chosen"] = sum(r["logp"]["chosen"] for r in each) / prompts
+        summary[when]["grounding"] = {"right": -0.5, "shuffled": -1.4, "gap": 0.9, "low": 0.85, "high": 0.95}
         summary[when] |= {"ece": ece, "entropy": 0.62, "top1": 0.74, "logp": logp, "reliability": _bins(ece)}
     summary["after"] |= {"tv": TV[objective], "js": TV[objective] / 3}
     write_jsonl(folder / "evaluation" / "rows.jsonl", rows)

@@ -112,6 +112,18 @@ def test_one_run_is_set_against_its_own_start() -> None:
     assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [26.0, 124.0]" in found.statements[2].text
 
 
+def test_grounding_is_stated_without_a_judgement() -> None:
+    new, old = a_run("new", 0.05, 0.1, [True]), a_run("old", 0.1, 0.2, [True])
+    new.summary["after"]["grounding"] = {"gap": 0.5, "low": 0.45, "high": 0.55}
+    old.summary["after"]["grounding"] = {"gap": 0.25}
+    found = compare_runs(new, old)
+    assert found is not None
+    assert found.statements[-1].text == (
+        "new 0.500 [0.450, 0.550], old 0.250 nats per token likelier than with another picture (95 % intervals)."
+    )
+    assert found.statements[-1].sign == ""
+
+
 def test_no_evaluation_no_verdict() -> None:
     empty = RunRecord(Path("x"), "x", {})
     assert describe_run(empty) is None
@@ -183,13 +195,27 @@ def test_a_flat_line_and_a_single_point_have_axes() -> None:
 def test_bars_are_as_long_as_their_values() -> None:
     drawn = bar_chart([Bar("a", 0.2, "r-0"), Bar("b", 0.05, "r-1", 0.1)], title="t", description="d", width=204)
     assert 'width="200.0" height="14"' in drawn and 'width="50.0" height="14"' in drawn  # 204 − 4 units are 0.2
-    assert '<path d="M100.0 56V76"/>' in drawn
+    assert '<path d="M100.0 57V75"/>' in drawn
     assert '>a<tspan class="value" dx="8">0.200</tspan>' in drawn and ">0.100 → 0.050</tspan>" in drawn
 
 
 def test_histogram_counts_are_said() -> None:
     drawn = histogram_rows([HistogramRow("easy", [3, 0, 1, 0], "k-easy")], title="t", description="d", x_name="w")
     assert "easy, 0.0 to 0.2: 3 of 4" in drawn and drawn.count("<rect") == 2
+
+
+def test_a_run_that_starts_from_another_runs_stage_is_called_so(tmp_path: Path) -> None:
+    first = made_up_run(tmp_path / "first", "dpo", prompts=2, name="SFT → DPO")
+    second = made_up_run(tmp_path / "second", "dpo", prompts=2, name="other")
+    recipe = (second / "recipe.yaml").read_text(encoding="utf-8")
+    (second / "recipe.yaml").write_text(recipe.replace("enabled: true", "enabled: false", 1), encoding="utf-8")
+    shutil.rmtree(second / "stage1")
+    runs = read_runs([first, second])
+    assert [(r.label, r.method, r.origin) for r in runs] == [("SFT → DPO", "SFT → DPO", "SFT"), ("other", "DPO", "SFT")]
+    (captions,) = (p.captions for p in picture_gallery(runs).pictures[:1])  # type: ignore[attr-defined]
+    assert [c.who for c in captions].count("base model") == 1
+    (alone,) = read_runs([second])
+    assert (alone.label, alone.origin) == ("other", "base model")
 
 
 def decoded(source: str) -> Image.Image:

@@ -100,7 +100,7 @@ def test_cached_and_live_train_alike(way: Any, tmp_path: Path) -> None:
         _, processor = fresh()
         torch.manual_seed(0)
         model, given, _ = way(processor)
-        for config in ([given["peft_config"]] if "peft_config" in given else []):
+        for config in [given["peft_config"]] if "peft_config" in given else []:
             config.lora_dropout = 0.0
         if way is stage1_adapter:
             model = adapted(fresh()[0])
@@ -135,9 +135,9 @@ def test_reference_adapter_is_frozen(tmp_path: Path) -> None:
     groups = rows(4, tmp_path)
     _, processor = fresh()
     model = adapted(fresh()[0], dropout=0.2)
-    partly = [p for n, p in model.named_parameters() if "layers.0" in n]
-    for parameter in partly:
-        parameter.requires_grad_(False)  # the user trains the adapters of the second layer only
+    for name, parameter in model.named_parameters():
+        # The user trains the adapters of one layer only.
+        parameter.requires_grad_("language_model.layers.1." in name and "lora_" in name)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained
     trainer = make(tmp_path / "run", groups, model, processor)
@@ -162,8 +162,7 @@ def test_base_under_fresh_adapters_is_untouched(tmp_path: Path) -> None:
     trainer.train()
     assert trained == {n for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
-    merged = {n: v for n, v in trainer.model.unload().state_dict().items()}
-    assert not differing(base, merged)
+    assert not differing(base, weights(trainer.model.unload()))
 
 
 def test_saved_adapter_loads_with_peft(tmp_path: Path) -> None:
@@ -186,9 +185,8 @@ def test_cache_survives(tmp_path: Path) -> None:
     counts = []
     for number, part in enumerate((groups[:4], groups[:4], groups)):
         scorer = Counting()
-        trainer = make(
-            tmp_path / str(number), part, fresh()[0], processor, reference="cached", reference_cache=cache, scorer=scorer
-        )
+        given: dict[str, Any] = {"reference": "cached", "reference_cache": cache, "scorer": scorer}
+        trainer = make(tmp_path / str(number), part, fresh()[0], processor, **given)
         counts.append(trainer.fill_reference())
         assert scorer.scored == counts[-1]
     assert counts == [8, 0, 2]

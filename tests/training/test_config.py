@@ -48,7 +48,7 @@ def test_bad_values(config: type, key: str, value: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(("config", "section"), [(SFTCConfig, Stage1Section), (CWDPOConfig, Stage2Section)])
 def test_fields_are_the_recipe_s(config: Any, section: Any, tmp_path: Any) -> None:
     """Names, defaults and descriptions of the objective's fields are those of the recipe."""
-    ours = {f.name: f for f in dataclasses.fields(config)} 
+    ours = {f.name: f for f in dataclasses.fields(config)}
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
     shared = {name for name in ours if name in section.model_fields and name not in inherited}
     assert len(shared) >= 8

@@ -68,7 +68,9 @@ def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
     model, processor = fresh()
     model.lm_head.weight.register_hook(lambda gradient: gradient / 0.0)
     before = weights(model)
-    with pytest.raises(NonFiniteError, match="update 1: the gradient norm is (nan|inf); nothing was updated") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"update 1: the gradient norm is (nan|inf); nothing was updated"
+    ) as caught:
         train_sft(model, processor, rows(2, tmp_path), tmp_path / "run", per_device_train_batch_size=2)
     assert "sample.jsonl:1, sample.jsonl:2" in str(caught.value)
     assert not differing(before, weights(model))

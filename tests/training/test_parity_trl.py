@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from test_trainers import TRL_METRICS, trl_rows
+
 from tiny_training import QUIET, clone, fresh, largest_difference, rows, train_dpo, weights
 
 trl = pytest.importorskip("trl")
@@ -38,9 +38,7 @@ def test_updates_equal_trl(family: str, scorer: str, tmp_path: Path) -> None:
     theirs = trl.DPOTrainer(
         clone(model),
         clone(model),
-        args=trl.DPOConfig(
-            str(tmp_path / "trl"), bf16=False, activation_checkpointing=False, max_length=None, **args
-        ),
+        args=trl.DPOConfig(str(tmp_path / "trl"), bf16=False, activation_checkpointing=False, max_length=None, **args),
         train_dataset=table,
         processing_class=processor,
     )

@@ -41,7 +41,7 @@ COMMON: dict[str, Any] = QUIET | {
     "save_strategy": "steps",
     "save_steps": 2,
 }
-"""12 rows are 3 updates an epoch: checkpoints at 2, 4, 6 and 7 lie in mid-epoch, at its end, and between logged rows."""
+"""12 rows are 3 updates an epoch: checkpoints at 2, 4, 6, 7 lie in mid-epoch, at its end, between logged rows."""
 
 
 class Kill(BaseException):

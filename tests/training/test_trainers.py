@@ -48,7 +48,7 @@ def answer(text: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("train", [train_sft, train_dpo], ids=["sft_c", "cw_dpo"])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_train_save_load(family: str, train: Any, adapters: bool, tmp_path: Path, tiny_folder: Any) -> None:
-    """Train on prompt groups with 1 or 2 negatives and 0, 1 or 2 images; plain transformers and PEFT load the result."""
+    """Prompt groups with 1 or 2 negatives and 0, 1 or 2 images; plain transformers and PEFT load the result."""
     groups = rows(6, tmp_path, responses=[2, 3])
     trainer = train(
         *fresh(family),

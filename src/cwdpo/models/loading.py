@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
 from cwdpo.recipe import LoraSection, ModelSection
 
-__all__ = ["add_lora", "folder_digest", "freeze_parts", "load_model", "load_weights", "part_of", "sequence_limit", "state_digest"]
+__all__ = [
+    "add_lora",
+    "folder_digest",
+    "freeze_parts",
+    "load_model",
+    "load_weights",
+    "part_of",
+    "sequence_limit",
+    "state_digest",
+]
 
 Part = Literal["vision", "projector", "language"]
 
@@ -99,7 +109,7 @@ def load_weights(model: Any, folder: Path) -> None:
         loaded, info = type(model).from_pretrained(
             folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the weights cannot be read: {one_line(error)}") from error
     if info["missing_keys"]:
         raise ModelError(f"{folder}: {len(info['missing_keys'])} weights are missing; use another checkpoint")
@@ -149,7 +159,7 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     skipped = {*section.freeze, *section.train_fully}
     modules = [name for name, _ in model.named_modules()]
     exclude = [name for name in modules if name and part_of(name) in skipped]
-    whole = sorted({name for name in modules if name and _is_root_of(name, section.train_fully)})
+    whole = sorted(_roots_of(model, section.train_fully))
     try:
         adapted = get_peft_model(
             model,
@@ -171,10 +181,13 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     return adapted
 
 
-def _is_root_of(name: str, parts: Iterable[str]) -> bool:
-    """Whether a module is the topmost of one of the parts."""
-    parent = name.rpartition(".")[0]
-    return any(part_of(name) == part and part_of(parent) != part and part != "language" for part in parts)
+def _roots_of(model: Any, parts: Iterable[str]) -> Iterator[str]:
+    """Yield the topmost modules of the named parts; of a list of modules its members, for PEFT wraps no lists."""
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if not any(part_of(name) == part and part_of(parent) != part and part != "language" for part in parts):
+            continue
+        yield from ([f"{name}.{i}" for i in range(len(module))] if isinstance(module, torch.nn.ModuleList) else [name])
 
 
 def sequence_limit(model: Any, asked: int | None) -> int | None:
@@ -190,13 +203,18 @@ def state_digest(model: Any, *, without_adapters: bool = False) -> str:
 
     Args:
         model: The model.
-        without_adapters: Leave out what PEFT added: the base under other adapters has the same digest.
+        without_adapters: Leave out what PEFT added: the digest is that of the base before.
     """
-    added = (f".{model.base_model.prefix}", ".modules_to_save.") if without_adapters else ()
+    state: dict[str, Any] = model.get_base_model().state_dict() if without_adapters else model.state_dict()
+    if without_adapters:
+        added = (f".{model.base_model.prefix}", ".modules_to_save.")
+        state = {
+            name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+            for name, tensor in state.items()
+            if not any(mark in name for mark in added)
+        }
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if any(mark in name for mark in added):
-            continue
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         digest.update(memoryview(raw))

@@ -13,7 +13,7 @@ import torch
 from cwdpo.data.schema import CHOSEN, REJECTED
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import RecipeError, StoppedError
-from cwdpo.files import atomic_directory
+from cwdpo.files import atomic_directory, read_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.rundir import RunDirectory
@@ -25,7 +25,6 @@ from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.callbacks import MetricsFile, ProbeCallback, StopOnSignal
 from cwdpo.training.checkpoints import last_checkpoint
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
-from cwdpo.training.trainer import GroupTrainer
 
 __all__ = ["train_stage1", "train_stage2"]
 
@@ -122,7 +121,7 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
     trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
     trainer.quiet()
     if probes is not None:
-        probes.attach(_Tracker(trainer))
+        probes.attach(trainer)
     checkpoint, broken = last_checkpoint(folder / "checkpoints")
     if broken:
         run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
@@ -130,8 +129,14 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         run.reporter.note(f"going on from {checkpoint.name}")
     if isinstance(trainer, CWDPOTrainer) and getattr(s, "reference", "") == "cached":
         _fill_reference(run, trainer, resuming=checkpoint is not None)
+    updates, seconds = _finished_updates(checkpoint), None
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and updates:
+            # Killed between the last checkpoint and the model: transformers would make an update too many.
+            trainer._load_from_checkpoint(str(checkpoint))  # pyright: ignore[reportPrivateUsage]
+        else:
+            seconds = trainer.train(str(checkpoint) if checkpoint else None).metrics.get("train_runtime")
+            updates = trainer.state.global_step
     finally:
         stop.release()
         for callback in shown:
@@ -145,27 +150,20 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         trainer.save_model(str(temporary))
         (temporary / "training_args.bin").unlink(missing_ok=True)
     facts = {
-        "updates": trainer.state.global_step,
+        "updates": updates,
         "start": folder_digest(start),
         "model": folder_digest(folder / "model"),
     }
-    run.finish(stage, {**facts, "seconds": result.metrics.get("train_runtime")})
+    run.finish(stage, {**facts, "seconds": seconds})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if stop.received is not None:
         raise StoppedError(f"stopped after {stage}, which is finished. Run the same command again to go on")
 
 
-class _Tracker:
-    """Logs through a trainer without using up the row of the loss that is due after the same update."""
-
-    def __init__(self, trainer: GroupTrainer) -> None:
-        self._trainer = trainer
-
-    def log(self, logs: dict[str, float]) -> None:
-        """Log a row beside the trainer's own."""
-        due = self._trainer.control.should_log
-        self._trainer.log(logs)
-        self._trainer.control.should_log = due
+def _finished_updates(checkpoint: Path | None) -> int:
+    """Return the number of updates where a checkpoint is the one after the last update, else 0."""
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint is not None else {"global_step": 0}
+    return state["global_step"] if 0 < state.get("max_steps", 0) <= state["global_step"] else 0
 
 
 def _fill_reference(run: RunDirectory, trainer: CWDPOTrainer, *, resuming: bool) -> None:

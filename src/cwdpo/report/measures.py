@@ -33,6 +33,11 @@ _COLUMNS = (
     _Column("logp_hard", "hard", "Log-probability of hard negatives, nats per token"),
     _Column("logp_medium", "medium", "Log-probability of medium negatives, nats per token"),
     _Column("logp_easy", "easy", "Log-probability of easy negatives, nats per token"),
+    _Column(
+        "grounding",
+        "picture",
+        "How much likelier gold captions are with their own picture than with another, nats per token",
+    ),
     _Column("correct", "right, %", "Greedy captions that are wholly right; higher is better", 1, 100),
     _Column("cider", "CIDEr", "CIDEr-D × 100 against all references; higher is better", 1),
 )
@@ -51,8 +56,7 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
         digest = run.start_digest() or f"{i}"
         if digest not in started and any(v is not None for v in start.values()):
             started[digest] = run.label
-            origin = run.objective("stage1") if run.last_stage == "stage2" and run.enabled("stage1") else "base"
-            rows.append((f"start: {origin}", "muted", start))
+            rows.append((f"start: {run.origin}", "muted", start))
         if any(v is not None for v in end.values()):
             rows.append((run.label, f"run {run_style(i)}", end))
     for name, values in methods.items():
@@ -71,6 +75,8 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
         f"{count}TV, JS: distance from the start of the last stage. ECE: gap between confidence and accuracy on gold "
         "tokens. Log p in nats per token: of gold captions, then of negatives with one, two or all attributes wrong."
     )
+    if any(c.key == "grounding" for c in columns):
+        text += " Picture: how much likelier gold captions are with their own picture than with another."
     return Table("All methods, all measures", text, header, body)
 
 

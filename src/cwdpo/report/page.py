@@ -56,10 +56,9 @@ def write_report(
 
 
 def _title(runs: Sequence[RunRecord]) -> str:
-    names = {run.name for run in runs}
     if len(runs) == 1:
-        return runs[0].name if runs[0].name != "cwdpo run" else runs[0].method
-    return names.pop() if len(names) == 1 and "cwdpo run" not in names else " · ".join(run.label for run in runs)
+        return runs[0].label if runs[0].label == runs[0].name else runs[0].method
+    return " · ".join(run.label for run in runs)
 
 
 # -- sections: one function each, in the order of the page -------------------------------------------------------------

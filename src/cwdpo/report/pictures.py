@@ -94,10 +94,14 @@ def _captions(said: Sequence[tuple[int, RunRecord, dict[str, Any]]]) -> list[Cap
     for when in ("base", "before", "after"):
         for i, run, row in said:
             part = as_map(row.get(when))
+            if when == "before" and run.origin == "base model":
+                continue  # shown as the base model's already
+            if when == "base" and not run.after_stage1 and run.origin != "base model":
+                continue  # another run's Stage 1: shown as the start
             if not isinstance(part.get("caption"), str):
                 continue
             caption = _cut(part["caption"])
-            who = {"base": "base model", "before": _start_name(run), "after": run.label}[when]
+            who = {"base": "base model", "before": f"{run.origin}, start of Stage 2", "after": run.label}[when]
             if when != "after" and (who, caption) in seen:
                 continue
             seen[who, caption] = i
@@ -115,12 +119,6 @@ def _captions(said: Sequence[tuple[int, RunRecord, dict[str, Any]]]) -> list[Cap
                 )
             )
     return found
-
-
-def _start_name(run: RunRecord) -> str:
-    if run.last_stage == "stage2" and run.enabled("stage1"):
-        return f"{run.objective('stage1')}, start of Stage 2"
-    return "start of the stage"
 
 
 def _marked(caption: str, before: str | None) -> list[tuple[str, bool]]:

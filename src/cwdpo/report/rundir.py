@@ -19,6 +19,8 @@ KINDS = ("chosen", "hard", "medium", "easy", "rejected")
 
 _LARGEST = 1e30
 
+_DEFAULT_NAME = "cwdpo run"
+
 _OBJECTIVES = {
     "sft": "SFT",
     "sft_c": "SFT-C",
@@ -97,6 +99,7 @@ class RunRecord:
         negatives: Counts by stage and source.
         troubles: Files that could not be read, one sentence each.
         label: How the report calls it.
+        origin: How the report calls the model that its last stage started from.
     """
 
     folder: Path
@@ -110,11 +113,17 @@ class RunRecord:
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     troubles: list[str] = field(default_factory=list[str])
     label: str = ""
+    origin: str = "base model"
 
     @property
     def last_stage(self) -> str:
         """The stage that the evaluation measures: Stage 2, or Stage 1 where that is the last one."""
         return "stage2" if self.enabled("stage2") else "stage1"
+
+    @property
+    def after_stage1(self) -> bool:
+        """Tell whether the last stage starts from what this run's own Stage 1 made."""
+        return self.last_stage == "stage2" and self.enabled("stage1")
 
     def enabled(self, stage: str) -> bool:
         """Tell whether the recipe has this stage."""
@@ -136,6 +145,8 @@ class RunRecord:
     def measure(self, when: str, name: str) -> float | None:
         """Return a figure of the summary; `logp_chosen` and its like are looked up by kind."""
         part = self.section(when)
+        if name == "grounding":
+            return number(as_map(part.get(name)).get("gap"))
         if name.startswith("logp_"):
             return number(as_map(part.get("logp")).get(name.removeprefix("logp_")))
         return number(part.get(name))
@@ -167,7 +178,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     if not folders:
         raise RunError("a report needs at least one run directory; give the --out folder of `cwdpo train`")
     runs = [read_run(Path(folder)) for folder in folders]
+    named = all(r.name != _DEFAULT_NAME for r in runs)
     choices = (
+        *([[r.name for r in runs]] if named else []),
         [r.objective(r.last_stage) for r in runs],
         [r.method for r in runs],
         [r.name for r in runs],
@@ -177,6 +190,12 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     labels = next(c for c in choices if len(set(c)) == len(runs))
     for run, label in zip(runs, labels, strict=True):
         run.label = one_line(label, 60)
+    trained = {r.start_digest(): r.objective("stage1") for r in runs if r.after_stage1}
+    for run in runs:
+        if run.after_stage1:
+            run.origin = run.objective("stage1")
+        elif (digest := run.start_digest()) is not None:
+            run.origin = trained.get(digest, run.origin)
     return runs
 
 
@@ -198,7 +217,7 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{path}: cannot be read: {one_line(error)}; {hint}") from None
     if not isinstance(recipe, dict):
         raise RunError(f"{path}: not a recipe; {hint}")
-    run = RunRecord(folder, str(as_map(recipe).get("name", "cwdpo run")), as_map(recipe))
+    run = RunRecord(folder, str(as_map(recipe).get("name", _DEFAULT_NAME)), as_map(recipe))
     run.manifest = as_map(_json(run, folder / "manifest.json"))
     run.summary = as_map(_json(run, folder / "evaluation" / "summary.json"))
     run.rows = _rows(run, folder / "evaluation" / "rows.jsonl")

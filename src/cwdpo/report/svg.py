@@ -162,12 +162,12 @@ def bar_chart(bars: Sequence[Bar], *, title: str, description: str, decimals: in
         value = text_of(bar.value, decimals)
         value = value if bar.start is None else f"{text_of(bar.start, decimals)} → {value}"
         name = Markup('<text x="{}" y="{}" class="row-name">{}<tspan class="value" dx="8">{}</tspan></text>')
-        parts.append(name.format(box.left, y + 13, bar.name, value))
+        parts.append(name.format(box.left, y + 11, bar.name, value))
         mark = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="14" rx="2"/></g>')
         parts.append(mark.format(bar.style, said, box.left, y + 19, round(max(length, 1.0), 1)))
         if bar.start is not None:
             x = round(max(0.0, bar.start) / high * (box.x_end - box.left), 1)
-            parts.append(_mark(x, y + 16, y + 36, f"{bar.name}: {text_of(bar.start, decimals)} at the start"))
+            parts.append(_mark(x, y + 17, y + 35, f"{bar.name}: {text_of(bar.start, decimals)} at the start"))
     return _svg(box, title, description, parts)
 
 

@@ -77,6 +77,7 @@ def compare_runs(run: RunRecord, base: RunRecord) -> Verdict | None:
         starts = (run.measure("before", m.key), base.measure("before", m.key))
         differences = [_row_value(a, "after", m) - _row_value(b, "after", m) for a, b in shared if _both(a, b, m)]
         statements += _judge(m, pair, differences, _starts(m, starts))
+    statements += _grounding([(run.label, run.section("after")), (base.label, base.section("after"))])
     sentence = _sentence(f"Against {base.label}, {run.label}", statements)
     caveats = _caveats(run, base, len(shared))
     return Verdict(f"{run.label} against {base.label}", sentence, [s for s, _ in statements], caveats)
@@ -97,6 +98,7 @@ def describe_run(run: RunRecord) -> Verdict | None:
         both = [r for r in run.rows if _known(r, "after", m) and _known(r, "before", m)]
         differences = [_row_value(r, "after", m) - _row_value(r, "before", m) for r in both]
         statements += _judge(m, pair, differences, "", joint="after, before")
+    statements += _grounding([("After", run.section("after")), ("before", run.section("before"))])
     sentence = _sentence(f"Over {stage}, {run.label}", statements)
     caveat = _SEEDS.replace("One run of each", "One run")
     return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in statements], [caveat])
@@ -155,6 +157,21 @@ def _judge(
         word = "about equal" if phrase[0] == "=" else ("higher" if a > b else "lower")
         text = f"{values}: {word}."
     return [(Statement(m.name, f"{text}{starts}", _sign(phrase)), phrase)]
+
+
+def _grounding(parts: Sequence[tuple[str, dict[str, object]]]) -> list[tuple[Statement, str]]:
+    """Say how much likelier gold captions are with their own picture than with another."""
+    said: list[str] = []
+    for name, part in parts:
+        found = as_map(part.get("grounding"))
+        gap, low, high = (number(found.get(k)) for k in ("gap", "low", "high"))
+        if gap is not None:
+            interval = "" if low is None or high is None else f" [{text_of(low)}, {text_of(high)}]"
+            said.append(f"{name} {text_of(gap)}{interval}")
+    if not said:
+        return []
+    text = f"{', '.join(said)} nats per token likelier than with another picture (95 % intervals)."
+    return [(Statement("Gold captions with their own picture", text), "")]
 
 
 def _starts(m: _Measure, starts: tuple[float | None, float | None]) -> str:
@@ -236,7 +253,7 @@ def _caveats(run: RunRecord, base: RunRecord, shared: int) -> list[str]:
         found.append(f"{shared} pictures are few: take the intervals as rough.")
     starts = (run.start_digest(), base.start_digest())
     if None not in starts and starts[0] != starts[1]:
-        one, two = (r.objective("stage1") if r.enabled("stage1") else "the given model" for r in (run, base))
+        one, two = run.origin, base.origin
         where = f" ({run.label} from {one}, {base.label} from {two})" if one != two else ""
         found.append(f"The last stages started from different weights{where}: this compares the whole routes.")
     ignored = ("name", "stage1.objective", "stage2.objective", "evaluation.samples", "report_to")

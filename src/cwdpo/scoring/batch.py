@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,7 @@ class EncodedGroup:
         token_types: Further per-token inputs of the prompt (`mm_token_type_ids`, `token_type_ids`).
         vision: What the processor made of the images of this prompt alone (`pixel_values`, `image_grid_thw`, …).
         responses: The K responses.
+        image_key: Content digest of the images and of how they are processed; empty where unknown.
     """
 
     id: str
@@ -49,6 +50,7 @@ class EncodedGroup:
     token_types: dict[str, tuple[int, ...]]
     vision: dict[str, Tensor]
     responses: tuple[EncodedResponse, ...]
+    image_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ class Batch:
         rejected = [row for row, r in enumerate(responses) if r.role == "rejected" and owner[row] in first]
         return [first[owner[row]] for row in rejected], rejected
 
-    def vision_inputs(self, repeats: Sequence[int]) -> dict[str, Tensor]:
-        """Return the pixel inputs of the batch, those of group g repeated `repeats[g]` times.
+    def vision_inputs(self, repeats: Sequence[int], without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return the pixel inputs of the batch but those named in `without`, group g's repeated `repeats[g]` times.
 
         Tensors of unequal shape (images of different size in families that pad) are padded with zeros.
         """
-        keys = {key for g in self.groups for key in g.vision}
+        keys = {key for g in self.groups for key in g.vision if key not in without}
         merged: dict[str, Tensor] = {}
         for key in sorted(keys):
             parts = [

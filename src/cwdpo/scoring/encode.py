@@ -138,7 +138,8 @@ class PromptEncoder:
                 f"{where}: needs {longest} tokens ({len(prefix)} of prompt and image), the limit is {self.max_length}; "
                 "image tokens are never cut: raise model.max_length, lower model.max_pixels, or leave the row out"
             )
-        return EncodedGroup(group.id, where, prefix, types, inputs, tuple(responses))
+        image_key = text_digest(self._signature, *images) if images else ""
+        return EncodedGroup(group.id, where, prefix, types, inputs, tuple(responses), image_key)
 
 
 class GroupCollator:

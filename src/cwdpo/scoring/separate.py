@@ -13,7 +13,14 @@ from cwdpo.errors import ModelError
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.vision import FrozenVision
 
-__all__ = ["SeparateScorer", "base_model", "check_token_types", "computes_own_positions", "token_type_rows"]
+__all__ = [
+    "SeparateScorer",
+    "base_model",
+    "check_token_types",
+    "computes_own_positions",
+    "token_type_rows",
+    "vision_inputs",
+]
 
 _RESPONSE_TYPES = {("paligemma", "token_type_ids"): 1}
 """Type of a response's tokens where it is not 0: PaliGemma reads type 0 as the prompt, seen in both directions."""
@@ -71,6 +78,13 @@ def token_type_rows(
     return rows
 
 
+def vision_inputs(inner: Any, batch: Batch, repeats: Sequence[int], vision: FrozenVision | None) -> dict[str, Any]:
+    """Return the images of a batch on the model's device, those of group g `repeats[g]` times: pixels or features."""
+    if vision is not None:
+        return vision.inputs(inner, batch, repeats)
+    return {name: value.to(inner.device, non_blocking=True) for name, value in batch.vision_inputs(repeats).items()}
+
+
 class SeparateScorer:
     """Scores each response as prompt + response, images and prompt encoded once per response."""
 
@@ -97,13 +111,11 @@ class SeparateScorer:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         starts = [width - len(sequence) for sequence in sequences]
         inputs |= token_type_rows(inner, batch, owner, starts, mask)
-        inputs |= batch.vision_inputs([len(g.responses) for g in batch.groups])
         accepted = inspect.signature(inner.forward).parameters
         if "position_ids" in accepted and not computes_own_positions(inner):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         inputs = {name: value.to(inner.device, non_blocking=True) for name, value in inputs.items()}
-        if self.vision is not None:
-            inputs = self.vision(inner, inputs)
+        inputs |= vision_inputs(inner, batch, [len(g.responses) for g in batch.groups], self.vision)
         if "logits_to_keep" in accepted:
             inputs["logits_to_keep"] = keep
         logits: Tensor = model(**inputs, use_cache=False).logits[:, -keep:]

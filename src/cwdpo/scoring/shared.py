@@ -20,6 +20,7 @@ from torch import Tensor
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.generation import inference
 from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.reference import Scorer
 from cwdpo.scoring.separate import (
     SeparateScorer,
@@ -27,6 +28,7 @@ from cwdpo.scoring.separate import (
     check_token_types,
     computes_own_positions,
     token_type_rows,
+    vision_inputs,
 )
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
@@ -146,10 +148,8 @@ class SharedPrefixScorer:
         types = token_type_rows(inner, batch, range(len(batch.groups)), layout.starts, layout.tokens)
         positions = _positions(inner, batch, layout, types)
         inputs: dict[str, Any] = {"input_ids": layout.ids, "position_ids": positions, **types}
-        inputs |= batch.vision_inputs([1] * len(batch.groups))
         inputs = {name: value.to(inner.device, non_blocking=True) for name, value in inputs.items()}
-        if self.vision is not None:
-            inputs = self.vision(inner, inputs)
+        inputs |= vision_inputs(inner, batch, [1] * len(batch.groups), self.vision)
         inputs["attention_mask"] = _attention_mask(inner, layout, positions, types)
         inputs["logits_to_keep"] = _head_positions(keep, inner.device, layout.prefix_end)
         logits: Tensor = model(**inputs, use_cache=False).logits
@@ -179,7 +179,7 @@ def _positions(inner: Any, batch: Batch, layout: _Layout, types: dict[str, Tenso
     known: dict[str, Any] = {"input_ids": layout.ids[:, :end], "attention_mask": prefix}
     known["mm_token_type_ids"] = torch.zeros_like(prefix)
     known |= {name: values[:, :end] for name, values in types.items()}
-    known |= batch.vision_inputs([1] * len(batch.groups))
+    known |= batch.vision_inputs([1] * len(batch.groups), without=("pixel_values",))
     accepted = inspect.signature(index_of).parameters
     axes: Tensor = index_of(**{name: value for name, value in known.items() if name in accepted})[0]
     last = axes.masked_fill(prefix[None] == 0, 0).amax((0, 2))
@@ -252,7 +252,9 @@ def _by_response(logits: Tensor, batch: Batch, keep: Tensor) -> ResponseLogits:
     return ResponseLogits(logits[place_index], targets, rows, columns, shape)
 
 
-def choose_scorer(model: Any, batch: Batch, mode: Literal["auto", "shared", "separate"] = "auto") -> Scorer:
+def choose_scorer(
+    model: Any, batch: Batch, mode: Literal["auto", "shared", "separate"] = "auto", cache: FeatureCache | None = None
+) -> Scorer:
     """Return the scorer for a model, checked on a batch of the user's own data.
 
     The shared scorer is taken for families that are known to work, after a part of `batch` was scored both ways
@@ -263,13 +265,14 @@ def choose_scorer(model: Any, batch: Batch, mode: Literal["auto", "shared", "sep
         model: The model, in any wrapper.
         batch: A batch of the training data.
         mode: `auto`; `shared` raises where `auto` would fall back; `separate` checks nothing.
+        cache: Where the shared scorer keeps the image features of a frozen tower.
 
     Raises:
         ModelError: `mode` is `shared` and the shared scorer cannot be used.
     """
     if mode == "separate":
         return SeparateScorer()
-    vision = FrozenVision()
+    vision = FrozenVision(cache)
     reason = _why_not_shared(model, batch, vision)
     if reason is None:
         return SharedPrefixScorer(vision)
@@ -286,11 +289,18 @@ class AutoScorer:
         mode: `auto`, `shared` or `separate`.
         bfloat16: Compute in bfloat16 (float32 weights on a bfloat16 base are cast on the way). Scoring outside of a
             training step then computes as one inside does.
+        cache: Where the image features of a frozen tower stay from step to step.
     """
 
-    def __init__(self, mode: Literal["auto", "shared", "separate"] = "auto", *, bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        mode: Literal["auto", "shared", "separate"] = "auto",
+        *,
+        bfloat16: bool = False,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self.mode: Literal["auto", "shared", "separate"] = mode
-        self.bfloat16 = bfloat16
+        self.bfloat16, self.cache = bfloat16, cache
         self._chosen: Scorer | None = None
 
     def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
@@ -298,7 +308,7 @@ class AutoScorer:
         device = base_model(model).device.type
         with torch.autocast(device, torch.bfloat16) if self.bfloat16 else nullcontext():
             if self._chosen is None:
-                self._chosen = choose_scorer(model, batch, self.mode)
+                self._chosen = choose_scorer(model, batch, self.mode, self.cache)
             return self._chosen(model, batch)
 
 

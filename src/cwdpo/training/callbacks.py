@@ -126,7 +126,9 @@ class ProbeCallback(TrainerCallback):
         if state.is_world_process_zero:
             append_jsonl(self.path, row)
         if self._trainer is not None:
+            due = self._trainer.control.should_log  # `log` takes the row of this update as written
             self._trainer.log(probe_scalars(row))
+            self._trainer.control.should_log = due
 
 
 def probe_scalars(row: Mapping[str, Any]) -> dict[str, float]:

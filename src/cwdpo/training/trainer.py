@@ -147,7 +147,7 @@ class GroupTrainer(Trainer):
         """Add one micro-batch's gradient; after the last one, make sure that the gated term was guessed right.
 
         Returns:
-            The update's loss after its last micro-batch and 0 before, so that what is logged does not depend on guesses.
+            The update's loss after its last micro-batch and 0 before: what is logged does not depend on guesses.
         """
         step = self._step
         assert step is not None

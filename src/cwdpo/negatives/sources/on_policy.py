@@ -1,0 +1,101 @@
+"""Negatives that the model itself writes: beam search (paper, D.1) and sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.files import text_digest
+from cwdpo.models.generation import generate
+from cwdpo.negatives.cache import TextCache
+from cwdpo.negatives.candidates import Candidate
+from cwdpo.negatives.policy import NegativePolicy
+from cwdpo.recipe import SourceMix
+
+__all__ = ["OnPolicySource", "prompt_digest"]
+
+
+def prompt_digest(group: PromptGroup) -> str:
+    """Return the content of a prompt and its images."""
+    return text_digest(json.dumps([dict(m) for m in group.messages]), *(image.digest() for image in group.images))
+
+
+class OnPolicySource:
+    """Hypotheses of a beam search, or samples.
+
+    What was written is kept by (prompt, images, policy, settings) in `folder/<name>.jsonl`, a batch at a time: a killed
+    run repeats the batch that was under way and nothing else, and ends with the same texts.
+
+    Args:
+        name: `beam` or `sample`.
+        mix: Settings.
+        seed: Fixes the sampling.
+        folder: Where texts are kept.
+        policy: The model.
+        progress: Called with prompts done and their number.
+    """
+
+    costly = True
+
+    def __init__(
+        self,
+        name: Literal["beam", "sample"],
+        mix: SourceMix,
+        *,
+        seed: int,
+        folder: Path,
+        policy: NegativePolicy,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._policy, self._progress, self._seed = policy, progress, seed
+        self._batch_size = mix.batch_size
+        self._cache = TextCache(folder / f"{name}.jsonl")
+        count = max(mix.beam_width, mix.per_prompt)
+        ways: dict[str, dict[str, Any]] = {
+            "beam": {"num_beams": count, "num_return_sequences": count},
+            "sample": {
+                "temperature": mix.temperature,
+                "top_p": mix.top_p,
+                "num_return_sequences": 2 * mix.per_prompt + 2,
+            },
+        }
+        self.settings = {"max_new_tokens": mix.max_new_tokens, **ways[name]}
+
+    def _key(self, group: PromptGroup) -> str:
+        seed = str(self._seed) if self.name == "sample" else ""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return text_digest(self._policy.digest, self.name, settings, seed, prompt_digest(group))
+
+    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
+        """Return what the model says to each prompt, generating what is not kept yet."""
+        keys = {group.id: self._key(group) for group in groups}
+        by_key = {keys[g.id]: g for g in groups}
+        todo = [key for key in by_key if key not in self._cache]
+        done = len(by_key) - len(todo)
+        for start in range(0, len(todo), self._batch_size):
+            part = todo[start : start + self._batch_size]
+            texts = self._generate([by_key[key] for key in part], part)
+            self._cache.add(
+                {key: {"id": by_key[key].id, "texts": found} for key, found in zip(part, texts, strict=True)}
+            )
+            if self._progress is not None:
+                self._progress(done + start + len(part), len(by_key))
+        return {
+            identity: [Candidate(text, self.name) for text in dict.fromkeys(self._cache[key]["texts"])]
+            for identity, key in keys.items()
+        }
+
+    def _generate(self, part: Sequence[PromptGroup], keys: Sequence[str]) -> list[list[str]]:
+        encoder = self._policy.encoder
+        return generate(
+            self._policy.model,
+            encoder.tokenizer,
+            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
+            part,
+            seed=int(text_digest(*keys)[:12], 16),
+            **self.settings,
+        )

@@ -1,0 +1,664 @@
+"""What a user can get wrong: one line on stderr that says what, where and what to do; exit code 2; nothing half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from cwdpo.cli import main
+from tiny_models import tiny_image
+from tiny_runs import CliServer, failures_left, tiny_recipe, write_yaml
+
+
+@dataclass
+class Said:
+    """What a call ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr."""
+        assert self.code == 2, (self.code, self.err)
+        assert "Traceback" not in self.err and "Traceback" not in self.out
+        assert self.err.count("\n") == 1 and self.err.startswith("error: "), self.err
+        return self.err.strip()
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Any
+) -> Iterator[Cli]:
+    """`cli("train", …)` in this process, in an empty folder. Afterwards nothing half-written may lie there."""
+    monkeypatch.chdir(tmp_path)
+    tiny_folder("qwen2_5_vl")
+
+    def call(*argv: str | Path) -> Said:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cwdpo", *map(str, argv)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        return Said(code, *capfd.readouterr())
+
+    yield call
+    assert not list(failures_left(tmp_path))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Callable[..., Path]:
+    """`recipe(section={…})`: a recipe file of a tiny run, changed."""
+
+    def write(**changes: Any) -> Path:
+        values = tiny_recipe(tiny_folder("qwen2_5_vl"), **changes)
+        return write_yaml(tmp_path / "recipe.yaml", values)
+
+    return write
+
+
+def rows(folder: Path, count: int = 12, **changes: Any) -> list[dict[str, Any]]:
+    """Good rows with their images; `changes` to the third."""
+    made: list[dict[str, Any]] = []
+    for i in range(count):
+        tiny_image(folder / f"{i}.png", 28, 28)
+        row = {"prompt": "what is this ?", "image": f"{i}.png", "chosen": f"a red square {i}", "rejected": "a star"}
+        made.append(row)
+    made[2] |= changes
+    return made
+
+
+def write_rows(folder: Path, values: list[Any], name: str = "data.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(v) + "\n" for v in values), encoding="utf-8")
+    return path
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "unknown key": ({"stage2": {"betta": 0.2}}, ("stage2.betta", "did you mean `beta`")),
+    "unknown section": ({"stage3": {"beta": 0.2}}, ("stage3", "did you mean `stage1`")),
+    "unknown key, nothing near": ({"stage2": {"zzz": 1}}, ("stage2.zzz", "known keys: ", "beta")),
+    "wrong type": ({"stage2": {"beta": "much"}}, ("stage2.beta", "'much'", "number")),
+    "wrong type in a union": ({"data": {"held_out": "some"}}, ("`data.held_out`", "'some'")),
+    "wrong type in a list": ({"model": {"freeze": ["eyes"]}}, ("`model.freeze`", "'eyes'", "vision")),
+    "section is a number": ({"stage2": 5}, ("`stage2` = 5",)),
+    "out of range": ({"stage2": {"beta": 0}}, ("stage2.beta", "greater than 0")),
+    "not finite": ({"stage2": {"floor": float("nan")}}, ("stage2.floor", "finite")),
+    "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "'sftc'", "sft_c")),
+    "two that conflict": ({"model": {"freeze": ["vision"], "train_fully": ["vision"], "lora": {}}}, ("both name",)),
+    "needs another": ({"model": {"train_fully": ["vision"]}}, ("train_fully needs model.lora",)),
+    "both stages off": ({"stage1": {"enabled": False}, "stage2": {"enabled": False}}, ("enable one",)),
+    "every share 0": ({"negatives": {"stage2": {"dataset": 0}}}, ("every share is 0",)),
+    "cut of the batch": ({"stage1": {"batch_size": 10, "micro_batch_size": 4}}, ("10", "multiple", "change one")),
+    "format of scenes": ({"data": {"path": "some.jsonl", "format": "scenes"}}, ("data.format", "format: auto")),
+    "path of scenes": ({"data": {"path": "scenes", "format": "trl"}}, ("data.format", "format: auto")),
+    "a list": ([1, 2], ("mapping", "list")),
+    "a word": ("hello", ("mapping", "str")),
+    "key is a number": ({3: 4}, ("3",)),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("case", RECIPES)
+def test_recipe(case: str, command: str, cli: Cli, tmp_path: Path) -> None:
+    values, said = RECIPES[case]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    line = cli(command, path).line
+    assert "mine.yaml" in line
+    for part in said:
+        assert part in line, line
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"stage1: [1, 2", "not YAML"),
+        (b"a: b: c", "not YAML"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe", "not YAML"),
+        (b"seed: 1\nseed: 2\n", "'seed' is there twice"),
+        (b"stage1: " + b"[" * 3000, "not YAML"),
+        (b"!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_recipe_is_no_recipe(content: bytes, said: str, cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    line = cli("train", path).line
+    assert said in line and "mine.yaml" in line
+
+
+def test_recipe_missing(cli: Cli, tmp_path: Path) -> None:
+    assert "no such recipe file; write one with `cwdpo init`" in cli("train", "nowhere.yaml").line
+    assert "nowhere.yaml" in cli("check", "nowhere.yaml").line
+    assert "a folder" in cli("train", tmp_path).line
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage2.beta", "expected section.key=value"),
+        ("=0.2", "expected section.key=value"),
+        ("stage2.beta=", "stage2.beta"),
+        ("stage2.beta=[1", "not YAML"),
+        ("stage2.betta=0.2", "did you mean `beta`"),
+        ("seed.deep=1", "seed is a value, not a section"),
+        ("stage2.beta.deep=1", "stage2.beta"),
+        ("stage2..beta=1", "stage2."),
+        ("stage2=4", "stage2"),
+    ],
+)
+def test_override(override: str, said: str, cli: Cli, recipe: Callable[..., Path]) -> None:
+    assert said in cli("train", recipe(), "--set", override).line
+
+
+# -- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("trian",),
+        ("train",),
+        ("train", "--nope", "x.yaml"),
+        ("score", "--model", "x"),
+        ("demo", "--seed", "many"),
+        ("caption", "--model", "m", "--images", "i", "--out", "o", "--batch-size", "0"),
+    ],
+)
+def test_usage(argv: tuple[str, ...], cli: Cli) -> None:
+    said = cli(*argv)
+    assert said.code == 2
+    assert "Traceback" not in said.err
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def _truncated(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _bomb(path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(path)
+
+
+ROWS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "missing image": ({"image": "nowhere.png"}, ("row 3", "nowhere.png", "no such file")),
+    "image is text": ({"image": "data.jsonl"}, ("row 3", "not an image")),
+    "image is an address": ({"image": "https://example.org/a.png"}, ("row 3", "download")),
+    "empty response": ({"chosen": " "}, ("row 3", "empty response")),
+    "chosen is rejected": ({"rejected": "a red  square 2"}, ("row 3", "chosen equals rejected")),
+    "wrong type": ({"chosen": 5}, ("row 3", "chosen must be text, not a number")),
+    "prompt missing": ({"prompt": None}, ("row 3", "prompt")),
+    "two tags, one image": ({"prompt": "<image> <image> which ?"}, ("row 3", "image")),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+@pytest.mark.parametrize("command", ["train", "check", "score"])
+def test_row(
+    case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
+) -> None:
+    changes, said = ROWS[case]
+    path = write_rows(tmp_path, rows(tmp_path, **changes))
+    if command == "score":
+        line = cli("score", "--model", tiny_folder("qwen2_5_vl"), "--data", path, "--out", "out.jsonl").line
+        assert not Path("out.jsonl").exists()
+    else:
+        line = cli(command, recipe(data={"path": str(path)})).line
+    assert "data.jsonl" in line
+    for part in said:
+        assert part in line, line
+    assert not (tmp_path / "runs" / "recipe" / "data").exists()
+
+
+@pytest.mark.parametrize(("damage", "said"), [(_truncated, "truncated"), (_bomb, "81,000,000 pixels")])
+def test_row_with_a_damaged_image(
+    damage: Callable[[Path], None], said: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]
+) -> None:
+    values = rows(tmp_path)
+    damage(tmp_path / "2.png")
+    line = cli("train", recipe(data={"path": str(write_rows(tmp_path, values))})).line
+    assert "row 3" in line and said in line and "data.on_bad_row: skip" in line
+
+
+def _binary(folder: Path) -> Path:
+    (folder / "data.jsonl").write_bytes(b"\0\1\2\3" * 100)
+    return folder / "data.jsonl"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "data.jsonl").touch()
+    return folder / "data.jsonl"
+
+
+def _nothing_in_it(folder: Path) -> Path:
+    (folder / "bare").mkdir()
+    return folder / "bare"
+
+
+def _unknown_columns(folder: Path) -> Path:
+    return write_rows(folder, [{"question": "?", "answer": "!"}] * 12)
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "nowhere.jsonl", "no such file"),
+    "empty": (_empty, "empty"),
+    "binary": (_binary, "binary"),
+    "folder without data": (_nothing_in_it, "no data in this folder"),
+    "unknown columns": (_unknown_columns, "cannot tell its format"),
+    "not json": (lambda folder: _text(folder / "data.jsonl", "not json\n" * 30), "not JSON"),
+    "json that breaks off": (lambda folder: _text(folder / "data.json", '[{"prompt": '), "not JSON"),
+    "another kind of file": (lambda folder: _text(folder / "data.xyz", "hello"), "format"),
+}
+
+
+def _text(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("command", ["train", "check", "init", "score"])
+def test_file(
+    case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
+) -> None:
+    make, said = FILES[case]
+    path = make(tmp_path)
+    if command == "init":
+        line = cli("init", "--data", path, "--out", "new.yaml").line
+        assert not Path("new.yaml").exists()
+    elif command == "score":
+        line = cli("score", "--model", tiny_folder("qwen2_5_vl"), "--data", path, "--out", "out.jsonl").line
+    else:
+        line = cli(command, recipe(data={"path": str(path)})).line
+    assert said in line and path.name in line, line
+
+
+def test_too_many_rows_skipped(cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    values = rows(tmp_path)
+    for row in values[:3]:
+        row["chosen"] = ""
+    path = write_rows(tmp_path, values)
+    line = cli("train", recipe(data={"path": str(path), "on_bad_row": "skip", "max_bad_share": 0.2})).line
+    # 3 of 12 = 25 %
+    assert "3 of 12" in line and "25.0%" in line and "data.max_bad_share = 20.0%" in line and "empty response" in line
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize(
+    ("count", "changes", "said"),
+    [
+        (12, {"held_out": 12}, "data.held_out = 12: must be less than the 12 rows"),
+        (3, {"held_out": 2}, "leave nothing for"),
+        (12, {"held_out": 1.5}, "data.held_out"),
+    ],
+)
+def test_too_few_rows(
+    count: int, changes: dict[str, Any], said: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]
+) -> None:
+    path = write_rows(tmp_path, rows(tmp_path, count))
+    assert said in cli(command, recipe(data={"path": str(path), **changes})).line
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_no_negatives(stage: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    """Found before any training, though Stage 2 comes after it."""
+    values = [{k: v for k, v in row.items() if k != "rejected"} for row in rows(tmp_path)]
+    negatives = {"stage1": {"dataset": 0, "other": 1}, "stage2": {"dataset": 0, "other": 1}} | {stage: {"dataset": 1}}
+    changes: dict[str, Any] = {"data": {"path": str(write_rows(tmp_path, values))}, "negatives": negatives}
+    line = cli(command, recipe(**changes)).line
+    assert f"no row of {stage} has a rejected response" in line and f"negatives.{stage}.beam=1" in line
+    assert not (tmp_path / "runs" / "recipe" / "stage1").exists()
+
+
+def test_row_longer_than_allowed(cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    path = write_rows(tmp_path, rows(tmp_path, chosen="a red square " * 30))
+    changes: dict[str, Any] = {"data": {"path": str(path), "held_out": 2}, "model": {"max_length": 60}}
+    for command in ("check", "train"):
+        said = cli(command, recipe(**changes))
+        line = said.err.splitlines()[-1]
+        assert said.code == 2 and line.startswith("error: ") and "Traceback" not in said.err
+        assert "data.jsonl:3" in line and "the limit is 60" in line and "max_length" in line
+
+
+# -- images for `caption` --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "nowhere.png", "no such image or folder"),
+        (lambda folder: _text(folder / "words.png", "not a picture"), "words.png: not of a known format"),
+        (_nothing_in_it, "holds no image"),
+        (lambda folder: _half_an_image(folder), "half.png"),
+    ],
+)
+def test_caption(
+    make: Callable[[Path], Path], said: str, cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    line = cli("caption", "--model", tiny_folder("qwen2_5_vl"), "--images", make(tmp_path), "--out", "out.jsonl").line
+    assert said in line
+    assert line.count("half.png") <= 1  # the file is named once
+    assert not Path("out.jsonl").exists()
+
+
+def _half_an_image(folder: Path) -> Path:
+    (folder / "pictures").mkdir()
+    tiny_image(folder / "pictures" / "half.png", 56, 56)
+    _truncated(folder / "pictures" / "half.png")
+    return folder / "pictures"
+
+
+# -- model directories -----------------------------------------------------------------------------------------------
+
+
+def _copied(source: Path, target: Path, *without: str) -> Path:
+    shutil.copytree(source, target)
+    for name in without:
+        (target / name).unlink()
+    return target
+
+
+def _cut_weights(source: Path, target: Path) -> Path:
+    _truncated(_copied(source, target) / "model.safetensors")
+    return target
+
+
+def _fewer_weights(source: Path, target: Path) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(_copied(source, target) / "model.safetensors")
+    weights.pop(next(name for name in weights if "embed_tokens" in name))
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def _text_model(source: Path, target: Path) -> Path:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "vocab_size": 300}
+    _text(_copied(source, target) / "config.json", json.dumps(config))
+    return target
+
+
+def _config(content: str) -> Callable[[Path, Path], Path]:
+    def make(source: Path, target: Path) -> Path:
+        _text(_copied(source, target) / "config.json", content)
+        return target
+
+    return make
+
+
+def _adapter_without_base(source: Path, target: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(source)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(target)
+    _copied(source, target.with_name("whole"))
+    for file in target.with_name("whole").iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, target)
+    settings = json.loads((target / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(target.with_name("gone"))
+    _text(target / "adapter_config.json", json.dumps(settings))
+    return target
+
+
+MODELS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "missing": (lambda source, target: target, "no such"),
+    "missing, relative": (lambda source, target: Path("models/mine"), "models/mine"),
+    "a file": (lambda source, target: _text(target, "hello"), "a directory"),
+    "empty folder": (lambda source, target: (target.mkdir(), target)[1], "config.json"),
+    "no config": (lambda source, target: _copied(source, target, "config.json"), "no config.json"),
+    "config is no json": (_config("{"), "config.json"),
+    "config is a list": (_config("[]"), "config"),
+    "config of a text model": (_text_model, "LlamaConfig"),
+    "unknown model type": (_config('{"model_type": "unheard_of"}'), "unheard_of"),
+    "weights cut short": (_cut_weights, "weights"),
+    "a weight missing": (_fewer_weights, "1 weights are not in the file"),
+    "no weights": (lambda source, target: _copied(source, target, "model.safetensors"), "safetensors"),
+    "no processor": (lambda source, target: _copied(source, target, "processor_config.json"), "processor_config.json"),
+    "no tokenizer": (
+        lambda source, target: _copied(source, target, "tokenizer.json", "tokenizer_config.json"),
+        "tokenizer",
+    ),
+    "adapter without its base": (_adapter_without_base, "gone"),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "check", "score", "caption"])
+@pytest.mark.parametrize("case", MODELS)
+def test_model(
+    case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
+) -> None:
+    make, said = MODELS[case]
+    model = make(tiny_folder("qwen2_5_vl"), tmp_path / "model")
+    data = write_rows(tmp_path, rows(tmp_path, 4))
+    if command in ("train", "check"):
+        result = cli(command, recipe(model={"path": str(model)}, negatives={}))
+    elif command == "score":
+        result = cli("score", "--model", model, "--data", data, "--out", "out.jsonl")
+    else:
+        result = cli("caption", "--model", model, "--images", tmp_path / "0.png", "--out", "out.jsonl")
+    line = result.err.splitlines()[-1]
+    assert result.code == 2 and line.startswith("error: ") and "Traceback" not in result.err, result.err
+    assert command == "train" or result.err.count("\n") == 1, result.err  # a run has said by then what it was doing
+    assert said in line, line
+    assert len(line) < 600
+    assert not Path("out.jsonl").exists()
+
+
+# -- run directories -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> tuple[dict[str, Any], Path]:
+    """A recipe on its own data file, and the run that it made."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_rows(folder, rows(folder, 20))
+    mix = {"dataset": 1}
+    values = tiny_recipe(
+        tiny_folder("qwen2_5_vl"),
+        data={"path": str(data), "held_out": 4},
+        negatives={"stage1": mix, "stage2": mix},
+        stage1={"max_steps": 1},
+        stage2={"max_steps": 1},
+    )
+    path = write_yaml(folder / "recipe.yaml", values)
+    code, call = cli_server.run("train", path, "--out", folder / "run")
+    assert code == 0, call.stderr
+    return values, folder
+
+
+@pytest.mark.parametrize(
+    ("override", "step"),
+    [
+        ("stage1.learning_rate=1", "negatives/stage1"),
+        ("stage2.beta=0.5", "reference"),
+        ("evaluation.prompts=3", "evaluation"),
+        ("data.split_seed=9", "data"),
+        ("seed=9", "negatives/stage1"),
+        ("model.lora.r=4", "negatives/stage1"),
+        ("negatives.stage2.other=1", "negatives/stage2"),
+    ],
+)
+def test_recipe_changed_under_a_step(
+    override: str, step: str, cli: Cli, finished: tuple[dict[str, Any], Path]
+) -> None:
+    _, folder = finished
+    before = {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*") if p.name != ".lock"}
+    line = cli("train", folder / "recipe.yaml", "--set", override, "--out", folder / "run").line
+    assert override.split("=")[0].removesuffix(".r") in line and f"the step {step} was made" in line
+    assert "was " in line and "now " in line and "--out" in line
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*") if p.name != ".lock"}
+
+
+@pytest.mark.parametrize("override", ["name=other", "data.workers=1", "evaluation.samples=3"])
+def test_recipe_changed_where_it_does_not_matter(
+    override: str, finished: tuple[dict[str, Any], Path], cli_server: CliServer
+) -> None:
+    _, folder = finished
+    code, call = cli_server.run("train", folder / "recipe.yaml", "--set", override, "--out", folder / "run")
+    assert code == 0, call.stderr
+
+
+def test_data_changed(cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    values, folder = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    data = Path(values["data"]["path"])
+    content = data.read_text()
+    try:
+        data.write_text(content + "\n")
+        said = cli("train", folder / "recipe.yaml", "--out", tmp_path / "copy" / "run")
+    finally:
+        data.write_text(content)
+    line = said.err.splitlines()[-1]
+    assert said.code == 2 and "data.jsonl: the data file has changed since this run began; choose another --out" in line
+
+
+def test_model_changed(
+    cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    values, folder = finished
+    model = _copied(tiny_folder("qwen2_5_vl"), tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    _text(model / "config.json", json.dumps(settings | {"new": 1}))
+    shutil.copytree(folder / "run", tmp_path / "run")
+    _text(
+        tmp_path / "run" / "recipe.yaml",
+        (tmp_path / "run" / "recipe.yaml").read_text().replace(values["model"]["path"], str(model)),
+    )
+    recipe = write_yaml(tmp_path / "recipe.yaml", values | {"model": {"path": str(model)}})
+    assert "has changed since the step negatives/stage1" in cli("train", recipe, "--out", tmp_path / "run").line
+
+
+def test_locked_by_another_run(cli: Cli, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        line = cli("train", recipe(), "--out", "run").line
+    assert "another run is at work in it" in line and "--out" in line
+
+
+def test_run_directory_cannot_be_written(cli: Cli, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    _text(tmp_path / "file", "")
+    line = cli("train", recipe(), "--out", "file/run").line
+    assert "file/run: cannot be written to" in line and "--out" in line
+    line = cli("train", recipe(), "--out", "file").line
+    assert "file: cannot be written to" in line
+
+
+def test_read_only_directory(
+    cli: Cli, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so the refusal of the system is played."""
+    original = Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "w" in mode and "run" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, mode, *args, **kwargs)
+
+    path = recipe()
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "cannot be written to: Permission denied; choose another --out" in cli("train", path, "--out", "run").line
+
+
+def test_full_disk(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("cwdpo.cli.commands.write_text", refuse)
+    assert "recipe.yaml: No space left on device" in cli("init").line
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "manifest.json"])
+def test_folder_is_no_run(name: str, cli: Cli, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """A user's own recipe.yaml is not overwritten by `--out .`."""
+    path = recipe()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    _text(mine / name, "# my notes\n")
+    line = cli("train", path, "--out", mine).line
+    assert "choose another --out" in line
+    assert (mine / name).read_text() == "# my notes\n"
+    assert not (mine / "data").exists()
+
+
+# -- report, score ---------------------------------------------------------------------------------------------------
+
+
+def test_report_on_no_run(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    assert "nowhere" in cli("report", "nowhere").line
+    assert "bare" in cli("report", "bare").line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_score_with_tau_0(cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    data = write_rows(tmp_path, rows(tmp_path, 4))
+    line = cli("score", "--model", tiny_folder("qwen2_5_vl"), "--data", data, "--out", "o.jsonl", "--tau", "0").line
+    assert "--tau 0: must be greater than 0" in line
+
+
+@pytest.mark.parametrize("out", ["there", "file/out.jsonl"])
+def test_output_cannot_be_written(out: str, cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    """Known before the model is loaded."""
+    (tmp_path / "there").mkdir()
+    _text(tmp_path / "file", "")
+    model, data = tiny_folder("qwen2_5_vl"), write_rows(tmp_path, rows(tmp_path, 4))
+    for argv in (
+        ("score", "--model", model, "--data", data, "--out", out),
+        ("caption", "--model", model, "--images", tmp_path / "0.png", "--out", out),
+        ("init", "--out", out),
+        ("report", tmp_path, "--out", out),
+    ):
+        assert out in cli(*argv).line
+
+
+def test_init_does_not_overwrite(cli: Cli, tmp_path: Path) -> None:
+    _text(tmp_path / "recipe.yaml", "mine")
+    assert "is there already" in cli("init").line
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+
+
+# -- true processes --------------------------------------------------------------------------------------------------
+
+
+def test_as_processes(cli_server: CliServer, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    """The same through real processes: exit code, streams."""
+    data = write_rows(tmp_path, rows(tmp_path, chosen=""))
+    recipe = write_yaml(tmp_path / "r.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), data={"path": str(data)}))
+    for argv, said in (
+        (("train", tmp_path / "nowhere.yaml"), "no such recipe file"),
+        (("train", recipe), "row 3: empty response"),
+        (("check", recipe), "row 3: empty response"),
+        (("score", "--model", tmp_path, "--data", data, "--out", tmp_path / "o.jsonl"), "row 3"),
+    ):
+        code, call = cli_server.run(*argv, cwd=tmp_path)
+        assert code == 2 and said in call.stderr, call.stderr
+        assert call.stderr.count("\n") == 1 and call.stderr.startswith("error: "), call.stderr
