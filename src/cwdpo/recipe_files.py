@@ -30,6 +30,8 @@ def load_recipe(
     where = str(path) if path is not None else "recipe"
     values: Any = dict(base or {})
     if path is not None:
+        if path.is_dir():
+            raise RecipeError(f"{path}: a recipe is a YAML file, this is a folder; give the file in it")
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
         try:
@@ -74,7 +76,7 @@ def _read_yaml(path: Path) -> Any:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {override}: expected section.key=value, for instance stage2.beta=0.2")
     try:
         value = yaml.safe_load(raw)
@@ -83,11 +85,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, last = key.strip().split(".")
     node: Any = values
     for name in sections:
-        if node.get(name) is None:
-            node[name] = {}
-        node = node[name]
-        if not isinstance(node, dict):
+        below: Any = {} if node.get(name) is None else node[name]
+        if not isinstance(below, dict):
             raise RecipeError(f"--set {override}: {name} is a value, not a section")
+        node[name] = dict(below)  # of its own: a YAML alias gives two sections one object
+        node = node[name]
     node[last] = value
 
 
@@ -95,13 +97,14 @@ def _explain(error: ValidationError, where: str) -> str:
     """Return the first mistake as one line: where, key, value, rule, remedy."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(_known_part(location)) or "recipe"
+    key = ".".join(location) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = list(_fields_at(location[:-1]))
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
         return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
+    key = ".".join(_known_part(location)) or "recipe"
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return one_line(f"{where}: {rule}{more}", 600)

@@ -146,7 +146,7 @@ def test_false_negatives() -> None:
     finding = found("false_negatives", probes(negative_start=-0.3))
     assert finding is not None
     assert finding.figures["gap"] == pytest.approx(0.2)
-    rising = found("false_negatives", probes(negative=(0, 0.05, 0.1, 0.2)))
+    rising = found("false_negatives", probes(negative=(0, 0.04, 0.1, 0.2)))
     assert rising is not None
     assert rising.step == 20
     assert found("false_negatives", probes(chosen=(0, 0.1, 0.2, 0.3), negative=(0, 0.05, 0.1, 0.2))) is None

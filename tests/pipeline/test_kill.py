@@ -46,17 +46,15 @@ def test_a_run_is_whole(uninterrupted: Callable[[str], tuple[Path, Path, int]]) 
     for name in ("recipe.yaml", "manifest.json", "report.html", "evaluation/summary.json", "reference/logps.sqlite"):
         assert name in files
     for stage, updates in (("stage1", 5), ("stage2", 4)):
-        # log_steps = 2, probes every 2 and at the end
+        # the first update and every second (log_steps = 2); probes every 2 and at the end
         losses = [row["step"] for row in rows_of(run / stage / "metrics.jsonl") if "loss" in row]
-        assert losses == [2, 4]
+        assert losses == [1, 2, 4]
         probed = [row["step"] for row in rows_of(run / stage / "probes.jsonl")]
         assert probed == [0, 2, 4, *([updates] if updates % 2 else [])]
         assert f"{stage}/model/processor_config.json" in files
 
 
-def test_run_again_does_nothing(
-    uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
-) -> None:
+def test_run_again_does_nothing(uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer) -> None:
     recipe, run, _ = uninterrupted("full")
     before = {name: (run / name).stat().st_mtime_ns for name in files_of(run)}
     code, call = cli_server.run("train", recipe, "--out", run)
@@ -125,7 +123,11 @@ def _wait_for(path: Path, seconds: float = 60) -> None:
     ("number", "stage"), [(signal.SIGINT, "stage1"), (signal.SIGINT, "stage2"), (signal.SIGTERM, "stage1")]
 )
 def test_signal_saves_and_says_how_to_go_on(
-    number: int, stage: str, tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+    number: int,
+    stage: str,
+    tmp_path: Path,
+    uninterrupted: Callable[[str], tuple[Path, Path, int]],
+    cli_server: CliServer,
 ) -> None:
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
@@ -136,7 +138,7 @@ def test_signal_saves_and_says_how_to_go_on(
     last = call.stderr.splitlines()[-1]
     assert last.startswith("stopped: ") and "the same command again" in last
     assert "Traceback" not in call.stderr
-    assert [p for p in (run / stage).rglob("complete.json")] or (run / stage / "done.json").exists()
+    assert list((run / stage).rglob("complete.json")) or (run / stage / "done.json").exists()
     code, call = cli_server.run("train", recipe, "--out", run)
     assert code == 0, call.stderr
     assert_same_run(whole, run)

@@ -28,7 +28,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("scorer", ["auto", "separate"])
+@pytest.mark.parametrize("scorer", ["auto", pytest.param("separate", marks=pytest.mark.slow)])
 def test_updates_equal_trl(family: str, scorer: str, tmp_path: Path) -> None:
     """Loss, gradient norm and every metric of four updates agree to 1e-5, and so do the weights after them."""
     model, processor = fresh(family)

@@ -114,7 +114,9 @@ def final(trainer: Any, folder: Path) -> tuple[dict[str, Tensor], list[Any], lis
     return weights(trainer.model), lines(folder / "metrics.jsonl"), lines(folder / "probes.jsonl")
 
 
-@pytest.mark.parametrize("make", [full_sft, full_cw_dpo, fresh_lora, stage1_lora_live])
+@pytest.mark.parametrize(
+    "make", [full_sft, fresh_lora, *(pytest.param(m, marks=pytest.mark.slow) for m in (full_cw_dpo, stage1_lora_live))]
+)
 def test_resume_is_bitwise(make: Make, tmp_path: Path) -> None:
     """Killed after updates 1, 3 and 5: from nothing, from the middle of an epoch, and after a skip of one epoch."""
     groups = rows(12, tmp_path, images=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -107,6 +107,35 @@ def train(
 
     quiet_libraries()
     train_recipe(recipe, overrides or [], out)
+
+
+@app.command()
+def negatives(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    stage: Annotated[Literal["stage1", "stage2"], typer.Option(help="Whose negatives.")] = "stage2",
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<name of the recipe file>-negatives.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="The page to write; default negatives/<stage>.html in the run directory.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write them to FILE.jsonl (our format), FILE.trl.jsonl or FILE.parquet (TRL's).")
+    ] = None,
+    scored: Annotated[int, typer.Option(min=0, help="Most prompts to score for ℓ̄ and w_c; 0 scores none.")] = 500,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts to look at.")] = 24,
+) -> None:
+    """Make a stage's negatives and show what they are worth, without training.
+
+    [bold]cwdpo negatives recipe.yaml --set negatives.stage2.beam=1 --html negatives.html[/]
+    """
+    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.negatives import show_negatives
+
+    quiet_libraries()
+    given: dict[str, Any] = {"stage": stage, "out": out, "html": html, "export": export, "scored": scored, "samples": samples}
+    show_negatives(recipe, overrides or [], **given)
 
 
 @app.command()

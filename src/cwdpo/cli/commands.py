@@ -111,15 +111,18 @@ def _inference_model(path: str) -> tuple[Any, Any]:
 
     from cwdpo.models.loading import load_model, sequence_limit
     from cwdpo.models.processors import load_processor
+    from cwdpo.pipeline.models import require_model, require_tokenizer
     from cwdpo.scenes import base_path
     from cwdpo.scoring.encode import PromptEncoder, require_template
 
     path = str(base_path()) if path == "scenes" else path
+    require_model(path)
     section = ModelSection(path=path, dtype="bfloat16" if torch.cuda.is_available() else "float32")
     model = load_model(section, trainable=False)
     model = model.to("cuda") if torch.cuda.is_available() else model
     processor = load_processor(path)
     require_template(processor, path)
+    require_tokenizer(processor, path)
     return model, PromptEncoder(processor, max_length=sequence_limit(model, None))
 
 
@@ -207,5 +210,5 @@ def _image_files(images: Path) -> list[Path]:
         raise DataError(f"{images}: holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
     for file in found:
         if reason := check_image(ImageRef(path=str(file)), ImageLimits()):
-            raise DataError(f"{file}: {reason}")
+            raise DataError(reason)
     return found

@@ -14,6 +14,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from cwdpo.training.callbacks import ProbeCallback
+from cwdpo.training.throughput import shown
 
 __all__ = ["RichReporter", "TrainingPanel", "quiet_libraries"]
 
@@ -102,7 +103,7 @@ class TrainingPanel(TrainerCallback):
         if self._live is not None:
             self._live.update(self._draw(state))
         elif "loss" in logs:
-            self.console.print(f"  update {state.global_step}/{state.max_steps}  {self._figures()}")
+            self.console.print(f"  update {state.global_step}/{state.max_steps}  {self._figures()}  {self._rate()}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the last picture standing."""
@@ -128,14 +129,20 @@ class TrainingPanel(TrainerCallback):
         }
         return "  ".join(f"{short} {self._logs[name]:.3f}" for name, short in names.items() if name in self._logs)
 
+    def _rate(self) -> str:
+        """Return how fast training is, for a plain line."""
+        rates = {f"speed/{unit}_per_second": unit for unit in ("pairs", "prompts")}
+        return "".join(f"{self._logs[name]:.3g} {unit}/s" for name, unit in rates.items() if name in self._logs)
+
     def _draw(self, state: Any) -> RenderableType:
         done, total = state.global_step, max(state.max_steps, 1)
         seconds = time.monotonic() - self._began
         speed = (done - self._first) / seconds if seconds > 0 and done > self._first else 0.0
         left = f"{(total - done) / speed:.0f} s left" if speed else ""
         filled = int(30 * done / total)
+        pace = shown(self._logs)
         head = f"[cyan]{'━' * filled}[/][dim]{'━' * (30 - filled)}[/] {done}/{total}  {speed:.2f} updates/s  {left}"
-        parts: list[RenderableType] = [head, self._figures()]
+        parts: list[RenderableType] = [head, self._figures(), *([f"[dim]{pace}[/]"] if pace else [])]
         if self.probes is not None and self.probes.rows:
             parts.append(_probe_table(self.probes.rows[-1]))
         return Panel(Group(*parts), title=self.title, title_align="left", border_style="dim")

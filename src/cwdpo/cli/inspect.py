@@ -30,8 +30,10 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     from cwdpo.data import split_stages
     from cwdpo.pipeline import Run, load_source
     from cwdpo.pipeline.data import require_negatives
+    from cwdpo.pipeline.models import require_model
     from cwdpo.scenes.rows import write_rows
 
+    require_model(Run(Path(), recipe).model_path)
     for warning in recipe.warnings():
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     d = recipe.data

@@ -18,7 +18,16 @@ from PIL import Image, ImageOps
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import DataError, one_line
 
-__all__ = ["FORMATS", "ImageError", "ImageLimits", "check_image", "image_problem", "missing_file", "open_image"]
+__all__ = [
+    "FORMATS",
+    "ImageError",
+    "ImageLimits",
+    "check_image",
+    "image_problem",
+    "image_size",
+    "missing_file",
+    "open_image",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Formats that are tried, and no other: Pillow's whole list has decoders that start programs (EPS)."""
@@ -79,6 +88,20 @@ def open_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
         picture = _read_header(ref.name, handle)
         _check_size(ref.name, picture, limits)
         return _upright_rgb(ref.name, picture)
+
+
+def image_size(ref: ImageRef, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """Return (width, height) from an image's header, without decoding it.
+
+    Raises:
+        DataError: As `open_image`.
+    """
+    if ref.picture is not None:
+        return ref.picture.size
+    with _bytes_of(ref) as handle:
+        picture = _read_header(ref.name, handle)
+        _check_size(ref.name, picture, limits or ImageLimits())
+        return picture.size
 
 
 def check_image(ref: ImageRef, limits: ImageLimits | None = None) -> str | None:

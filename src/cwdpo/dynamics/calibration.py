@@ -110,6 +110,10 @@ class Calibration:
             return math.nan
         return float((self._correct - self._confidence).abs().sum()) / self.count
 
+    def accuracy(self) -> float:
+        """Return the share of correct predictions; NaN if nothing was counted."""
+        return int(self._correct.sum()) / self.count if self.count else math.nan
+
     def reliability(self) -> list[ReliabilityBin]:
         """Return the bins of the reliability diagram, from low to high confidence, empty ones included."""
         edges = self._edges.tolist()

@@ -12,6 +12,7 @@ from torch import Tensor
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.dynamics.calibration import Calibration
 from cwdpo.dynamics.divergence import jensen_shannon, total_variation
+from cwdpo.dynamics.top_tokens import top_tokens
 from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
 from cwdpo.losses import cooling_weight
@@ -23,6 +24,7 @@ from cwdpo.scoring.token_scores import scores_from_logits
 
 __all__ = ["ProbeSet", "kind_of"]
 
+_TINY = torch.finfo(torch.float32).tiny
 _KEPT_BYTES = 256 * 2**20
 """Encoded probes (pixels) smaller than this stay in memory between probes."""
 
@@ -90,6 +92,7 @@ class ProbeSet:
         keep: bool = False,
         before: Any = None,
         per_prompt: bool = False,
+        tokens: int = 0,
     ) -> tuple[dict[str, Any], Tensor | None]:
         """Measure once. Changes neither weights, mode nor random state.
 
@@ -100,9 +103,14 @@ class ProbeSet:
             keep: Return such log-probabilities of now.
             before: Another model that TV and JS compare with instead, run beside this one.
             per_prompt: Add `prompts`: per prompt, the mean log-probability of each kind.
+            tokens: Add `top_tokens` of the gold responses of so many prompts.
 
         Returns:
-            The reading (nats; per-token means are over response tokens) and the kept distributions, if asked for.
+            The reading and the kept distributions, if asked for. Per kind, means over responses: `logp_mean` (nats per
+            token), `logp_sum` (nats), `entropy`, `top1` and `off_argmax` = 1 − top1 (means over tokens), `argmax_logp`
+            (Σ_t log max_v π_t on the response's own prefix, nats), `cooling_weight`. Over the chosen responses: `ece`,
+            `accuracy` (share of tokens that are the argmax), `entropy`, `top1`, `tv`, `js`. Over pairs: `ranking`, the
+            share in which the chosen response is likelier per token.
 
         Raises:
             NonFiniteError: A log-probability is NaN or infinite.
@@ -111,7 +119,8 @@ class ProbeSet:
         calibration, kept = Calibration(), list[Tensor]()
         drift: dict[str, list[Tensor]] = {"tv": [], "js": []}
         prompts: list[dict[str, Any]] = []
-        seen = 0
+        shown: list[dict[str, Any]] = []
+        seen, above, pairs = 0, 0, 0
         with inference(model):
             for batch in self._batches():
                 found = scorer(model, batch)
@@ -123,10 +132,17 @@ class ProbeSet:
                 weight = cooling_weight(scores.logp_mean, floor=self.floor, tau=self.tau)
                 if per_prompt:
                     prompts += _by_prompt(batch, scores.logp_mean)
+                if len(shown) < tokens:
+                    shown += top_tokens(found, batch, self.encoder.tokenizer, tokens - len(shown))
+                winners, losers = batch.pairs()
+                above += int((scores.logp_mean[winners] > scores.logp_mean[losers]).sum())
+                pairs += len(losers)
+                argmax = (scores.top1.clamp(min=_TINY).log() * scores.mask).sum(-1)
                 for i, response in enumerate(batch.responses):
                     row = rows.setdefault(kind_of(response), {})
                     values = {"logp_mean": scores.logp_mean, "logp_sum": scores.logp_sum}
                     values |= {"entropy": entropy, "top1": top1, "cooling_weight": weight}
+                    values |= {"argmax_logp": argmax, "off_argmax": 1 - top1}
                     for name, value in values.items():
                         row.setdefault(name, []).append(value[i])
                 chosen = torch.tensor(batch.rows(CHOSEN), device=scores.logps.device)
@@ -149,13 +165,18 @@ class ProbeSet:
         reading: dict[str, Any] = {
             "kinds": {kind: _summary(values) for kind, values in rows.items()},
             "ece": calibration.ece(),
+            "accuracy": calibration.accuracy(),
             "reliability": calibration.reliability(),
         }
         gold_row = rows[CHOSEN]
         reading |= {"entropy": _mean(gold_row["entropy"]), "top1": _mean(gold_row["top1"])}
         reading |= {name: float(torch.cat(values).mean()) for name, values in drift.items() if values}
+        if pairs:
+            reading["ranking"] = above / pairs
         if per_prompt:
             reading["prompts"] = prompts
+        if tokens:
+            reading["top_tokens"] = shown
         return reading, torch.cat(kept) if keep else None
 
 

@@ -201,7 +201,7 @@ def no_learning(stream: Stream, facts: StageFacts) -> Finding | None:
         "warning",
         f"After {stream.last_step} updates no kind of held-out response has moved by more than {largest:.4f} nats per "
         f"token (total variation {tv:.4f}).",
-        f"Raise {facts.stage}.learning_rate{rate} tenfold; make sure that model.freeze leaves something that can learn.",
+        f"Raise {facts.stage}.learning_rate{rate} tenfold; make sure that model.freeze leaves what should learn.",
         int(stream.probes[0]["step"]),
         {"largest_change": largest, "tv": tv},
     )

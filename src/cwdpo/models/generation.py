@@ -57,6 +57,7 @@ def generate(
     num_beams: int = 1,
     num_return_sequences: int = 1,
     temperature: float | None = None,
+    top_p: float = 1.0,
     seed: int = 0,
 ) -> list[list[str]]:
     """Answer one batch of prompts.
@@ -70,6 +71,7 @@ def generate(
         num_beams: Width of a beam search; 1 is greedy or sampling.
         num_return_sequences: Answers per prompt.
         temperature: Sample at this temperature; None takes the most likely token.
+        top_p: Sample from the likeliest tokens that have this probability together.
         seed: Fixes the sampling.
 
     Returns:
@@ -85,7 +87,7 @@ def generate(
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in dict(inputs).items()}
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     with inference(model):
         torch.manual_seed(seed)
         tokens = model.generate(

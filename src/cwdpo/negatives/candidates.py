@@ -23,12 +23,14 @@ class Candidate:
         source: Name of the source, a field of `SourceMix`.
         difficulty: `hard`, `medium` or `easy` where the source knows.
         changed: Kinds of the facts that were changed against the chosen response, where the source knows.
+        problem: Why the source itself found that it cannot be used.
     """
 
     text: str
     source: str
     difficulty: str | None = None
     changed: tuple[str, ...] = ()
+    problem: str | None = None
 
     @property
     def key(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,20 +20,23 @@ from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
-from cwdpo.negatives.sources import NegativePolicy, build_negatives
+from cwdpo.negatives import NegativePolicy, build_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
+from cwdpo.scoring.shared import AutoScorer
 
-__all__ = ["groups_of", "load_source", "prepare_data", "require_negatives", "takes_negatives", "with_negatives"]
+__all__ = ["groups_of", "load_source", "negative_policy", "prepare_data", "require_negatives", "takes_negatives", "with_negatives"]
 
 
 _TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
 """Endings of the files that hold rows."""
 
 
-def load_source(recipe: Recipe, path: str, **changes: Any) -> LoadedData:
-    """Read one data file as the recipe says."""
+def load_source(
+    recipe: Recipe, path: str, *, progress: Callable[[int, int], None] | None = None, **changes: Any
+) -> LoadedData:
+    """Read one data file as the recipe says; `progress` is told of images checked and their number."""
     d = recipe.data
     settings: dict[str, Any] = {
         "format": "auto" if d.format == "scenes" else d.format,
@@ -48,7 +51,7 @@ def load_source(recipe: Recipe, path: str, **changes: Any) -> LoadedData:
         "check_images": d.check_images,
         "limit": d.limit,
     }
-    return load_groups(DataSource(path=path, **{**settings, **changes}))
+    return load_groups(DataSource(path=path, **{**settings, **changes}), progress=progress)
 
 
 def prepare_data(run: RunDirectory) -> None:
@@ -57,16 +60,20 @@ def prepare_data(run: RunDirectory) -> None:
     if run.done("data"):
         _check_unchanged(run)
         return
-    run.reporter.step("data", f"reading {d.path}")
     held_out: tuple[PromptGroup, ...] = ()
     bad: list[Any] = []
+
+    def checked(done: int, total: int) -> None:
+        # Not the last one: an error may follow, and its line stands alone.
+        run.reporter.progress("looking at images", min(done, total - 1), total)
+
     if d.path == "scenes":
         train, held_out = _draw_scenes(run, folder)
     else:
-        loaded = load_source(run.recipe, d.path)
+        loaded = load_source(run.recipe, d.path, progress=checked)
         train, bad = loaded.groups, list(loaded.bad_rows)
         if d.held_out_path is not None:
-            other = load_source(run.recipe, d.held_out_path)
+            other = load_source(run.recipe, d.held_out_path, progress=checked)
             held_out, bad = other.groups, [*bad, *other.bad_rows]
     share = 0 if held_out else (int(d.held_out) if d.held_out >= 1 else d.held_out)
     split = split_stages(train, stage1_share=d.stage1_share, held_out=share, seed=d.split_seed)
@@ -74,6 +81,7 @@ def prepare_data(run: RunDirectory) -> None:
     require_negatives(run.recipe, parts)
     for name, groups in parts.items():
         _write_part(run, folder / f"{name}.jsonl", [with_image_files(g, folder / "images") for g in groups])
+    run.reporter.step("data", f"data: {d.path}")
     if bad:
         write_rejected(run.folder / "rejected_rows.jsonl", bad)
         run.reporter.note(f"{len(bad)} rows set aside in {run.folder / 'rejected_rows.jsonl'}")
@@ -116,7 +124,7 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
     """
     for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", recipe.stage2.enabled)):
         mix: SourceMix = getattr(recipe.negatives, stage)
-        if needed and not any((mix.other, mix.beam, mix.sample)) and not any(g.by_role(REJECTED) for g in parts[stage]):
+        if needed and list(mix.shares()) == ["dataset"] and not any(g.by_role(REJECTED) for g in parts[stage]):
             raise DataError(
                 f"{recipe.data.path}: no row of {stage} has a rejected response, and negatives.{stage} takes them from "
                 f"the data alone; set another source, for instance negatives.{stage}.beam=1 (written by the model) or "
@@ -158,26 +166,45 @@ def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
     return _read_part(run, path, "response") if path.stat().st_size else ()
 
 
+def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativePolicy:
+    """Return the model that writes a stage's on-policy negatives and weighs all of them."""
+    return NegativePolicy(
+        load=lambda: run.inference_model(model_path),
+        encoder=run.encoder(model_path, include_eos=getattr(run.recipe, stage).include_eos),
+        digest=folder_digest(model_path),
+        scorer=AutoScorer(run.recipe.model.scorer, bfloat16=run.recipe.model.dtype == "bfloat16"),
+    )
+
+
 def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: str) -> list[PromptGroup]:
     """Give a stage's prompts their negatives, written by the model that the stage starts from."""
     folder = run.folder / "negatives" / stage
     path = folder / "groups.jsonl"
-    if not path.is_file():
+    if not path.is_file() or _written_by_another(folder, mix, folder_digest(model_path)):
         run.reporter.step("negatives", f"negatives of {stage}")
-        policy = NegativePolicy(
-            load=lambda: run.inference_model(model_path),
-            encoder=run.encoder(model_path),
-            digest=folder_digest(model_path),
-        )
-        found, counts = build_negatives(
+        policy = negative_policy(run, stage, model_path)
+        built = build_negatives(
             groups_of(run, stage),
             mix,
             seed=run.recipe.negatives.seed,
             folder=folder,
             policy=policy,
+            editor=run.recipe.negatives.editor,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
+            note=run.reporter.note,
         )
-        write_json(folder / "counts.json", counts)
-        _write_part(run, path, found)
-        run.reporter.note(", ".join(f"{n} from {source}" for source, n in counts.items()))
+        write_json(folder / "counts.json", built.counts)
+        write_json(folder / "tallies.json", {"policy": policy.digest, "sources": built.tally_rows()})
+        _write_part(run, path, built.groups)
+        run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()))
+        if built.dropped:
+            run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
     return list(_read_part(run, path, "chosen"))
+
+
+def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:
+    """Whether negatives were made with another model than the one the stage now starts from (`cwdpo negatives`)."""
+    if not (mix.beam or mix.sample or mix.filter.logp is not None):
+        return False
+    made = read_json(folder / "tallies.json") if (folder / "tallies.json").is_file() else {}
+    return made.get("policy", digest) != digest

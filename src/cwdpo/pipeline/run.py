@@ -24,10 +24,10 @@ class Run(RunDirectory):
         """
         with self.locked():
             self.settle()
-            for warning in self.recipe.warnings():
-                self.reporter.note(warning)
             self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
             prepare_data(self)
+            for warning in self.recipe.warnings():
+                self.reporter.note(warning)
             if self.recipe.stage1.enabled:
                 train_stage1(self)
             if self.recipe.stage2.enabled:

@@ -22,8 +22,9 @@ from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_text
 from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
 from cwdpo.models.processors import load_processor
+from cwdpo.pipeline.models import require_model, require_tokenizer
 from cwdpo.pipeline.reporter import Reporter, Silent
-from cwdpo.recipe import Recipe
+from cwdpo.recipe import EditorSection, Recipe
 from cwdpo.recipe_files import recipe_differences
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
@@ -35,9 +36,11 @@ STEPS = ("data", "negatives/stage1", "stage1", "negatives/stage2", "reference", 
 _FIRST_STEP = {
     "name": None,
     "report_to": None,
+    "probes.on_diagnosis": None,
     "data": "data",
     "data.workers": None,
     "negatives.stage2": "negatives/stage2",
+    **dict.fromkeys(f"negatives.editor.{key}" for key in EditorSection.ways()),
     "stage2": "reference",
     "stage2.enabled": "negatives/stage2",
     "evaluation": "evaluation",
@@ -187,10 +190,12 @@ class RunDirectory:
     def encoder(self, path: str, model: Any = None, *, include_eos: bool = True) -> PromptEncoder:
         """Return the prompt encoder of a model directory; with the model, its length limit is known too."""
         m = self.recipe.model
+        require_model(path)
         processor = load_processor(
             path, min_pixels=m.min_pixels, max_pixels=m.max_pixels, trust_remote_code=m.trust_remote_code
         )
         require_template(processor, path)
+        require_tokenizer(processor, path)
         limits = ImageLimits(max_pixels=self.recipe.data.image_pixel_limit)
         longest = m.max_length if model is None else sequence_limit(model, m.max_length)
         return PromptEncoder(processor, include_eos=include_eos, max_length=longest, limits=limits)

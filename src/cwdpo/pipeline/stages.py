@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cwdpo.data.schema import CHOSEN, REJECTED
-from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RecipeError, StoppedError
 from cwdpo.files import atomic_directory, read_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
+from cwdpo.pipeline.dynamics import stage_dynamics
 from cwdpo.pipeline.rundir import RunDirectory
-from cwdpo.recipe import StageSection
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.reference import Scorer
+from cwdpo.recipe import Stage1Section, Stage2Section, StageSection
+from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.callbacks import MetricsFile, ProbeCallback, StopOnSignal
+from cwdpo.training.callbacks import MetricsFile, StopOnSignal
 from cwdpo.training.checkpoints import last_checkpoint
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.throughput import Throughput
 
 __all__ = ["train_stage1", "train_stage2"]
 
@@ -41,7 +41,7 @@ def train_stage1(run: RunDirectory) -> None:
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
     names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
     args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in names})
-    _train(run, "stage1", s, run.model_path, lambda model, **common: SFTCTrainer(model, args, groups, **common))
+    _train(run, "stage1", s, run.model_path, groups, lambda model, **common: SFTCTrainer(model, args, groups, **common))
 
 
 def train_stage2(run: RunDirectory) -> None:
@@ -60,7 +60,7 @@ def train_stage2(run: RunDirectory) -> None:
     def make(model: Any, **common: Any) -> CWDPOTrainer:
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 
-    _train(run, "stage2", s, start, make)
+    _train(run, "stage2", s, start, groups, make)
 
 
 def _already_done(run: RunDirectory, stage: str) -> bool:
@@ -91,6 +91,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "weight_decay": s.weight_decay,
         "max_grad_norm": s.max_grad_norm,
         "logging_steps": s.log_steps,
+        "logging_first_step": True,
         "save_steps": s.save_steps,
         "save_strategy": "steps",
         "save_total_limit": 2,
@@ -99,6 +100,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "use_cpu": not torch.accelerator.is_available(),
         "activation_checkpointing": s.gradient_checkpointing,
         "dataloader_num_workers": recipe.data.workers,
+        "train_sampling_strategy": "group_by_length" if recipe.data.group_by_length else "random",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": recipe.report_to or "none",
         "disable_tqdm": True,
@@ -107,19 +109,31 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
     }
 
 
-def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Callable[..., Any]) -> None:
+def _train(
+    run: RunDirectory,
+    stage: str,
+    s: Stage1Section | Stage2Section,
+    start: str,
+    groups: Sequence[PromptGroup],
+    make: Callable[..., Any],
+) -> None:
     """Train one stage, resuming from its last whole checkpoint."""
     recipe, folder = run.recipe, run.folder / stage
     model = run.trainable(start)
     encoder = run.encoder(start, model, include_eos=s.include_eos)
-    scorer = AutoScorer(recipe.model.scorer, bfloat16=recipe.model.dtype == "bfloat16")
-    probes = _probe_callback(run, encoder, scorer, folder) if recipe.probes.every else None
+    m = recipe.model
+    cache = FeatureCache.of(m.vision_cache_gib, m.vision_cache_folder, m.vision_cache_folder_gib)
+    scorer = AutoScorer(m.scorer, bfloat16=m.dtype == "bfloat16", cache=cache)
+    dynamics = stage_dynamics(run, stage, s, encoder, scorer, folder, groups)
+    probes = dynamics.probes
     stop = StopOnSignal()
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), *([probes] if probes else []), stop]
+    speed = Throughput(folder / "throughput.json", probes.watch if probes else None)
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop]
     shown = run.reporter.training(f"{stage} · {getattr(s, 'objective', '')}", probes)
     callbacks += shown
     trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
     trainer.quiet()
+    speed.attach(trainer)
     if probes is not None:
         probes.attach(trainer)
     checkpoint, broken = last_checkpoint(folder / "checkpoints")
@@ -134,6 +148,7 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         if checkpoint is not None and updates:
             # Killed between the last checkpoint and the model: transformers would make an update too many.
             trainer._load_from_checkpoint(str(checkpoint))  # pyright: ignore[reportPrivateUsage]
+            dynamics.finish_late(trainer, folder)
         else:
             seconds = trainer.train(str(checkpoint) if checkpoint else None).metrics.get("train_runtime")
             updates = trainer.state.global_step
@@ -141,11 +156,14 @@ def _train(run: RunDirectory, stage: str, s: StageSection, start: str, make: Cal
         stop.release()
         for callback in shown:
             getattr(callback, "close", bool)()
+    if speed.summary():
+        run.reporter.note(speed.summary())
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise StoppedError(
             f"stopped after update {trainer.state.global_step} of {stage}; a checkpoint is saved. "
             "Run the same command again to go on"
         )
+    dynamics.conclude(run, stage)
     with atomic_directory(folder / "model") as temporary:
         trainer.save_model(str(temporary))
         (temporary / "training_args.bin").unlink(missing_ok=True)
@@ -177,12 +195,3 @@ def _fill_reference(run: RunDirectory, trainer: CWDPOTrainer, *, resuming: bool)
         run.reporter.progress("reference log-probabilities", done, total)
 
     trainer.fill_reference(resuming=resuming, progress=report)
-
-
-def _probe_callback(run: RunDirectory, encoder: PromptEncoder, scorer: Scorer, folder: Path) -> ProbeCallback | None:
-    p, two = run.recipe.probes, run.recipe.stage2
-    groups = groups_of(run, "held_out")[: p.prompts]
-    probes = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
-    if not len(probes):
-        return None
-    return ProbeCallback(probes, scorer, folder, every=p.every, distributions=p.distributions)

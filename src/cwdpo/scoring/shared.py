@@ -301,15 +301,15 @@ class AutoScorer:
     ) -> None:
         self.mode: Literal["auto", "shared", "separate"] = mode
         self.bfloat16, self.cache = bfloat16, cache
-        self._chosen: Scorer | None = None
+        self.chosen: Scorer | None = None
 
     def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
         """Score a batch."""
         device = base_model(model).device.type
         with torch.autocast(device, torch.bfloat16) if self.bfloat16 else nullcontext():
-            if self._chosen is None:
-                self._chosen = choose_scorer(model, batch, self.mode, self.cache)
-            return self._chosen(model, batch)
+            if self.chosen is None:
+                self.chosen = choose_scorer(model, batch, self.mode, self.cache)
+            return self.chosen(model, batch)
 
 
 def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | None:

@@ -126,7 +126,7 @@ def _draws_or_switches(parts: Iterable[nn.Module]) -> bool:
         rates = (getattr(part, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
         if part.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
             return True
-        if hasattr(part, "active_adapters"):
+        if hasattr(part, "adapter_layer_names"):  # of a layer that PEFT put in place of another
             return True
     return False
 

@@ -21,7 +21,6 @@ from cwdpo.objectives.sft import SFTObjective
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
-from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.config import CWDPOConfig, GroupTrainingArguments, SFTCConfig
 from cwdpo.training.trainer import GroupTrainer
 
@@ -157,7 +156,7 @@ class CWDPOTrainer(GroupTrainer):
         if ref_model is model and ref_model is not None:
             raise RecipeError("ref_model is the model itself; leave ref_model out, or pass a copy")
         model, processing_class = _prepare(model, args, processing_class, peft_config)
-        scorer = scorer or AutoScorer(args.scorer, bfloat16=args.bf16)
+        scorer = scorer or args.make_scorer()
         self._cache_path = reference_cache or Path(str(args.output_dir)) / "reference" / "logps.sqlite"
         self._ref_model = ref_model
         self._fresh = peft_config is not None
@@ -220,8 +219,8 @@ class CWDPOTrainer(GroupTrainer):
             if not (resuming and identity.is_file()):
                 self._check_identity(identity, state_digest(target, without_adapters=self._fresh))
             target = target.to(self.args.device)
-            several = isinstance(self.eval_dataset, Mapping)
-            parts = [self.train_dataset, *(self.eval_dataset.values() if several else [self.eval_dataset])]
+            held_out: Any = self.eval_dataset
+            parts = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
             loaders = [_in_order(d, self.encoder, self.args) for d in parts if d is not None]
             batches = (inputs["batch"] for loader in loaders for inputs in loader)
             with self.accelerator.autocast():

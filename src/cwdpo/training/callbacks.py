@@ -14,25 +14,19 @@ from transformers import TrainerCallback
 
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import NonFiniteError
-from cwdpo.files import append_jsonl, read_json, read_jsonl, write_bytes, write_json, write_jsonl
+from cwdpo.files import append_jsonl, read_json, write_bytes, write_json
 from cwdpo.scoring.reference import Scorer
+from cwdpo.training.probe_files import PromptFile, TokenFile, trim_rows
+from cwdpo.training.throughput import Stopwatch
 
 __all__ = ["MetricsFile", "ProbeCallback", "StopOnSignal", "trim_rows"]
-
-
-def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the rows of a JSON-lines file that lie beyond `step` (a killed run got further than its checkpoint)."""
-    if not path.is_file():
-        return []
-    rows = [row for row in read_jsonl(path) if row["step"] <= step]
-    write_jsonl(path, rows)
-    return rows
 
 
 class MetricsFile(TrainerCallback):
     """Writes every logged row to a JSON-lines file, once per step even across kills.
 
-    The summary at the end of `train()` is left out: its times and its mean loss are of one call, not of the run.
+    Times are left out (`speed/…`, and the summary at the end of `train()` with its mean loss): they are of one call,
+    not of the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +45,8 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Append the row. Another callback may log before this one is told that training begins."""
         self._trim(state)
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+        timed = logs and any(name == "train_runtime" or name.startswith("speed/") for name in logs)
+        if state.is_world_process_zero and logs and not timed:
             append_jsonl(self.path, {"step": state.global_step, **logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -68,14 +63,17 @@ class ProbeCallback(TrainerCallback):
         folder: Where `probes.jsonl` and the start's state are kept.
         every: Updates between readings.
         distributions: Keep the start's token distributions, for TV and JS.
+        tokens: Of so many prompts, keep the likeliest tokens at every place of the gold response.
     """
 
     def __init__(
-        self, probes: ProbeSet, scorer: Scorer, folder: Path, *, every: int, distributions: bool = True
+        self, probes: ProbeSet, scorer: Scorer, folder: Path, *, every: int, distributions: bool = True, tokens: int = 4
     ) -> None:
         self.probes, self.scorer, self.folder = probes, scorer, folder
-        self.every, self.distributions = every, distributions
+        self.every, self.distributions, self.tokens = every, distributions, tokens
+        self._prompt_file, self._token_file = PromptFile(folder), TokenFile(folder)
         self.rows: list[dict[str, Any]] = []
+        self.watch = Stopwatch()
         self._start: Tensor | None = None
         self._trainer: Any = None
 
@@ -95,11 +93,18 @@ class ProbeCallback(TrainerCallback):
         if resumed and read_json(start_json)["digest"] == self.probes.digest:
             self.rows = trim_rows(self.path, state.global_step)
             self._start = load_file(start_file)["log_probs"] if start_file.is_file() else None
+            self._prompt_file.resume(state.global_step)
+            self._token_file.resume()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
+        self._prompt_file.begin()
+        self._token_file.begin()
         self.rows = []
-        reading, self._start = self.probes.read(model, self.scorer, keep=self.distributions)
+        with self.watch:
+            reading, self._start = self.probes.read(
+                model, self.scorer, keep=self.distributions, per_prompt=True, tokens=self.tokens
+            )
         if self._start is not None:
             write_bytes(start_file, save({"log_probs": self._start}))
             reading |= {"tv": 0.0, "js": 0.0}
@@ -110,20 +115,30 @@ class ProbeCallback(TrainerCallback):
         """Read when it is time."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             try:
-                reading, _ = self.probes.read(model, self.scorer, start=self._start)
+                with self.watch:
+                    reading, _ = self.probes.read(
+                        model, self.scorer, start=self._start, per_prompt=True, tokens=self.tokens
+                    )
             except NonFiniteError as error:
                 raise NonFiniteError(f"after update {state.global_step}: {error}") from None
             self._keep(state, reading)
 
     def _keep(self, state: Any, reading: dict[str, Any]) -> None:
+        write = bool(state.is_world_process_zero)
+        if self.tokens:
+            self._token_file.keep(state.global_step, reading.pop("top_tokens"), write=write)
+        facts = {"floor": self.probes.floor, "tau": self.probes.tau}
+        errors = self._prompt_file.keep(state.global_step, reading.pop("prompts"), write=write, **facts)
         first, last = (self.rows[0], self.rows[-1]) if self.rows else (None, None)
         for kind, values in reading["kinds"].items():
             for name, other in (("delta_start", first), ("delta_last", last)):
                 before = other["kinds"][kind]["logp_mean"] if other is not None else values["logp_mean"]
                 values[name] = values["logp_mean"] - before
+            if errors.get(kind) == errors.get(kind):
+                values["delta_start_se"] = errors[kind]
         row = {"step": state.global_step, **reading}
         self.rows.append(row)
-        if state.is_world_process_zero:
+        if write:
             append_jsonl(self.path, row)
         if self._trainer is not None:
             due = self._trainer.control.should_log  # `log` takes the row of this update as written
@@ -131,11 +146,14 @@ class ProbeCallback(TrainerCallback):
             self._trainer.control.should_log = due
 
 
+_OVERALL = ("ece", "accuracy", "ranking", "entropy", "top1", "tv", "js")
+
+
 def probe_scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the scalars of a reading under the names that trackers show."""
-    names = ("logp_mean", "delta_start", "delta_last", "entropy", "top1", "cooling_weight")
+    names = ("logp_mean", "delta_start", "delta_last", "entropy", "top1", "argmax_logp", "cooling_weight")
     flat = {f"probe/{name}/{kind}": values[name] for kind, values in row["kinds"].items() for name in names}
-    return flat | {f"probe/{name}": row[name] for name in ("ece", "entropy", "top1", "tv", "js") if name in row}
+    return flat | {f"probe/{name}": row[name] for name in _OVERALL if name in row}
 
 
 class StopOnSignal(TrainerCallback):

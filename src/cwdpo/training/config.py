@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
+from cwdpo.scoring.features import FeatureCache
+from cwdpo.scoring.shared import AutoScorer
 
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
 
@@ -34,14 +36,23 @@ class GroupTrainingArguments(TrainingArguments):
         default="auto",
         metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
     )
+    vision_cache_gib: float = _field(ModelSection, "vision_cache_gib")
+    vision_cache_folder: str | None = _field(ModelSection, "vision_cache_folder")
+    vision_cache_folder_gib: float = _field(ModelSection, "vision_cache_folder_gib")
 
     def __post_init__(self) -> None:
         """Set what the loop needs and leave the rest to transformers."""
         self.remove_unused_columns = False
         self.label_names = []
         super().__post_init__()
-        self._validated(ModelSection, ("max_length", "scorer"))
+        cache = ("vision_cache_gib", "vision_cache_folder", "vision_cache_folder_gib")
+        self._validated(ModelSection, ("max_length", "scorer", *cache))
         self.section()
+
+    def make_scorer(self) -> AutoScorer:
+        """Return the scorer that these arguments ask for."""
+        cache = FeatureCache.of(self.vision_cache_gib, self.vision_cache_folder, self.vision_cache_folder_gib)
+        return AutoScorer(self.scorer, bfloat16=self.bf16, cache=cache)
 
     def section(self) -> Any:
         """Return the objective's settings, validated.

@@ -43,8 +43,8 @@ class DiagnosisCallback(TrainerCallback):
         self._read = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Be ready for another run."""
-        self._read, self.stopped_by = 0, None
+        """Be ready for another run; one that was stopped goes on until the next reading."""
+        self._read, self.stopped_by = len(self.probes.rows), None
 
     def _update(self, state: Any) -> None:
         history: list[Mapping[str, Any]] = state.log_history

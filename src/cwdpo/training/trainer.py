@@ -22,10 +22,11 @@ from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.reference import Reference, Scorer
-from cwdpo.scoring.shared import AutoScorer
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.checkpoints import seal_checkpoint
 from cwdpo.training.config import GroupTrainingArguments
+from cwdpo.training.lengths import LengthGrouped, estimated_length
+from cwdpo.training.throughput import Stopwatch
 
 __all__ = ["GroupTrainer"]
 
@@ -91,15 +92,17 @@ class GroupTrainer(Trainer):
     ) -> None:
         self.objective = objective
         self.reference = reference
-        self.scorer: Scorer = scorer or AutoScorer(args.scorer, bfloat16=args.bf16)
+        self.scorer: Scorer = scorer or args.make_scorer()
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
         )
+        self.waiting = Stopwatch()
         self._step: _Step | None = None
         self._last_gate = True
         self._tally = Tally()
         if args.device.type == "cuda":
-            args._n_gpu = 1  # nn.DataParallel would cut image tensors apart; several GPUs go through accelerate
+            # nn.DataParallel would cut image tensors apart; several GPUs go through accelerate.
+            args._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
         if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
         super().__init__(
@@ -132,11 +135,31 @@ class GroupTrainer(Trainer):
             )
         return super().create_optimizer(model)
 
+    @property
+    def update_batches(self) -> list[Batch]:
+        """This process's micro-batches of the update under way, or of the last one."""
+        return [inputs["batch"] for inputs in self._step.inputs] if self._step is not None else []
+
+    @property
+    def update_totals(self) -> Mapping[str, float]:
+        """The denominators of that update over all processes, and `num_tokens`."""
+        return self._step.totals if self._step is not None else {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of the rows; with `group_by_length`, one that the seed and the epoch alone decide."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [estimated_length(group, self.encoder.processor) for group in rows]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGrouped(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
+
     # -- one update ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of one update and count the denominators of its global batch."""
-        inputs, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.waiting:
+            inputs, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches: list[Batch] = [i["batch"] for i in inputs]
         counts = _add_up(self.objective.counts(b) | {_TOKENS: float(_sequence_tokens(b))} for b in batches)
         totals = self._global_sums(counts)

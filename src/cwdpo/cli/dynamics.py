@@ -1,0 +1,104 @@
+"""Commands that look at what training does: compare, influence, figure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+class Objective(StrEnum):
+    """The loss of an influence step."""
+
+    sft = "sft"
+    sft_c = "sft_c"
+    dpo = "dpo"
+    cw_dpo = "cw_dpo"
+
+
+def compare(
+    checkpoint_a: Annotated[str, typer.Argument(help="Model directory or hub id: the one to compare with.")],
+    checkpoint_b: Annotated[str, typer.Argument(help="Model directory or hub id: the one that is compared.")],
+    data: Annotated[Path, typer.Option(help="Data file with responses, any known format.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, with reliability and top tokens.")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Rows of the file to use, from the first on.")] = 256,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts whose likeliest tokens are shown.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+) -> None:
+    """Compare two checkpoints on the same responses: TV, JS, entropy, calibration, log p by kind with intervals.
+
+    [bold]cwdpo compare runs/a/stage1/model runs/a/stage2/model --data test.jsonl --out shift.json[/]
+    """
+    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.looking import compare_checkpoints
+
+    quiet_libraries()
+    compare_checkpoints(checkpoint_a, checkpoint_b, data, out, prompts=prompts, samples=samples, batch_size=batch_size)
+
+
+def influence(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id: where the step is taken.")],
+    data: Annotated[Path, typer.Option(help="Data file; its first rows are the update samples.")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file to write: a line a pair of samples.")],
+    observe: Annotated[Path | None, typer.Option(help="Data file of the observed samples; default --data.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference of dpo and cw_dpo; default the model.")] = None,
+    objective: Annotated[list[Objective] | None, typer.Option(help="Loss of the step; repeat for several.")] = None,
+    updates: Annotated[int, typer.Option(min=1, help="Update samples.")] = 3,
+    observed: Annotated[int, typer.Option(min=1, help="Observed prompts.")] = 4,
+    eta: Annotated[
+        list[float] | None, typer.Option(help="Step size; repeat to see the prediction become exact.")
+    ] = None,
+    projections: Annotated[int, typer.Option(min=0, help="Random projections for the eNTK norm; 0 leaves it out.")] = 0,
+    freeze: Annotated[list[str] | None, typer.Option(help="Parts that take no step: vision, projector.")] = None,
+) -> None:
+    """Measure how one step on a sample moves others, beside the prediction of the paper's Proposition 1.
+
+    [bold]cwdpo influence runs/a/stage1/model --data train.jsonl --observe test.jsonl --out influence.jsonl[/]
+    """
+    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.looking import influence_file
+
+    quiet_libraries()
+    count = influence_file(
+        model,
+        data,
+        out,
+        observe=observe,
+        reference=reference,
+        objectives=[o.value for o in objective or list(Objective)],
+        updates=updates,
+        observed=observed,
+        etas=eta or [1e-3],
+        projections=projections,
+        freeze=freeze or [],
+    )
+    typer.echo(f"wrote {count} rows to {out}")
+
+
+def figure(
+    number: Annotated[int, typer.Argument(min=3, max=6, help="Figure of the paper: 3, 4, 5 or 6.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="File to write: .svg, .png or .pdf.")],
+) -> None:
+    """Draw a figure of the paper from runs: 3 Stage 1, 4 Stage 2, 5 influence, 6 cooling weights.
+
+    Runs with the same objectives count as seeds of one another and are drawn as a mean with its range.
+    """
+    from cwdpo.cli.commands import require_writable
+    from cwdpo.report.figures import draw_figure
+
+    require_writable(out)
+    for note in draw_figure(number, runs, out):
+        typer.echo(note)
+    typer.echo(f"figure: {out}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command()(compare)
+    app.command()(influence)
+    app.command()(figure)

@@ -1,0 +1,163 @@
+"""What `compare` and `influence` do, apart from parsing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from cwdpo.cli.commands import require_writable
+from cwdpo.data import DataSource, load_groups
+from cwdpo.data.schema import CHOSEN, PromptGroup
+from cwdpo.errors import DataError, RecipeError
+from cwdpo.files import write_json, write_jsonl
+from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
+from cwdpo.scenes import base_path
+
+__all__ = ["compare_checkpoints", "influence_file"]
+
+
+def _load(path: str) -> tuple[Any, Any]:
+    """Load a model, in float32 where there is no GPU, with its prompt encoder."""
+    import torch
+
+    from cwdpo.models.loading import load_model, sequence_limit
+    from cwdpo.models.processors import load_processor
+    from cwdpo.scoring.encode import PromptEncoder, require_template
+
+    path = str(base_path()) if path == "scenes" else path
+    gpu = torch.cuda.is_available()
+    model = load_model(ModelSection(path=path, dtype="bfloat16" if gpu else "float32"), trainable=False)
+    processor = load_processor(path)
+    require_template(processor, path)
+    return model.to("cuda") if gpu else model, PromptEncoder(processor, max_length=sequence_limit(model, None))
+
+
+def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[PromptGroup]:
+    found = list(load_groups(DataSource(path=path, require=require)).groups[:count])
+    if not found:
+        raise DataError(f"{path}: no row can be used")
+    return found
+
+
+def compare_checkpoints(
+    a: str, b: str, data: Path, out: Path | None, *, prompts: int, samples: int, batch_size: int
+) -> None:
+    """Compare two checkpoints, print a table and write the whole comparison."""
+    from cwdpo.evaluation.compare import compare_models
+    from cwdpo.scoring.shared import AutoScorer
+
+    if out is not None:
+        require_writable(out)
+    groups = _groups(data, "chosen", prompts)
+    found = compare_models(_load, (a, b), groups, AutoScorer(), batch_size=batch_size, samples=samples)
+    _print(found, Console(width=120, highlight=False))
+    if out is not None:
+        write_json(out, found)
+
+
+def _print(found: Mapping[str, Any], console: Console) -> None:
+    one, two = found["a"], found["b"]
+    title = f"{found['prompts']} prompts; A = {found['models']['a']}, B = {found['models']['b']}"
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for column in ("", "A", "B", "B − A", "95 %"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for kind, d in found["delta"].items():
+        values = (side["kinds"][kind]["logp_mean"] for side in (one, two))
+        interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
+        table.add_row(f"log p per token, {kind}", *(f"{v:.3f}" for v in values), f"{d['mean']:+.3f}", interval)
+    names = {"entropy": "entropy (nats)", "top1": "top-1 probability", "accuracy": "argmax is gold", "ece": "ECE"}
+    for key, name in names.items():
+        table.add_row(name, f"{one[key]:.3f}", f"{two[key]:.3f}", f"{two[key] - one[key]:+.3f}", "")
+    console.print(table)
+    console.print(f"TV {found['tv']:.4f}   JS {found['js']:.5f} bits, mean over gold tokens")
+    for sample in found["samples"]:
+        console.print(_tokens_table(sample))
+
+
+def _tokens_table(sample: Mapping[str, Any]) -> Table:
+    """Show the five likeliest tokens of both models at the three places that differ most."""
+    table = Table(title=f"likeliest tokens · {sample['id']}", title_justify="left", header_style="dim", box=None)
+    for column in ("place", "gold", "A", "B"):
+        table.add_column(column, no_wrap=True)
+    gaps = [_gap(dict(map(tuple, x)), dict(map(tuple, y))) for x, y in zip(sample["a"], sample["b"], strict=True)]
+    for place in sorted(sorted(range(len(gaps)), key=lambda i: -gaps[i])[:3]):
+        shown = ("  ".join(f"{t.strip() or repr(t)} {p:.2f}" for t, p in sample[side][place][:5]) for side in "ab")
+        table.add_row(str(place + 1), sample["gold"][place].strip(), *shown)
+    return table
+
+
+def _gap(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    return sum(abs(a.get(token, 0.0) - b.get(token, 0.0)) for token in {*a, *b})
+
+
+def _section(objective: str) -> Stage1Section | Stage2Section:
+    if objective in ("sft", "sft_c"):
+        return Stage1Section.model_validate({"objective": objective})
+    return Stage2Section.model_validate({"objective": objective})
+
+
+def influence_file(
+    model: str,
+    data: Path,
+    out: Path,
+    *,
+    observe: Path | None,
+    reference: str | None,
+    objectives: Sequence[str],
+    updates: int,
+    observed: int,
+    etas: Sequence[float],
+    projections: int,
+    freeze: Sequence[str],
+) -> int:
+    """Write one line per objective, step size, update sample and observed response; return how many."""
+    import torch
+
+    from cwdpo.dynamics.influence import SampleLoss, measure_influence
+    from cwdpo.dynamics.kernel import projected_kernel_norm
+    from cwdpo.models.loading import freeze_parts
+    from cwdpo.scoring.batch import Batch
+    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.training.influence import reference_sums
+
+    if bad := [eta for eta in etas if not eta > 0]:
+        raise RecipeError(f"--eta {bad[0]:g}: must be greater than 0; it is the size of a gradient step")
+    require_writable(out)
+    sources = _groups(data, "pair", updates)
+    others = _groups(observe or data, "chosen", observed)
+    policy, encoder = _load(model)
+    policy.requires_grad_(True)
+    freeze_parts(policy, freeze)
+    scorer = AutoScorer()
+    steps = [Batch((encoder.encode(g),)) for g in sources]
+    seen = [Batch((encoder.encode(g.with_responses(g.by_role(CHOSEN)[:1])),)) for g in others]
+    target = _load(reference)[0] if reference is not None else policy
+    references = [torch.tensor(sums) for sums in reference_sums(target, scorer, steps)]
+    kernel: dict[tuple[str, str], tuple[float, float]] = {}
+    for u in steps if projections else []:
+        for o in seen:
+            norm = projected_kernel_norm(policy, scorer, o, u, projections=projections)
+            kernel[u.groups[0].id, o.groups[0].id] = norm
+    rows: list[dict[str, Any]] = []
+    for objective in objectives:
+        loss = SampleLoss(_section(objective))
+        for eta in etas:
+            found = measure_influence(
+                policy,
+                scorer,
+                steps,
+                seen,
+                loss,
+                references=references if loss.needs_reference else None,
+                eta=eta,
+            )
+            for item in found:
+                norm = kernel.get((item.update, item.observed))
+                more = {"entk_sq": norm[0], "entk_sq_se": norm[1]} if norm else {}
+                rows.append({**item.to_json(), **more})
+    write_jsonl(out, rows)
+    return len(rows)

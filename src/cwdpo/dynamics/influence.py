@@ -1,0 +1,357 @@
+"""How one update on one sample moves another: measured, predicted, and taken apart (paper, §2.2 and G).
+
+With z the logits of a sample's response positions, one step θ' = θ − η∇L(u) changes ℓ̄(o) by
+
+    Δℓ̄(o) ≈ −η ⟨A_o, K(o, u) G_u⟩,  A_o = ∇_z ℓ̄(o) = (y − π)/L,  K = J_o J_uᵀ,  G_u = ∇_z L(u)
+
+up to O(η²) (Proposition 1). The right-hand side is computed exactly as −η ∇_θ ℓ̄(o) · ∇_θ L(u), without ever forming K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cwdpo import losses
+from cwdpo.errors import DataError
+from cwdpo.models.generation import inference
+from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.scoring.reference import Scorer
+
+__all__ = ["Influence", "SampleLoss", "belief_geometry", "measure_influence", "trainable", "update_gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """What one step on an update sample does to one observed response. Squares are Frobenius norms squared.
+
+    Attributes:
+        update: Id of the update sample.
+        observed: Id of the observed prompt.
+        kind: Role or difficulty of the observed response.
+        objective: The loss of the step.
+        eta: η, the size of the step (plain gradient descent).
+        tokens: Response tokens observed.
+        loss: L(u) before the step.
+        logp_mean: ℓ̄(o) before the step, nats per token.
+        measured: Δℓ̄(o), nats per token.
+        predicted: The same to first order (Eq. 1).
+        delta_log_pi_sq: ‖Δ log π‖²_F, over all response positions and the whole vocabulary.
+        a_belief_sq: ‖I − 1πᵀ‖²_F = V‖π‖² + V − 2, summed over positions: grows as beliefs sharpen.
+        a_paper_sq: ‖(y − π)/L‖²_F: the paper's own A_t = ∇_z ℓ̄, which shrinks as the response is learned.
+        g_update_sq: ‖∇_z L(u)‖²_F, coefficients of the loss included.
+        g_observed_sq: Σ_t ‖π_t − y_t‖² of the observed response, coefficient 1.
+        winner_coefficient: −∂L/∂log π(y_w) of the update sample.
+        loser_coefficient: ∂L/∂log π(y_l), averaged over its losers; 0 where the loss has none.
+        lb_k: delta_log_pi_sq / (η² · a_belief_sq · g_update_sq), the paper's proxy of the kernel's norm.
+    """
+
+    update: str
+    observed: str
+    kind: str
+    objective: str
+    eta: float
+    tokens: int
+    loss: float
+    logp_mean: float
+    measured: float
+    predicted: float
+    delta_log_pi_sq: float
+    a_belief_sq: float
+    a_paper_sq: float
+    g_update_sq: float
+    g_observed_sq: float
+    winner_coefficient: float
+    loser_coefficient: float
+    lb_k: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """The loss of a stage on one prompt, as on a batch of one.
+
+    Attributes:
+        section: The stage's settings: `sft`, `sft_c` (with `nll_floor`), or a preference loss.
+    """
+
+    section: Stage1Section | Stage2Section
+
+    @property
+    def objective(self) -> str:
+        """Its name."""
+        return self.section.objective
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with reference log-probabilities."""
+        return isinstance(self.section, Stage2Section)
+
+    def __call__(self, batch: Batch, logp_sum: Tensor, reference: Tensor | None) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            batch: One encoded prompt with its responses.
+            logp_sum: log π_θ(y | x) of every response, nats, `[responses]`.
+            reference: log π_ref likewise, without gradient.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            DataError: The prompt lacks the responses that the loss needs.
+        """
+        s = self.section
+        tokens = torch.tensor([len(r.ids) for r in batch.responses], dtype=logp_sum.dtype, device=logp_sum.device)
+        winners, losers = batch.pairs()
+        if isinstance(s, Stage1Section):
+            return self._stage1(s, batch, losses.nll(logp_sum, tokens, reduction=s.nll_reduction))
+        if not losers:
+            raise DataError(f"{batch.groups[0].origin}: {s.objective} needs a chosen and a rejected response")
+        assert reference is not None
+        reference = reference.to(logp_sum)
+        pairs = losses.PairLogps(
+            chosen=logp_sum[winners],
+            rejected=logp_sum[losers],
+            reference_chosen=reference[winners],
+            reference_rejected=reference[losers],
+            chosen_tokens=tokens[winners],
+            rejected_tokens=tokens[losers],
+        )
+        return self._pairs(s, pairs).loss.mean()
+
+    def _stage1(self, s: Stage1Section, batch: Batch, nll: Tensor) -> Tensor:
+        chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
+        if not chosen:
+            raise DataError(f"{batch.groups[0].origin}: {s.objective} needs a chosen response")
+        likelihood = nll[chosen].mean()
+        if s.objective == "sft" or not rejected:
+            return likelihood
+        if s.regularizer != "nll_floor":
+            raise DataError(f"influence of sft_c is known for regularizer nll_floor, not for {s.regularizer}")
+        return likelihood + s.weight * losses.nll_floor_penalty(nll[rejected].mean(), s.nll_floor)
+
+    def _pairs(self, s: Stage2Section, pairs: losses.PairLogps) -> losses.PairLoss:
+        if s.objective == "cw_dpo":
+            return losses.cw_dpo(pairs, beta=s.beta, floor=s.floor, tau=s.tau, w_min=s.w_min, detach=s.detach)
+        if s.objective == "dpo_shift":
+            return losses.dpo_shift(pairs, beta=s.beta, weight=s.shift_weight)
+        if s.objective == "rpo":
+            return losses.rpo(pairs, beta=s.beta, alpha=s.sft_weight)
+        if s.objective == "dpo":
+            return losses.dpo(pairs, beta=s.beta)
+        raise DataError(f"influence is not known for objective {s.objective}")
+
+
+def trainable(model: Any) -> list[Tensor]:
+    """Return the parameters that a step moves."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def belief_geometry(log_pi: Tensor) -> Tensor:
+    """‖I − 1πᵀ‖²_F = V‖π‖² + V − 2 at every position.
+
+    Args:
+        log_pi: Normalised log-probabilities, `[..., vocabulary]`.
+
+    Returns:
+        Between V − 1 (uniform) and 2(V − 1) (one class certain), `[...]`.
+    """
+    size = log_pi.shape[-1]
+    return size * log_pi.exp().square().sum(-1) + size - 2
+
+
+def _log_pi(found: ResponseLogits) -> Tensor:
+    """Return normalised log-probabilities at the response positions, at least float32."""
+    logits = found.logits if found.logits.dtype == torch.float64 else found.logits.float()
+    return logits.log_softmax(-1)
+
+
+def _sums(found: ResponseLogits, log_pi: Tensor) -> Tensor:
+    """Return log π(y | x) of every response, nats."""
+    logps = log_pi.gather(-1, found.targets[:, None]).squeeze(-1)
+    return logps.new_zeros(found.shape[0]).index_add(0, found.rows, logps)
+
+
+@dataclass(frozen=True)
+class UpdateGradient:
+    """The gradient of one sample's loss.
+
+    Attributes:
+        loss: L(u).
+        weights: ∇_θ L, one tensor a parameter.
+        logits: G_u = ∇_z L, `[positions, vocabulary]`.
+        winner: −∂L/∂log π(y_w).
+        loser: ∂L/∂log π(y_l), averaged over losers.
+    """
+
+    loss: float
+    weights: list[Tensor]
+    logits: Tensor
+    winner: float
+    loser: float
+
+
+def update_gradient(
+    model: Any, scorer: Scorer, batch: Batch, loss: SampleLoss, reference: Tensor | None = None
+) -> UpdateGradient:
+    """Differentiate a sample's loss with respect to weights, logits and log-probabilities; leaves `.grad` alone."""
+    parameters = trainable(model)
+    with inference(model), torch.enable_grad():
+        found = scorer(model, batch)
+        sums = _sums(found, _log_pi(found))
+        value = loss(batch, sums, reference)
+        wanted = [found.logits, sums, *parameters]
+        by_logits, by_sums, *weights = torch.autograd.grad(value, wanted, allow_unused=True)
+    weights = [torch.zeros_like(p) if g is None else g for g, p in zip(weights, parameters, strict=True)]
+    pulls = -by_sums.double().cpu()
+    chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
+    return UpdateGradient(
+        float(value.detach()),
+        weights,
+        by_logits.detach(),
+        float(pulls[chosen].sum()),
+        float(-pulls[rejected].mean()) if rejected else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An observed response before the step."""
+
+    prompt: str
+    kind: str
+    rows: Tensor
+    gradient: list[Tensor]
+    log_pi: Tensor
+    targets: Tensor
+
+    @property
+    def logps(self) -> Tensor:
+        return self.log_pi.gather(-1, self.targets[:, None]).squeeze(-1)
+
+
+def measure_influence(
+    model: Any,
+    scorer: Scorer,
+    updates: Sequence[Batch],
+    observed: Sequence[Batch],
+    loss: SampleLoss,
+    *,
+    references: Sequence[Tensor] | None = None,
+    eta: float = 1e-3,
+) -> list[Influence]:
+    """Take one gradient step on each update sample and look at every observed response; the weights are put back.
+
+    Dropout is off. Weights, `.grad`, mode and random state are bitwise what they were. The cost is one backward pass
+    for each update sample and each observed response, and a forward pass over all observed ones for each update sample.
+
+    Args:
+        model: The policy.
+        scorer: How responses are scored.
+        updates: Update samples, one prompt a batch.
+        observed: Observed prompts; every response of each is looked at.
+        loss: The loss of the step.
+        references: log π_ref of each update sample's responses, `[responses]` each, where the loss needs them.
+        eta: η, the size of the step.
+
+    Returns:
+        One row for each update sample and observed response.
+    """
+    given = references if references is not None else [None] * len(updates)
+    steps = [update_gradient(model, scorer, u, loss, r) for u, r in zip(updates, given, strict=True)]
+    seen = [entry for batch in observed for entry in _observe(model, scorer, batch)]
+    predicted = [[-eta * _dot(s.weights, o.gradient) for o in seen] for s in steps]
+    parameters = trainable(model)
+    kept = [p.detach().clone() for p in parameters]
+    found: list[Influence] = []
+    for u, step, expected in zip(updates, steps, predicted, strict=True):
+        try:
+            with torch.no_grad():
+                torch._foreach_add_(parameters, step.weights, alpha=-eta)
+            after = [entry for batch in observed for entry in _look(model, scorer, batch)]
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, kept)
+        for o, log_pi, first_order in zip(seen, after, expected, strict=True):
+            found.append(_row(u, step, o, log_pi, first_order, loss, eta))
+    return found
+
+
+def _observe(model: Any, scorer: Scorer, batch: Batch) -> list[_Seen]:
+    """Return every response of a batch with the gradient of its ℓ̄."""
+    parameters = trainable(model)
+    with inference(model), torch.enable_grad():
+        found = scorer(model, batch)
+        log_pi = _log_pi(found)
+        means = _sums(found, log_pi) / torch.bincount(found.rows, minlength=found.shape[0])
+        rows: list[_Seen] = []
+        for i, response in enumerate(batch.responses):
+            last = i == len(batch.responses) - 1
+            grads = torch.autograd.grad(means[i], parameters, retain_graph=not last, allow_unused=True)
+            mine = found.rows == i
+            kind = response.difficulty if response.role == "rejected" and response.difficulty else response.role
+            rows.append(
+                _Seen(
+                    batch.groups[batch.owner[i]].id,
+                    kind,
+                    mine,
+                    [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)],
+                    log_pi[mine].detach(),
+                    found.targets[mine],
+                )
+            )
+    return rows
+
+
+def _look(model: Any, scorer: Scorer, batch: Batch) -> list[Tensor]:
+    with inference(model):
+        found = scorer(model, batch)
+        log_pi = _log_pi(found)
+        return [log_pi[found.rows == i] for i in range(found.shape[0])]
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+
+
+def _row(
+    u: Batch, step: UpdateGradient, o: _Seen, log_pi: Tensor, predicted: float, loss: SampleLoss, eta: float
+) -> Influence:
+    before, after = o.log_pi.double(), log_pi.double()
+    targets = o.targets[:, None]
+    logps, moved = before.gather(-1, targets), after.gather(-1, targets)
+    residual = before.exp().scatter_add(-1, targets, torch.full_like(logps, -1.0))
+    tokens = len(o.targets)
+    belief = float(belief_geometry(before).sum())
+    pushed = float(step.logits.double().square().sum())
+    change = float((after - before).square().sum())
+    scale = eta**2 * belief * pushed
+    return Influence(
+        update=u.groups[0].id,
+        observed=o.prompt,
+        kind=o.kind,
+        objective=loss.objective,
+        eta=eta,
+        tokens=tokens,
+        loss=step.loss,
+        logp_mean=float(logps.mean()),
+        measured=float((moved - logps).mean()),
+        predicted=predicted,
+        delta_log_pi_sq=change,
+        a_belief_sq=belief,
+        a_paper_sq=float(residual.square().sum()) / tokens**2,
+        g_update_sq=pushed,
+        g_observed_sq=float(residual.square().sum()),
+        winner_coefficient=step.winner,
+        loser_coefficient=step.loser,
+        lb_k=change / scale if scale else float("nan"),
+    )

@@ -1,0 +1,109 @@
+"""Further kinds of response for a probe set: what a model should find likely, unlikely, or not care about.
+
+After Ren & Sutherland (2025). None of them needs another model: answers of other prompts, sentences of equal length,
+shuffled words, and the model's own sample. Every draw depends on the seed and the prompt's id alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from cwdpo.data.schema import CHOSEN, PromptGroup, Response
+from cwdpo.errors import DataError
+
+__all__ = ["KINDS", "with_kinds"]
+
+KINDS = {
+    "own": "a sample of the model itself, drawn once at the start",
+    "other_train": "the chosen response of another training prompt",
+    "other_test": "the chosen response of another held-out prompt",
+    "random": "a chosen response of some training prompt with as many words",
+    "shuffled": "the words of the chosen response in random order",
+    "random_shuffled": "the words of that random response in random order",
+}
+"""Names of the kinds and what they are."""
+
+
+def with_kinds(
+    groups: Sequence[PromptGroup],
+    kinds: Sequence[str],
+    *,
+    train: Sequence[PromptGroup] = (),
+    own: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> list[PromptGroup]:
+    """Add kinds of response to held-out prompts.
+
+    Args:
+        groups: Held-out prompts with a chosen response.
+        kinds: Keys of `KINDS`; kinds that a prompt has already are left as they are.
+        train: Training prompts, for `other_train` and the random kinds.
+        own: The model's own answer by prompt id, for `own`; a prompt without one gets none.
+        seed: Of all draws.
+
+    Returns:
+        The prompts, each with one response of each kind after its own responses.
+
+    Raises:
+        DataError: A kind is unknown, or there is no other prompt to take it from.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise DataError(f"probe kind {unknown[0]!r} is unknown; take some of {', '.join(KINDS)}")
+    return [_extended(group, groups, kinds, train, own or {}, seed) for group in groups]
+
+
+def _extended(
+    group: PromptGroup,
+    groups: Sequence[PromptGroup],
+    kinds: Sequence[str],
+    train: Sequence[PromptGroup],
+    own: Mapping[str, str],
+    seed: int,
+) -> PromptGroup:
+    gold = group.chosen.text
+    # One source of chance a kind: leaving a kind out does not change the others.
+    chance = {kind: random.Random(f"probe/{seed}/{group.id}/{kind}") for kind in KINDS}
+    added: list[Response] = []
+    for kind in kinds:
+        if group.by_role(kind):
+            continue
+        if kind == "own":
+            text = own.get(group.id, "")
+        elif kind == "other_train":
+            text = chance[kind].choice(_golds(train, group, kind))
+        elif kind == "other_test":
+            text = chance[kind].choice(_golds(groups, group, kind))
+        elif kind == "shuffled":
+            text = _shuffled(gold, chance[kind])
+        else:
+            text = _of_length(_golds(train, group, kind), len(gold.split()), chance["random"])
+            text = _shuffled(text, chance[kind]) if kind == "random_shuffled" else text
+        if text:
+            added.append(Response(text, kind, "probe"))
+    return group.with_responses([*group.responses, *added])
+
+
+def _golds(groups: Sequence[PromptGroup], but: PromptGroup, kind: str) -> list[str]:
+    """Return the chosen responses of other prompts that are no right answer to this one."""
+    right = {*but.references, *(r.text for r in but.by_role(CHOSEN))}
+    texts = (g.chosen.text for g in groups if g.id != but.id and g.by_role(CHOSEN))
+    found = [text for text in texts if text not in right]
+    if not found:
+        raise DataError(f"{but.origin or but.id}: there is no other prompt to take the probe kind {kind!r} from")
+    return found
+
+
+def _of_length(texts: Sequence[str], words: int, chance: random.Random) -> str:
+    nearest = min(abs(len(t.split()) - words) for t in texts)
+    return chance.choice([t for t in texts if abs(len(t.split()) - words) == nearest])
+
+
+def _shuffled(text: str, chance: random.Random) -> str:
+    """Return the words in another order, as far as there is one."""
+    words = text.split()
+    for _ in range(20):
+        mixed = chance.sample(words, len(words))
+        if mixed != words:
+            return " ".join(mixed)
+    return text

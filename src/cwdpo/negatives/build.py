@@ -1,0 +1,234 @@
+"""Rejected responses for a stage: proposed by several sources, filtered, drawn by share."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cwdpo.data.schema import CHOSEN, PromptGroup
+from cwdpo.errors import DataError
+from cwdpo.files import write_jsonl
+from cwdpo.negatives.candidates import Candidate, Source, seeded
+from cwdpo.negatives.filters import Finding, Judge
+from cwdpo.negatives.policy import NegativePolicy, Weigher
+from cwdpo.negatives.sources import make_sources
+from cwdpo.recipe import EditorSection, SourceMix
+
+__all__ = ["Negatives", "Tally", "build_negatives"]
+
+
+@dataclass
+class Tally:
+    """What became of the candidates of one source.
+
+    Attributes:
+        proposed: Candidates looked at.
+        identical: Of these, those that read like a gold response.
+        suspects: Of these, those that may be right (identical ones among them).
+        exact: Of these, those known to be right or wrong (on `scenes`).
+        right: On `scenes`, those that are right.
+        right_suspects: On `scenes`, those that are right and suspects.
+        dropped: Candidates that a filter dropped.
+        used: Negatives that came from this source.
+        length_ratio: Sum over candidates of their words to those of the chosen response.
+    """
+
+    proposed: int = 0
+    identical: int = 0
+    suspects: int = 0
+    exact: int = 0
+    right: int = 0
+    right_suspects: int = 0
+    dropped: int = 0
+    used: int = 0
+    length_ratio: float = 0.0
+
+    def add(self, finding: Finding) -> None:
+        """Count one candidate."""
+        self.proposed += 1
+        self.identical += finding.identical
+        self.suspects += finding.suspect
+        self.exact += finding.right is not None
+        self.right += bool(finding.right)
+        self.right_suspects += bool(finding.right) and finding.suspect
+        self.dropped += finding.reason is not None
+        self.length_ratio += finding.length_ratio
+
+
+@dataclass
+class Negatives:
+    """Prompts with their negatives, and where these came from.
+
+    Attributes:
+        groups: Each with its chosen response and its rejected ones; prompts that got none are left out.
+        counts: Negatives by source, and under `none` the prompts that got none.
+        tallies: What became of the candidates, by source.
+        dropped: A row for every candidate that a filter dropped, with the reason.
+    """
+
+    groups: list[PromptGroup]
+    counts: dict[str, int]
+    tallies: dict[str, Tally]
+    dropped: list[dict[str, Any]]
+
+    def tally_rows(self) -> dict[str, dict[str, Any]]:
+        """Return the tallies as plain values."""
+        return {name: asdict(tally) for name, tally in self.tallies.items()}
+
+
+@dataclass
+class _Draw:
+    """One prompt's draw: what is wished for, what is left, what was taken."""
+
+    group: PromptGroup
+    wishes: list[str]
+    left: dict[str, list[Candidate]]
+    taken: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
+    refused: set[str] = field(default_factory=set[str])
+
+    def take(self) -> list[Candidate]:
+        """Take one candidate per wish, from the wished source while it lasts, else from any other; no text twice."""
+        new: list[Candidate] = []
+        for wish in self.wishes:
+            for candidate in self._in_order(wish):
+                if candidate.key not in self.taken and candidate.key not in self.refused:
+                    self.taken[candidate.key] = candidate
+                    new.append(candidate)
+                    break
+        self.wishes = []
+        return new
+
+    def _in_order(self, wish: str) -> Iterator[Candidate]:
+        for name in (wish, *(n for n in self.left if n != wish)):
+            while self.left[name]:
+                yield self.left[name].pop()
+
+    def refuse(self, candidate: Candidate) -> None:
+        """Put a candidate back for good, and wish for another from its source."""
+        del self.taken[candidate.key]
+        self.refused.add(candidate.key)
+        self.wishes.append(candidate.source)
+
+
+class _Builder:
+    """What `build_negatives` does, step by step."""
+
+    def __init__(self, groups: Sequence[PromptGroup], mix: SourceMix, seed: int) -> None:
+        self._groups, self._mix, self._seed = groups, mix, seed
+        self._judge = Judge(mix.filter)
+        self._shares = mix.shares()
+        self.tallies = {name: Tally() for name in self._shares}
+        self.dropped: list[dict[str, Any]] = []
+        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in self._shares} for g in groups}
+
+    def wishes(self, group: PromptGroup) -> list[str]:
+        """Return the source that each negative of a prompt is to come from."""
+        rng = seeded(self._seed, group.id, "source")
+        return rng.choices(list(self._shares), weights=list(self._shares.values()), k=self._mix.per_prompt)
+
+    def ask(self, sources: Mapping[str, Source]) -> None:
+        """Fill the pools: cheap sources for every prompt, costly ones where wished for, or where nothing else is."""
+        for name, source in sorted(sources.items(), key=lambda item: item[1].costly):
+            asked = [
+                group
+                for group in self._groups
+                if not source.costly or name in self.wishes(group) or not any(self._pools[group.id].values())
+            ]
+            proposed = source.propose(asked, self._mix.per_prompt) if asked else {}
+            for group in asked:
+                for candidate in proposed.get(group.id, ()):
+                    finding = self._judge(group, candidate)
+                    self.tallies[name].add(finding)
+                    if finding.reason is None:
+                        self._pools[group.id][name].append(candidate)
+                    else:
+                        self._drop(group, candidate, finding.reason)
+
+    def _drop(self, group: PromptGroup, candidate: Candidate, reason: str) -> None:
+        row: dict[str, Any] = {"id": group.id, "source": candidate.source, "text": candidate.text, "reason": reason}
+        if candidate.difficulty is not None:
+            row["difficulty"] = candidate.difficulty
+        self.dropped.append(row)
+
+    def draw(self, weigher: Weigher | None, progress: Callable[[int, int], None] | None) -> list[_Draw]:
+        """Draw negatives; with a weigher, draw again where one is too easy, while there is something left."""
+        draws: list[_Draw] = []
+        for group in self._groups:
+            rng: random.Random = seeded(self._seed, group.id, "order")
+            left = {name: rng.sample(pool, len(pool)) for name, pool in self._pools[group.id].items()}
+            draws.append(_Draw(group, self.wishes(group), left))
+        fresh = [(draw, new) for draw in draws if (new := draw.take())]
+        while weigher is not None and fresh:
+            weighed = weigher.logp_means(
+                [draw.group.with_responses([c.response() for c in new]) for draw, new in fresh], progress
+            )
+            for (draw, new), values in zip(fresh, weighed, strict=True):
+                for candidate, value in zip(new, values, strict=True):
+                    reason = self._judge.too_easy(value)
+                    if reason is not None:
+                        draw.refuse(candidate)
+                        self._drop(draw.group, candidate, reason)
+                        self.tallies[candidate.source].dropped += 1
+            fresh = [(draw, new) for draw, _ in fresh if (new := draw.take())]
+        return draws
+
+
+def build_negatives(
+    groups: Sequence[PromptGroup],
+    mix: SourceMix,
+    *,
+    seed: int,
+    folder: Path,
+    policy: NegativePolicy,
+    editor: EditorSection | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Negatives:
+    """Give every prompt its chosen response and `mix.per_prompt` rejected ones.
+
+    The draw among sources depends on the seed and the row's id alone. A prompt that a source has nothing for (no
+    rejected response in the data, every hypothesis a gold one, all of them filtered) draws from the others.
+
+    Args:
+        groups: Prompts with chosen (and, for `dataset`, rejected) responses.
+        mix: Shares, settings, filter.
+        seed: Fixes the draw.
+        folder: Where texts written by models and their scores are kept, so that a killed run goes on from there, and
+            `dropped.jsonl`.
+        policy: Who writes on-policy negatives, and weighs all of them for the filter on ℓ̄.
+        editor: Who writes the source `edit`.
+        progress: Called with prompts done so far (generated, edited, scored) and their number.
+        note: Told what is worth knowing before it happens, such as what edits will cost.
+
+    Raises:
+        DataError: No prompt got a negative.
+        ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
+    """
+    builder = _Builder(groups, mix, seed)
+    common: dict[str, Any] = {"seed": seed, "folder": folder, "policy": policy, "progress": progress, "note": note}
+    builder.ask(make_sources(groups, mix, editor=editor or EditorSection(), **common))
+    weigher = Weigher(policy, folder, mix.batch_size) if mix.filter.logp is not None else None
+    found: list[PromptGroup] = []
+    counts: Counter[str] = Counter()
+    for draw in builder.draw(weigher, progress):
+        if not draw.taken:
+            counts["none"] += 1
+            continue
+        counts.update(c.source for c in draw.taken.values())
+        chosen = draw.group.by_role(CHOSEN)[:1]
+        found.append(draw.group.with_responses((*chosen, *(c.response() for c in draw.taken.values()))))
+    for name, tally in builder.tallies.items():
+        tally.used = counts[name]
+    write_jsonl(folder / "dropped.jsonl", builder.dropped)
+    if not found:
+        dropped = f" ({len(builder.dropped)} candidates were dropped: {folder / 'dropped.jsonl'})"
+        raise DataError(
+            f"none of {len(groups)} prompts got a negative from {', '.join(mix.shares())}"
+            f"{dropped if builder.dropped else ''}; give the data rejected responses, "
+            "or set another source in negatives.stage1 and negatives.stage2, for instance beam: 1 or other: 1"
+        )
+    return Negatives(found, {k: n for k, n in counts.items() if n}, builder.tallies, builder.dropped)

@@ -1,0 +1,200 @@
+"""One request to an OpenAI-compatible endpoint, sent again while the server is busy or fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import tenacity
+
+from cwdpo._version import __version__
+from cwdpo.errors import UserError, one_line
+from cwdpo.recipe import EditorSection
+
+__all__ = ["ChatClient", "Reply", "ServiceError"]
+
+_PASSING = {408, 409, 425, 429}
+"""Status codes that may be gone in a moment, beside those from 500 on."""
+
+_LONGEST_PAUSE = 60.0
+_REMEDIES = {
+    401: "set the key in the environment variable {variable}",
+    403: "set the key in the environment variable {variable}",
+    404: "see negatives.editor.base_url and negatives.editor.model",
+    400: "see negatives.editor (structured: json_object or none, for servers without schemas)",
+    422: "see negatives.editor (structured: json_object or none, for servers without schemas)",
+}
+
+
+class ServiceError(UserError):
+    """An endpoint cannot be used, or no longer. What it has answered so far is kept."""
+
+
+class _Passing(Exception):
+    """A failure that may be gone in a moment."""
+
+    def __init__(self, what: str, pause: float | None = None) -> None:
+        super().__init__(what)
+        self.pause = pause
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: The answer.
+        sent: Tokens sent, as the server counts, or a guess.
+        received: Tokens received.
+        whole: Whether the answer ended by itself.
+    """
+
+    text: str
+    sent: int
+    received: int
+    whole: bool = True
+
+
+def guess_tokens(text: str) -> int:
+    """Return about how many tokens a text has, for endpoints that do not count: four characters each."""
+    return -(-len(text) // 4)
+
+
+class ChatClient:
+    """Sends chat requests. Safe to use from several threads.
+
+    Args:
+        settings: Endpoint, time limits, attempts, rate.
+        pause: First pause before a request is sent again, in seconds; it doubles, with chance.
+    """
+
+    def __init__(self, settings: EditorSection, pause: float = 1.0) -> None:
+        self._settings = settings
+        self._key = os.environ.get(settings.key_variable, "").strip()
+        headers = {"User-Agent": f"cwdpo/{__version__}"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        limits = httpx2.Limits(max_connections=settings.concurrency)
+        self._http = httpx2.Client(headers=headers, timeout=settings.timeout, limits=limits)
+        self._stopped = threading.Event()
+        self._turns = _Turns(settings.requests_per_minute, self._stopped)
+        self._growing = tenacity.wait_random_exponential(multiplier=pause, max=_LONGEST_PAUSE)
+        self._where = f"editor {settings.base_url}"
+
+    def stop(self) -> None:
+        """Send nothing any more: requests that wait for another attempt fail at once."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ask(self, body: Mapping[str, Any]) -> Reply:
+        """Send one chat request and return the answer.
+
+        Raises:
+            ServiceError: The server refuses it, or failed at every attempt.
+        """
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
+            stop=tenacity.stop_after_attempt(self._settings.attempts) | tenacity.stop_when_event_set(self._stopped),
+            wait=self._pause,
+            sleep=tenacity.sleep_using_event(self._stopped),
+            reraise=True,
+        )
+        try:
+            return attempts(self._send, body)
+        except _Passing as error:
+            many = f"{self._settings.attempts} attempts failed, the last with: " if self._settings.attempts > 1 else ""
+            raise ServiceError(
+                self._clean(f"{self._where}: {many}{error}; what was answered is kept, run the command again to go on")
+            ) from None
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.pause if isinstance(error, _Passing) else None
+        return self._growing(state) if asked is None else min(asked, _LONGEST_PAUSE)
+
+    def _send(self, body: Mapping[str, Any]) -> Reply:
+        self._turns.wait()
+        if self._stopped.is_set():
+            raise _Passing("stopped")
+        try:
+            response = self._http.post(f"{self._settings.base_url}/chat/completions", json=body)
+        except httpx2.TimeoutException:
+            raise _Passing(f"no answer in {self._settings.timeout:g} s") from None
+        except httpx2.TransportError as error:
+            raise _Passing(one_line(error, 160) or type(error).__name__) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise ServiceError(self._clean(f"{self._where}: {one_line(error, 160)}")) from None
+        if response.status_code in _PASSING or response.status_code >= 500:
+            raise _Passing(_told(response), _retry_after(response))
+        if response.status_code != 200:
+            remedy = _REMEDIES.get(response.status_code, "see negatives.editor").format(
+                variable=self._settings.key_variable
+            )
+            raise ServiceError(self._clean(f"{self._where}: {_told(response)}; {remedy}"))
+        return self._read(response, body)
+
+    def _read(self, response: httpx2.Response, body: Mapping[str, Any]) -> Reply:
+        try:
+            answer = json.loads(response.content)
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] or ""
+        except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError):
+            raise _Passing("the answer is no chat completion (cut short?)") from None
+        if not isinstance(text, str):
+            raise _Passing("the answer is no chat completion (its content is no text)")
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        sent, received = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        return Reply(
+            text,
+            sent if isinstance(sent, int) else guess_tokens(json.dumps(body["messages"])),
+            received if isinstance(received, int) else guess_tokens(text),
+            whole=choice.get("finish_reason") != "length",
+        )
+
+    def _clean(self, text: str) -> str:
+        """Return a message on one line, without the key, which servers like to repeat."""
+        return one_line(text.replace(self._key, "…") if self._key else text, 600)
+
+
+class _Turns:
+    """Lets threads through one by one, at most so many in a minute."""
+
+    def __init__(self, per_minute: int | None, stopped: threading.Event) -> None:
+        self._apart = 60 / per_minute if per_minute else 0.0
+        self._stopped, self._lock, self._next = stopped, threading.Lock(), 0.0
+
+    def wait(self) -> None:
+        if not self._apart:
+            return
+        with self._lock:
+            turn = max(time.monotonic(), self._next)
+            self._next = turn + self._apart
+        self._stopped.wait(max(0.0, turn - time.monotonic()))
+
+
+def _told(response: httpx2.Response) -> str:
+    """Return status and message of a failure."""
+    try:
+        error = json.loads(response.content)["error"]
+        message = error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        message = response.content[:300].decode("utf-8", "replace")
+    phrase = f"{response.status_code} {response.reason_phrase}".strip()
+    return f"{phrase}: {one_line(message, 200)}" if message else phrase
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

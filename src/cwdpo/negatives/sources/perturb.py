@@ -1,0 +1,154 @@
+"""Wrong captions made without a model: some facts of the right one changed by a lexicon, exact on `scenes`."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
+from cwdpo.negatives.lexicon import Lexicon, default_lexicon
+from cwdpo.scenes.grammar import NOUNS, PHRASES, Caption, parse
+from cwdpo.scenes.negatives import negative
+from cwdpo.scenes.world import Scene
+
+__all__ = ["DIFFICULTY_OF", "PerturbSource", "Slot", "caption_of", "change", "slots"]
+
+_FACTS = {"hard": 1, "medium": 2, "easy": 100}
+DIFFICULTY_OF = {1: "hard", 2: "medium"}
+"""Difficulty by the number of facts that were changed; three and more are easy."""
+
+_SOUNDS_LIKE_VOWEL = re.compile(r"(?!uni|use|usu|eu|one\b|once\b|ukulele)[aeiou]|hour|honest|heir", re.IGNORECASE)
+_ARTICLE = re.compile(r"\b(an?)(\s+)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a text that states a fact, and what else could stand there.
+
+    Attributes:
+        kind: Kind of the fact.
+        start: First character.
+        end: Character after the last.
+        options: Phrases that make the fact wrong.
+    """
+
+    kind: str
+    start: int
+    end: int
+    options: tuple[str, ...]
+
+
+def slots(text: str, golds: Sequence[str], lexicon: Lexicon) -> list[Slot]:
+    """Return the facts of `text` that can be made wrong.
+
+    Args:
+        text: A right caption.
+        golds: All right captions of the picture: what any of them speaks of is not put in.
+        lexicon: The words.
+    """
+    said: set[str] = set().union(*(lexicon.concepts(gold) for gold in golds)) if golds else set()
+    found: list[Slot] = []
+    for hit in lexicon.find(text, strict=True):
+        options = lexicon.options(hit.entry, text[hit.start : hit.end])
+        fit = tuple(phrase for phrase, concept in options if concept not in said)
+        if fit:
+            found.append(Slot(hit.entry.kind, hit.start, hit.end, fit))
+    return found
+
+
+def change(text: str, places: Sequence[Slot], rng: random.Random) -> str:
+    """Put a wrong phrase into each of `places`; capital letters and a/an are kept right."""
+    for slot in sorted(places, key=lambda s: -s.start):
+        old, new = text[slot.start : slot.end], rng.choice(slot.options)
+        if old.isupper() and len(old) > 1:
+            new = new.upper()
+        elif old[:1].isupper():
+            new = new[:1].upper() + new[1:]
+        before = text[: slot.start]
+        if (found := _ARTICLE.search(before)) is not None:
+            before = before[: found.start()] + _article(found[1], new) + found[2]
+        text = before + new + text[slot.end :]
+    return text
+
+
+def _article(written: str, phrase: str) -> str:
+    article = "an" if _SOUNDS_LIKE_VOWEL.match(phrase) else "a"
+    return article.capitalize() if written[0].isupper() else article
+
+
+def caption_of(text: str) -> Caption | None:
+    """Return a caption of the embedded world with its choice of words, or None where `text` is none."""
+    meaning = parse(text)
+    if meaning is None:
+        return None
+    plain = " ".join(text.split())
+    nouns = itertools.product(range(2), repeat=len(meaning.mentions))
+    for noun, phrase in itertools.product(nouns, itertools.product(range(2), repeat=len(meaning.relations))):
+        caption = Caption(meaning, noun, phrase)
+        if caption.text == plain:
+            return caption
+    return None
+
+
+assert all(len(words) == 2 for words in (*NOUNS.values(), *PHRASES.values()))
+
+
+def _pick(places: Sequence[Slot], count: int, rng: random.Random) -> list[Slot]:
+    """Draw places: first the kind of fact, then one of its places, so that objects, the commonest, do not crowd out."""
+    left = list(places)
+    taken: list[Slot] = []
+    for _ in range(count):
+        kind = rng.choice(sorted({slot.kind for slot in left}))
+        taken.append(rng.choice([slot for slot in left if slot.kind == kind]))
+        left.remove(taken[-1])
+    return taken
+
+
+class PerturbSource:
+    """Facts of the chosen response changed: objects, colours, numbers, attributes, actions, relations.
+
+    Difficulty is the number of facts changed: one is hard, two medium, more easy (all that can be). On rows of `scenes`
+    the negative is exact (`cwdpo.scenes.negatives`), elsewhere words are exchanged by the lexicon.
+
+    Args:
+        difficulties: Which difficulties to make, drawn for each negative.
+        seed: Fixes the draw.
+        lexicon: The words; default those that ship with cwdpo.
+    """
+
+    name = "perturb"
+    costly = False
+
+    def __init__(self, difficulties: Sequence[str], seed: int, lexicon: Lexicon | None = None) -> None:
+        self._difficulties, self._seed = list(difficulties), seed
+        self._lexicon = lexicon or default_lexicon()
+
+    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
+        """Return up to `2 * count` wrong captions a row; none where the lexicon knows no word of it."""
+        return {group.id: self._wrong(group, count) for group in groups}
+
+    def _wrong(self, group: PromptGroup, count: int) -> list[Candidate]:
+        rng = seeded(self._seed, group.id, "perturb")
+        text = group.chosen.text
+        caption = caption_of(text) if "scene" in group.facts else None
+        found: dict[str, Candidate] = {}
+        if caption is not None:
+            scene = Scene.from_json(group.facts["scene"])
+            for _ in range(2 * count):
+                difficulty = rng.choice(self._difficulties)
+                wrong = Candidate(negative(caption, scene, difficulty, rng).text, self.name, difficulty)
+                found.setdefault(wrong.key, wrong)
+            return list(found.values())
+        places = slots(text, gold_texts(group), self._lexicon)
+        for _ in range(4 * count if places else 0):
+            wanted = min(_FACTS[rng.choice(self._difficulties)], len(places))
+            chosen = sorted(_pick(places, wanted, rng), key=lambda s: s.start)
+            changed = tuple(slot.kind for slot in chosen)
+            difficulty = DIFFICULTY_OF.get(wanted, "easy")
+            wrong = Candidate(change(text, chosen, rng), self.name, difficulty, changed)
+            found.setdefault(wrong.key, wrong)
+        return list(found.values())[: 2 * count]

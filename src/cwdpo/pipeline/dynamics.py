@@ -1,0 +1,181 @@
+"""What a stage measures of itself and what it does about it: probes, diagnosis, early stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cwdpo.data.schema import CHOSEN, PromptGroup
+from cwdpo.dynamics.diagnosis import StageFacts
+from cwdpo.dynamics.influence import SampleLoss
+from cwdpo.dynamics.kinds import with_kinds
+from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.errors import RunError
+from cwdpo.files import read_jsonl, write_jsonl
+from cwdpo.models.generation import generate
+from cwdpo.pipeline.data import groups_of, load_source
+from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.scoring.batch import Batch
+from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.reference import Scorer
+from cwdpo.training.callbacks import ProbeCallback
+from cwdpo.training.diagnosis import DiagnosisCallback
+from cwdpo.training.early_stopping import ProbeEarlyStopping
+from cwdpo.training.influence import InfluenceCallback
+
+__all__ = ["StageDynamics", "probe_groups", "stage_dynamics"]
+
+
+@dataclass
+class StageDynamics:
+    """The callbacks of a stage that measure and act; all None where probes are off.
+
+    Attributes:
+        probes: Readings.
+        diagnosis: Rules over them.
+        early: Early stopping, where the recipe asks for it.
+        influence: One-step influence, where the recipe asks for it.
+    """
+
+    probes: ProbeCallback | None = None
+    diagnosis: DiagnosisCallback | None = None
+    early: ProbeEarlyStopping | None = None
+    influence: InfluenceCallback | None = None
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """In the order in which the trainer must call them."""
+        return [c for c in (self.probes, self.influence, self.diagnosis, self.early) if c is not None]
+
+    def finish_late(self, trainer: Any, folder: Path) -> None:
+        """Choose the weights of a run that was killed after its last update."""
+        path = folder / "probes.jsonl"
+        if self.early is not None and self.probes is not None and path.is_file():
+            self.probes.rows = list(read_jsonl(path))
+            self.early.finish(trainer.model, trainer.args)
+
+    def conclude(self, run: RunDirectory, stage: str) -> None:
+        """Tell what was found, at the end of a stage.
+
+        Raises:
+            RunError: The recipe asks to stop at a serious finding, and there was one.
+        """
+        if self.diagnosis is not None:
+            for finding in self.diagnosis.findings:
+                run.reporter.note(f"{stage}: {finding.line}")
+            if (serious := self.diagnosis.stopped_by) is not None:
+                raise RunError(
+                    f"stopped after update {serious.step} of {stage} by probes.on_diagnosis: {serious.rule}: "
+                    f"{serious.sentence} {serious.remedy} With another recipe choose another --out; to go on all the "
+                    "same, pass --set probes.on_diagnosis=warn"
+                )
+        if self.early is not None and self.early.verdict.stop is not None and self.probes is not None:
+            best = self.probes.rows[self.early.verdict.best]["step"]
+            run.reporter.note(f"{stage}: {self.early.signal} was best at update {best}; stopped early with that model")
+
+
+def stage_dynamics(
+    run: RunDirectory,
+    stage: str,
+    section: Stage1Section | Stage2Section,
+    encoder: PromptEncoder,
+    scorer: Scorer,
+    folder: Path,
+    train: Sequence[PromptGroup],
+) -> StageDynamics:
+    """Return the callbacks that the recipe asks for in a stage.
+
+    Args:
+        run: The run.
+        stage: `stage1` or `stage2`.
+        section: Its settings.
+        encoder: Its prompt encoder.
+        scorer: Its scorer.
+        folder: Its folder.
+        train: Its training prompts.
+    """
+    p, two = run.recipe.probes, run.recipe.stage2
+    if not p.every:
+        return StageDynamics()
+    groups = probe_groups(run)
+    if not groups:
+        return StageDynamics()
+    measured = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
+    probes = ProbeCallback(
+        measured, scorer, folder, every=p.every, distributions=p.distributions, tokens=min(p.tokens, len(groups))
+    )
+    facts = StageFacts.of(section)
+    diagnosis = DiagnosisCallback(probes, facts, action=p.on_diagnosis, say=run.reporter.note)
+    early = None
+    if p.early_stop is not None and stage in p.early_stop.stages:
+        e = p.early_stop
+        early = ProbeEarlyStopping(probes, e.signal, patience=e.patience, min_delta=e.min_delta)
+    return StageDynamics(probes, diagnosis, early, _influence(run, section, encoder, scorer, folder, train, groups))
+
+
+def _influence(
+    run: RunDirectory,
+    section: Stage1Section | Stage2Section,
+    encoder: PromptEncoder,
+    scorer: Scorer,
+    folder: Path,
+    train: Sequence[PromptGroup],
+    groups: Sequence[PromptGroup],
+) -> InfluenceCallback | None:
+    """Follow the first training prompts and the chosen responses of the first probe prompts."""
+    asked = run.recipe.probes.influence
+    if asked is None:
+        return None
+    updates = [Batch((encoder.encode(g),)) for g in train[: asked.updates]]
+    chosen = [g.with_responses([g.chosen]) for g in groups[: asked.observed]]
+    observed = [Batch((encoder.encode(g),)) for g in chosen]
+    every, eta = run.recipe.probes.every, asked.eta
+    return InfluenceCallback(updates, observed, SampleLoss(section), scorer, folder, every=every, eta=eta)
+
+
+def probe_groups(run: RunDirectory) -> list[PromptGroup]:
+    """Return the prompts of the probe set, with the kinds of response that the recipe asks for.
+
+    The kinds depend on the data and `probes.seed` alone, but for the model's own answers: these are written once a run,
+    by its first model, and kept in `probes/own.jsonl`. Both stages are so measured on the same responses.
+    """
+    p = run.recipe.probes
+    if p.path is not None:
+        groups = list(load_source(run.recipe, p.path, format="auto", limit=None, image_root=None).groups)
+    else:
+        groups = list(groups_of(run, "held_out"))
+    groups = [g for g in groups if g.by_role(CHOSEN)][: p.prompts]
+    if not p.kinds or not groups:
+        return groups
+    train = [*groups_of(run, "stage1"), *groups_of(run, "stage2")]
+    own = _own_answers(run, groups) if "own" in p.kinds else {}
+    return with_kinds(groups, p.kinds, train=train, own=own, seed=p.seed)
+
+
+def _own_answers(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, str]:
+    """Return a sample of the run's first model for every prompt."""
+    p, path = run.recipe.probes, run.folder / "probes" / "own.jsonl"
+    if path.is_file():
+        return {row["id"]: row["text"] for row in read_jsonl(path)}
+    run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
+    model, encoder = run.inference_model(run.model_path), run.encoder(run.model_path)
+    found: dict[str, str] = {}
+    for start in range(0, len(groups), p.batch_size):
+        part = groups[start : start + p.batch_size]
+        answers = generate(
+            model,
+            encoder.tokenizer,
+            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
+            part,
+            max_new_tokens=run.recipe.evaluation.max_new_tokens,
+            temperature=1.0,
+            seed=p.seed + start,
+        )
+        found |= {group.id: answer[0] for group, answer in zip(part, answers, strict=True)}
+    write_jsonl(path, [{"id": name, "text": text} for name, text in found.items()])
+    return found

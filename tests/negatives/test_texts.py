@@ -1,0 +1,180 @@
+"""Words, distances, the lexicon and what `perturb` and `shuffle` make of a caption."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cwdpo.data.schema import PromptGroup, Response
+from cwdpo.negatives.lexicon import default_lexicon, stem
+from cwdpo.negatives.sources.perturb import PerturbSource, caption_of, change, slots
+from cwdpo.negatives.sources.shuffle import shuffled
+from cwdpo.negatives.text import differences, edit_distance, normalise, rouge_l, words
+from cwdpo.scenes.grammar import count_errors, is_correct, paraphrases, parse
+from cwdpo.scenes.rows import sample_scenes
+
+LEXICON = default_lexicon()
+
+
+def group(text: str, *references: str, **facts: object) -> PromptGroup:
+    return PromptGroup("row", (), (), (Response(text),), references, facts=facts)
+
+
+def wrong(text: str, word: str, to: str) -> str:
+    """`text` with the fact at `word` changed to `to`."""
+    place = next(s for s in slots(text, [text], LEXICON) if text[s.start : s.end].lower() == word)
+    assert to in place.options, place.options
+    only = type(place)(place.kind, place.start, place.end, (to,))
+    return change(text, [only], random.Random(0))
+
+
+def test_normalise():
+    assert normalise("  A Dog, running -- fast! ") == "a dog running fast"
+    assert words("Über-cool") == ["über", "cool"]
+
+
+def test_distances_by_hand():
+    # a b c d -> a x c: one substitution, one deletion
+    assert edit_distance("abcd", "axc") == 2
+    assert edit_distance("", "abc") == 3
+    # longest common subsequence of (a b c d) and (a c d e f) is (a c d): F1 = 2 * 3 / (4 + 5)
+    assert rouge_l(list("abcd"), list("acdef")) == pytest.approx(6 / 9)
+    assert rouge_l([], ["a"]) == 0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_distances_are_symmetric_and_bounded(one: list[str], other: list[str]):
+    assert edit_distance(one, other) == edit_distance(other, one)
+    assert (edit_distance(one, other) == 0) == (one == other)
+    assert abs(len(one) - len(other)) <= edit_distance(one, other) <= max(len(one), len(other))
+    assert rouge_l(one, other) == pytest.approx(rouge_l(other, one))
+    assert 0 <= rouge_l(one, other) <= 1
+    assert not one or rouge_l(one, one) == 1
+
+
+def test_differences():
+    found = differences("A red dog runs .", "A blue dog runs fast .")
+    assert found == [
+        ("same", "A"),
+        ("gone", "red"),
+        ("new", "blue"),
+        ("same", "dog runs"),
+        ("new", "fast"),
+        ("same", "."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "to", "expected"),
+    [
+        ("A green car .", "green", "orange", "An orange car ."),
+        ("An elephant drinks .", "elephant", "zebra", "A zebra drinks ."),
+        ("Two men sit down", "men", "women", "Two women sit down"),
+        ("Two men sit down", "two", "five", "Five men sit down"),
+        ("Two men sit down", "sit", "stand", "Two men stand down"),
+        ("a man is sitting", "sitting", "kneeling", "a man is kneeling"),
+        ("a man sits", "sits", "crouches", "a man crouches"),
+        ("a cat behind a sofa", "behind", "in front of", "a cat in front of a sofa"),
+        ("a MAN", "man", "woman", "a WOMAN"),
+        ("two babies", "babies", "boys", "two boys"),
+        ("a bus", "bus", "airplane", "an airplane"),
+        ("a knife on a bench", "bench", "shelf", "a knife on a shelf"),
+        ("three knives", "knives", "forks", "three forks"),
+    ],
+)
+def test_a_fact_is_changed_in_its_form(text: str, word: str, to: str, expected: str):
+    assert wrong(text, word, to) == expected
+
+
+def found_words(text: str) -> list[str]:
+    return [text[f.start : f.end] for f in LEXICON.find(text, strict=True)]
+
+
+def test_what_only_looks_like_a_fact_is_left_alone():
+    assert "sticks" not in found_words("a boy sticks his tongue out")  # no toy
+    assert "lays" not in found_words("a dog lays its head down")  # nothing else fits an object
+    assert "rock" not in found_words("people in a rock dome")  # first of two nouns
+    assert "little" not in found_words("a little girl")  # age, not size
+    assert "orange" not in found_words("she eats an orange")  # fruit
+    assert "swings" not in found_words("children on the swings")
+    assert found_words("a black and white dog") == ["black and white", "dog"]  # not to be changed by itself
+    assert slots("a black and white dog", [], LEXICON)[0].kind == "object"
+
+
+def test_what_a_gold_response_says_is_not_put_in():
+    golds = ["a dog on the grass", "a cat or a horse on the lawn"]
+    place = next(s for s in slots(golds[0], golds, LEXICON) if s.kind == "object")
+    assert "cat" not in place.options and "horse" not in place.options and "cow" in place.options
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trees", "tree"),
+        ("running", "run"),
+        ("churches", "church"),
+        ("glass", "glass"),
+        ("babies", "baby"),
+        ("is", "is"),
+    ],
+)
+def test_stem(word: str, expected: str):
+    assert stem(word) == expected
+
+
+def test_concepts_by_hand():
+    assert LEXICON.concepts("A red car and a guy near the tower") == {
+        "colour:red", "object:car", "colour:red object:car", "object:man", "relation:next to", "tower",
+    }  # fmt: skip
+    assert LEXICON.concepts("the man beside a red car with towers") >= {"object:man", "relation:next to", "tower"}
+
+
+@given(st.text(max_size=80), st.integers(0, 5))
+def test_perturb_and_shuffle_never_fail(text: str, seed: int):
+    rng = random.Random(seed)
+    places = slots(text, [text], LEXICON)
+    if places:
+        assert normalise(change(text, places, rng)) != normalise(text)
+    other = shuffled(text, rng)
+    assert other is None or (Counter(words(other)) == Counter(words(text)) or not text.isascii())
+
+
+def test_shuffle():
+    text = shuffled("A dog runs.", random.Random(0))
+    assert text is not None and text != "A dog runs." and text[0].isupper() and text.endswith(".")
+    assert sorted(words(text)) == ["a", "dog", "runs"]
+    assert shuffled("dog dog", random.Random(0)) is None
+    assert shuffled("", random.Random(0)) is None
+
+
+def test_difficulty_is_the_number_of_facts():
+    text = "A man in a red shirt rides a brown horse in front of two trees"
+    for name, facts in (("hard", 1), ("medium", 2)):
+        for candidate in PerturbSource([name], 0).propose([group(text)], 4)["row"]:
+            assert candidate.difficulty == name and len(candidate.changed) == facts
+            new = sum(kind == "new" for kind, _ in differences(text, candidate.text))
+            assert 1 <= new <= 2 * facts  # a/an may change beside it
+    easy = PerturbSource(["easy"], 0).propose([group(text)], 1)["row"][0]
+    assert easy.difficulty == "easy" and len(easy.changed) >= 6
+    assert PerturbSource(["hard"], 0).propose([group("hmm")], 1)["row"] == []
+    kinds = {c.changed[0] for c in PerturbSource(["hard"], 0).propose([group(text)], 10)["row"]}
+    assert len(kinds) >= 3  # the kind is drawn first: objects do not crowd out
+
+
+def test_perturb_is_exact_on_scenes():
+    rng = random.Random(0)
+    scenes = sample_scenes("train", 3)
+    for _ in range(30):
+        scene = next(scenes)
+        gold = paraphrases(scene, rng, 1)[0]
+        assert caption_of(gold.text) == gold
+        row = group(gold.text, scene=scene.to_json())
+        for difficulty, errors in (("hard", 1), ("medium", 2)):
+            for candidate in PerturbSource([difficulty], 0).propose([row], 2)["row"]:
+                meaning = parse(candidate.text)
+                assert meaning is not None and count_errors(meaning, scene) == errors
+                assert not is_correct(candidate.text, scene)
