@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from workload import groups_of, lora_config
 
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from workload import groups_of, lora_config
 
 
 @dataclass
@@ -32,6 +33,37 @@ class Side:
     forward: Callable[[], Any]
     model: Any
     trainer: Any
+
+    def shake(self) -> None:
+        """Move what is trained a little away from the reference, on every side by the same numbers."""
+        with torch.no_grad():
+            for name, parameter in sorted(self.model.named_parameters()):
+                if parameter.requires_grad:
+                    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                    noise = torch.randn(parameter.shape, generator=draw).to(parameter.device, parameter.dtype)
+                    if "lora_" in name:
+                        parameter.copy_(0.02 * noise)
+                    else:
+                        parameter.add_(1e-3 * noise)
+
+    def gradients(self) -> tuple[float, dict[str, torch.Tensor]]:
+        """Return the loss and the gradient of what is trained."""
+        loss = self.forward()
+        loss.backward()
+        found = {n: p.grad.float().cpu() for n, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return float(loss), found
+
+
+def disagreement(one: Side, other: Side) -> dict[str, float]:
+    """Return how far loss and gradient of two sides are apart, after the same small move away from the reference."""
+    for side in (one, other):
+        side.shake()
+    (loss, mine), (their_loss, theirs) = one.gradients(), other.gradients()
+    assert mine.keys() == theirs.keys()
+    gap = sum(float((mine[n] - theirs[n]).square().sum()) for n in mine) ** 0.5
+    size = sum(float(g.square().sum()) for g in theirs.values()) ** 0.5
+    return {"loss": loss, "loss_difference": abs(loss - their_loss), "gradient_difference": gap / size}
 
 
 def _arguments(folder: str, pairs: int, bf16: bool, checkpointing: bool) -> dict[str, Any]:

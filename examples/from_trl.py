@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> Any:
         from trl import DPOConfig as Config
         from trl import DPOTrainer as Trainer
     else:
-        from cwdpo.training.api import CWDPOTrainer as Trainer
-        from cwdpo.training.config import CWDPOConfig as Config
+        from cwdpo import CWDPOConfig as Config
+        from cwdpo import CWDPOTrainer as Trainer
 
     args = Config(
         output_dir=given.out,

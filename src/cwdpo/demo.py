@@ -62,6 +62,7 @@ def demo_recipe(arm: str, data: Path, seed: int, stage1_of: Path | None = None) 
                 "prompt": PROMPT,
                 "split_seed": seed,
                 "check_images": False,
+                "workers": 1,
             },
             "negatives": {"seed": seed},
             "stage1": {**_STAGE, **stage1, "epochs": 1, "save_steps": 50},

@@ -67,11 +67,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def append_jsonl(path: Path, row: Any) -> None:
-    """Append one JSON value as a line, in one write, flushed to disk."""
+def append_jsonl(path: Path, *rows: Any) -> None:
+    """Append JSON values as lines, in one write, flushed to disk once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        handle.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())
 

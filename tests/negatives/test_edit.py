@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bad_server import Answer, caption_of, completion, edited, serving
+
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
 from cwdpo.negatives.candidates import Candidate
@@ -269,7 +269,7 @@ def test_a_key_in_the_recipe_is_refused_and_not_repeated():
         with pytest.raises(RecipeError) as caught:
             load_recipe(None, [change])
         assert KEY not in str(caught.value) and "negatives.editor" in str(caught.value)
-    with pytest.raises(RecipeError, match="needs negatives.editor.base_url"):
+    with pytest.raises(RecipeError, match=r"needs negatives\.editor\.base_url"):
         load_recipe(None, ["negatives.stage1.edit=1"])
     with pytest.raises(RecipeError, match="max_cost needs price_input"):
         load_recipe(None, ["negatives.editor.max_cost=1"])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cwdpo._version import __version__
+from cwdpo.cli.dynamics import register
 
 __all__ = ["app"]
 
@@ -134,8 +135,8 @@ def negatives(
     from cwdpo.cli.negatives import show_negatives
 
     quiet_libraries()
-    given: dict[str, Any] = {"stage": stage, "out": out, "html": html, "export": export, "scored": scored, "samples": samples}
-    show_negatives(recipe, overrides or [], **given)
+    shown: dict[str, Any] = {"html": html, "export": export, "scored": scored, "samples": samples}
+    show_negatives(recipe, overrides or [], stage=stage, out=out, **shown)
 
 
 @app.command()
@@ -186,3 +187,6 @@ def caption(
     quiet_libraries()
     count = caption_images(model, images, out, prompt=prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
     typer.echo(f"wrote {count} captions to {out}")
+
+
+register(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +22,12 @@ __all__ = ["RichReporter", "TrainingPanel", "quiet_libraries"]
 
 def quiet_libraries() -> None:
     """Silence the progress bars and notices of the libraries underneath; errors still show."""
+    import warnings
+
     import datasets
     from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -33,7 +38,7 @@ class RichReporter:
     """Writes to stderr, so that stdout holds results only."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self._progress: Progress | None = None
         self._task: Any = None
         self._text = ""

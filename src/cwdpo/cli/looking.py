@@ -20,8 +20,8 @@ from cwdpo.scenes import base_path
 __all__ = ["compare_checkpoints", "influence_file"]
 
 
-def _load(path: str) -> tuple[Any, Any]:
-    """Load a model, in float32 where there is no GPU, with its prompt encoder."""
+def _load(path: str, *, exact: bool = False) -> tuple[Any, Any]:
+    """Load a model with its prompt encoder, in bfloat16 on a GPU unless it must be `exact`."""
     import torch
 
     from cwdpo.models.loading import load_model, sequence_limit
@@ -30,7 +30,7 @@ def _load(path: str) -> tuple[Any, Any]:
 
     path = str(base_path()) if path == "scenes" else path
     gpu = torch.cuda.is_available()
-    model = load_model(ModelSection(path=path, dtype="bfloat16" if gpu else "float32"), trainable=False)
+    model = load_model(ModelSection(path=path, dtype="bfloat16" if gpu and not exact else "float32"), trainable=False)
     processor = load_processor(path)
     require_template(processor, path)
     return model.to("cuda") if gpu else model, PromptEncoder(processor, max_length=sequence_limit(model, None))
@@ -129,13 +129,13 @@ def influence_file(
     require_writable(out)
     sources = _groups(data, "pair", updates)
     others = _groups(observe or data, "chosen", observed)
-    policy, encoder = _load(model)
+    policy, encoder = _load(model, exact=True)
     policy.requires_grad_(True)
     freeze_parts(policy, freeze)
     scorer = AutoScorer()
     steps = [Batch((encoder.encode(g),)) for g in sources]
     seen = [Batch((encoder.encode(g.with_responses(g.by_role(CHOSEN)[:1])),)) for g in others]
-    target = _load(reference)[0] if reference is not None else policy
+    target = _load(reference, exact=True)[0] if reference is not None else policy
     references = [torch.tensor(sums) for sums in reference_sums(target, scorer, steps)]
     kernel: dict[tuple[str, str], tuple[float, float]] = {}
     for u in steps if projections else []:

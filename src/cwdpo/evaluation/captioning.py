@@ -55,10 +55,9 @@ def caption_groups(
             part,
             max_new_tokens=max_new_tokens,
         )
-        for group, answer in zip(part, answers, strict=True):
-            row = {"id": group.id, "caption": answer[0], "key": key}
-            append_jsonl(path, row)
-            kept.append(row)
+        rows = [{"id": g.id, "caption": a[0], "key": key} for g, a in zip(part, answers, strict=True)]
+        append_jsonl(path, *rows)
+        kept += rows
         if progress is not None:
             progress(min(start + batch_size, len(groups)), len(groups))
     return [row["caption"] for row in kept]

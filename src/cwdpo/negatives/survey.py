@@ -203,7 +203,8 @@ def _varied(groups: Sequence[PromptGroup], sources: Sequence[str], count: int) -
             while rows and rows[0].id in found:
                 rows.pop(0)
             if rows and len(found) < count:
-                found[rows[0].id] = rows.pop(0)
+                group = rows.pop(0)
+                found[group.id] = group
     return list(found.values())
 
 

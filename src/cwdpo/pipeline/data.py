@@ -26,7 +26,15 @@ from cwdpo.recipe import Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.shared import AutoScorer
 
-__all__ = ["groups_of", "load_source", "negative_policy", "prepare_data", "require_negatives", "takes_negatives", "with_negatives"]
+__all__ = [
+    "groups_of",
+    "load_source",
+    "negative_policy",
+    "prepare_data",
+    "require_negatives",
+    "takes_negatives",
+    "with_negatives",
+]
 
 
 _TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")

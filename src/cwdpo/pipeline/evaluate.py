@@ -21,6 +21,9 @@ from cwdpo.scoring.shared import AutoScorer
 
 __all__ = ["evaluate", "summarise"]
 
+_GROUNDING = 256
+"""Prompts that are also scored with another prompt's picture."""
+
 
 def evaluate(run: RunDirectory) -> dict[str, Any]:
     """Measure held-out prompts before and after the last stage."""
@@ -56,7 +59,7 @@ def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[
     """Score the prompts under every model, with right and wrong pictures; the last model against the one before it."""
     two, batch_size = run.recipe.stage2, run.recipe.evaluation.batch_size
     encoder = run.encoder(models["before"], include_eos=two.include_eos)
-    wrong_rows = with_wrong_images(groups)
+    wrong_rows = with_wrong_images(groups[:_GROUNDING])
     probes, shuffled = (
         ProbeSet(rows, encoder, batch_size=batch_size, floor=two.floor, tau=two.tau) if rows else None
         for rows in (groups, wrong_rows)

@@ -1,0 +1,189 @@
+"""A small run with everything that looks at training switched on; figures and commands over what it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cwdpo.errors import RunError
+from cwdpo.pipeline import Run, Silent
+from cwdpo.recipe import Recipe
+from cwdpo.report.figures import draw_figure
+
+STAGE: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 4, "log_steps": 2, "learning_rate": 1e-3}
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def recipe(model: Path, **probes: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"path": str(model)},
+            "data": {"size": 16, "held_out": 6},
+            "stage1": STAGE,
+            "stage2": {**STAGE, "floor": -8.0},
+            "probes": {"every": 1, "prompts": 4, "batch_size": 4, **probes},
+            "evaluation": {"prompts": 0},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> tuple[Path, Listening]:
+    folder, heard = tmp_path_factory.mktemp("dynamics"), Listening()
+    probes = {
+        "kinds": ["own", "other_train", "other_test", "random", "shuffled", "random_shuffled"],
+        "influence": {"updates": 2, "observed": 2},
+        "early_stop": {"signal": "tv", "patience": 2},
+        "tokens": 3,
+    }
+    Run(folder, recipe(tiny_folder("llava"), **probes), heard).execute()
+    return folder, heard
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
+    folder, heard = run
+    kinds = {"chosen", "hard", "medium", "easy", "own", "other_train", "other_test", "random", "shuffled"}
+    kinds |= {"random_shuffled"}
+    one, two = (lines(folder / s / "probes.jsonl") for s in ("stage1", "stage2"))
+    assert set(one[0]["kinds"]) <= kinds
+    assert set(one[0]["kinds"]) >= kinds - {"own"}  # a random model may write nothing but special tokens
+    assert [row["step"] for row in one] == [0, 1, 2, 3, 4]
+    # Both stages are measured on the same responses.
+    digests = [json.loads((folder / s / "probe_start.json").read_text())["digest"] for s in ("stage1", "stage2")]
+    assert digests[0] == digests[1]
+    # The distance from the start can only grow: with patience 2 it stops at the third reading after the start.
+    early = json.loads((folder / "stage2" / "early_stop.json").read_text())
+    assert (early["best_step"], early["last_step"], early["stopped"], early["restored"]) == (1, 3, True, True)
+    assert [row["step"] for row in two] == [0, 1, 2, 3]
+    assert json.loads((folder / "stage2" / "done.json").read_text())["updates"] == 3
+    assert not (folder / "stage1" / "early_stop.json").exists()
+    assert any("tv was best at update 1" in note for note in heard.notes)
+
+    prompts = lines(folder / "stage2" / "probe_prompts.jsonl")
+    assert len(prompts[0]["ids"]) == 4
+    assert len(prompts[0]["logp_mean"]["hard"]) == 4
+    influence = lines(folder / "stage2" / "influence.jsonl")
+    assert len(influence) == 4 * 2 * 2
+    assert {row["objective"] for row in influence} == {"cw_dpo"}
+    assert all(row["kind"] == "chosen" and row["lb_k"] > 0 for row in influence)
+    found = json.loads((folder / "stage2" / "diagnosis.json").read_text())
+    assert found["objective"] == "cw_dpo"
+    assert json.loads((folder / "stage1" / "diagnosis.json").read_text())["objective"] == "sft_c"
+    tokens = json.loads((folder / "stage2" / "probe_tokens.json").read_text())
+    assert len(tokens["start"]) == len(tokens["last"]) == 3
+    # The first logged row is of the first update: policy and reference are the same model there.
+    first = lines(folder / "stage2" / "metrics.jsonl")
+    row = next(row for row in first if "rewards/chosen" in row)
+    assert row["step"] == 1
+    assert abs(row["rewards/chosen"]) < 1e-4
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures(number: int, kind: str, run: tuple[Path, Listening], tmp_path: Path) -> None:
+    """Every figure in every format, twice the same bytes."""
+    out = [tmp_path / f"{i}.{kind}" for i in range(2)]
+    notes = [draw_figure(number, [run[0]] * (1 + (number == 4)), path) for path in out]
+    assert notes[0] == notes[1]
+    assert notes[0]
+    assert out[0].read_bytes() == out[1].read_bytes()
+    if kind == "png":
+        with Image.open(out[0]) as picture:
+            assert picture.width > 1000
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+def test_figures_of_runs_that_lack_something(run: tuple[Path, Listening], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"written as \.svg, \.png or \.pdf"):
+        draw_figure(3, [run[0]], tmp_path / "a.gif")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
+    for number, lacking in ((3, "probes in stage1"), (4, "probes in stage2"), (5, "influence"), (6, "easy, medium")):
+        with pytest.raises(RunError, match=lacking):
+            draw_figure(number, [tmp_path / "run"], tmp_path / "a.svg")
+
+
+def test_commands(run: tuple[Path, Listening], tmp_path: Path) -> None:
+    """`compare` of the stages' models, `influence` at both step sizes, `figure` with its sentences."""
+    from cwdpo.cli.app import app
+
+    folder, runner = run[0], CliRunner()
+    rows = folder / "data" / "held_out.jsonl"
+    models = [str(folder / s / "model") for s in ("stage1", "stage2")]
+    shift = runner.invoke(app, ["compare", *models, "--data", str(rows), "--out", str(tmp_path / "c.json")])
+    assert shift.exit_code == 0, shift.output
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert set(found["delta"]) == {"chosen", "hard", "medium", "easy"}
+    assert 0 < found["tv"] < 1
+    low, high = found["delta"]["chosen"]["low"], found["delta"]["chosen"]["high"]
+    assert low < found["delta"]["chosen"]["mean"] < high
+    difference = found["b"]["kinds"]["chosen"]["logp_mean"] - found["a"]["kinds"]["chosen"]["logp_mean"]
+    assert found["delta"]["chosen"]["mean"] == pytest.approx(difference, abs=1e-5)
+    assert "TV" in shift.output
+    same = runner.invoke(app, ["compare", models[0], models[0], "--data", str(rows), "--out", str(tmp_path / "s.json")])
+    assert same.exit_code == 0, same.output
+    assert json.loads((tmp_path / "s.json").read_text())["tv"] == 0
+
+    out = tmp_path / "i.jsonl"
+    arguments = ["influence", models[0], "--data", str(folder / "negatives" / "stage2" / "groups.jsonl")]
+    arguments += ["--observe", str(rows), "--out", str(out), "--updates", "1", "--observed", "2"]
+    arguments += ["--eta", "0.001", "--eta", "0.0001", "--objective", "sft", "--objective", "cw_dpo"]
+    measured = runner.invoke(app, [*arguments, "--projections", "2", "--freeze", "vision"])
+    assert measured.exit_code == 0, measured.output
+    written = lines(out)
+    assert len(written) == 2 * 2 * 2
+    assert all(row["entk_sq"] > 0 for row in written)
+    fine = [row for row in written if row["objective"] == "sft" and row["eta"] == 1e-4]
+    assert all(row["measured"] == pytest.approx(row["predicted"], rel=0.1, abs=1e-5) for row in fine)
+
+    drawn = runner.invoke(app, ["figure", "6", str(folder), "--out", str(tmp_path / "6.svg")])
+    assert drawn.exit_code == 0, drawn.output
+    assert "easy < medium < hard" in drawn.output
+
+
+def test_own_probe_file(tiny_folder: Callable[[str], Path], run: tuple[Path, Listening], tmp_path: Path) -> None:
+    """Probe prompts from a file, whose responses have roles of their own; off again with `every: 0`."""
+    source = lines(run[0] / "data" / "held_out.jsonl")[:2]
+    for row in source:
+        row["images"] = [str(run[0] / "data" / image) for image in row["images"]]
+        row["responses"].append({"text": "a paraphrase", "role": "form_rewrite", "source": "mine"})
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in source))
+    asked = recipe(tiny_folder("llava"), path=str(path))
+    asked = asked.model_copy(update={"stage1": asked.stage1.model_copy(update={"enabled": False})})
+    Run(tmp_path / "run", asked).execute()
+    row = lines(tmp_path / "run" / "stage2" / "probes.jsonl")[0]
+    assert row["kinds"]["form_rewrite"]["count"] == 2
+
+
+def test_stop_on_diagnosis(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """A ruinous learning rate: the run stops with the finding, says how to go on, and goes on."""
+    asked = recipe(tiny_folder("llava"), on_diagnosis="stop")
+    wild = asked.stage1.model_copy(update={"learning_rate": 1.0, "max_steps": 8})
+    asked = asked.model_copy(update={"stage1": wild, "stage2": asked.stage2.model_copy(update={"enabled": False})})
+    with pytest.raises(RunError, match=r"stopped after update \d of stage1 by probes.on_diagnosis: divergence"):
+        Run(tmp_path, asked).execute()
+    assert not (tmp_path / "stage1" / "done.json").exists()
+    assert list((tmp_path / "stage1" / "checkpoints").glob("checkpoint-*"))
+    on = asked.model_copy(update={"probes": asked.probes.model_copy(update={"on_diagnosis": "warn"})})
+    heard = Listening()
+    Run(tmp_path, on, heard).execute()
+    assert (tmp_path / "stage1" / "done.json").exists()
+    assert any("serious: divergence" in note for note in heard.notes)
