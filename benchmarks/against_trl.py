@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from common import arguments, hardware, in_turns, paired_ratio, peak_bytes, report, saved_bytes, start, summary
-from sides import Side, ours, trl
+from sides import Side, disagreement, ours, trl
 from workload import SMALL, TINY, make_model, make_processor, make_rows
 
 MODES = ("lora", "full")
@@ -18,7 +18,7 @@ MODES = ("lora", "full")
 
 def compare(mode: str, sides: dict[str, Side], pairs: int, repeats: int) -> dict[str, Any]:
     """One row of the table."""
-    losses = {name: side.step() for name, side in sides.items()}
+    agreement = disagreement(sides["ours"], sides["trl"])
     seconds = in_turns({name: side.step for name, side in sides.items()}, repeats)
     saved = {name: saved_bytes(side.forward, side.model) for name, side in sides.items()}
     peak = {name: peak_bytes(side.step) for name, side in sides.items()}
@@ -31,8 +31,7 @@ def compare(mode: str, sides: dict[str, Side], pairs: int, repeats: int) -> dict
         "saved_share": {name: saved[name] / saved["trl"] for name in others},
         "peak_bytes": peak,
         "peak_share": {name: peak[name] / peak["trl"] for name in others},
-        "loss": losses,
-        "loss_difference": max(abs(losses[name] - losses["trl"]) for name in others),
+        "agreement": agreement,
     }
 
 
@@ -59,13 +58,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 if lora:
                     sides["ours_cached_features"] = ours(model, processor, data, lora=True, cache=True)
                 found = compare(mode, sides, options.pairs, options.repeats)
-                prefix = len(
-                    sides["ours"]
-                    .trainer.data_collator(sides["ours"].trainer.train_dataset)["batch"]
-                    .groups[0]
-                    .prefix_ids
-                )
-                rows.append({"visual_tokens": visual, "prefix_tokens": prefix, "response_tokens": response, **found})
+                batch = sides["ours"].trainer.update_batches[0]
+                lengths = {"prefix_tokens": len(batch.groups[0].prefix_ids), "response_tokens": response}
+                rows.append({"visual_tokens": visual, **lengths, **found})
     return report("time and memory of a pair against TRL", options, machine, rows)
 
 

@@ -23,9 +23,14 @@ import torch
 
 
 def _now() -> float:
+    """The time: of the clock on the wall with a GPU; without one, of this process on the processor.
+
+    Seconds of a process are the same on a busy machine as on an idle one, which seconds on the wall are not.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -124,6 +129,7 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": "wall" if torch.cuda.is_available() else "processor seconds of the process",
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -158,7 +164,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
         "--tiny", action="store_true", help="A tiny model and few repeats, to see that the script runs."
     )
     parser.add_argument("--repeats", type=int, default=7, help="Rounds, each with every side once.")
-    parser.add_argument("--threads", type=int, default=None, help="Threads of torch.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of torch.")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write; default: standard output.")
     return parser
 
@@ -170,8 +176,7 @@ def start(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     from transformers.utils import logging as notices
 
     options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     if options.tiny:
         options.repeats = min(options.repeats, 2)
     notices.set_verbosity_error()

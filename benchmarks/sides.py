@@ -52,7 +52,7 @@ class Side:
         loss.backward()
         found = {n: p.grad.float().cpu() for n, p in self.model.named_parameters() if p.grad is not None}
         self.model.zero_grad(set_to_none=True)
-        return float(loss), found
+        return float(loss.detach()), found
 
 
 def disagreement(one: Side, other: Side) -> dict[str, float]:

@@ -13,7 +13,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ from transformers.processing_utils import ProcessorMixin
 
 from cwdpo.files import atomic_directory, write_json
 from cwdpo.models.processors import image_only
-from cwdpo.scenes.grammar import PHRASES, PROMPT, Mention, caption_words, is_correct, noun_phrase, sample_caption
+from cwdpo.scenes.grammar import PROMPT, caption_words, is_correct, sample_caption
 from cwdpo.scenes.negatives import negative
-from cwdpo.scenes.render import BACKGROUND, PIXELS, render, render_shapes
+from cwdpo.scenes.render import BACKGROUND, PIXELS, render
 from cwdpo.scenes.rows import sample_scenes
-from cwdpo.scenes.world import GRID, Scene, Shape
+from cwdpo.scenes.world import Scene
 
 UNKNOWN, PAD, START, END = "[UNK]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -151,6 +151,45 @@ class Pictures:
         return cls(scenes, np.stack([np.asarray(render(scene)) for scene in scenes]))
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of a matrix is made orthogonal (Jordan et al. 2024), with the size of an AdamW update.
+
+    It learns this world in about a third of AdamW's steps. torch.optim.Muon works in bfloat16, slow on a processor.
+    """
+
+    def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every matrix, those of one shape together."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for matrix in group["params"]:
+                by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
+                updates = orthogonal(torch.stack([self._direction(m, group["momentum"]) for m in matrices]))
+                for matrix, update in zip(matrices, updates, strict=True):
+                    matrix.sub_(update, alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+
+    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
+        assert matrix.grad is not None
+        average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
+        average.mul_(momentum).add_(matrix.grad)
+        return matrix.grad.add(average, alpha=momentum)
+
+
+def orthogonal(stack: Tensor) -> Tensor:
+    """Return matrices [n, rows, columns] with the same singular vectors and singular values near 1."""
+    tall = stack.shape[1] > stack.shape[2]
+    x = stack.mT if tall else stack
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x.mT if tall else x
+
+
 class Encoder:
     """Turns pictures and captions into what the model takes. The prompt is the same for every picture."""
 
@@ -240,16 +279,6 @@ def measure(model: Any, encoder: Encoder, pictures: Pictures, chunk: int = 100) 
     return {"logp_per_token": means, "ece": float(sum(gaps)) / len(hit)}
 
 
-def sample_single(shape: Shape, rng: random.Random) -> tuple[np.ndarray, str]:
-    """Return a picture of `shape` alone in any cell, and what it is and on which side of the picture it stands."""
-    shape = replace(shape, column=rng.randrange(GRID), row=rng.randrange(GRID))
-    across = "left" if shape.column < GRID // 2 else "right"
-    side = rng.choice([across, "above" if shape.row < GRID // 2 else "below"])
-    mention = Mention(shape.colour, shape.kind, shape.size if rng.random() < 0.5 else None)
-    text = f"{noun_phrase(mention, rng.randrange(2))} {rng.choice(PHRASES[side])}"
-    return np.asarray(render_shapes([shape])), text
-
-
 def batches(pictures: Pictures, size: int, rng: random.Random) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Yield pixels and freshly worded gold captions, epoch after epoch in a new order, without end."""
     order = list(range(len(pictures.scenes)))
@@ -263,8 +292,6 @@ def batches(pictures: Pictures, size: int, rng: random.Random) -> Iterator[tuple
 def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, float]:
     """Train until the share of right captions on validation pictures reaches `args.target`.
 
-    For the first `args.singles` steps half of a batch are single shapes and the side of the picture they stand on:
-    from pairs alone, where a shape stands is learnt late, for on average over both shapes it says nothing.
     What has been learnt is saved to `args.out` at every look.
 
     Returns:
@@ -273,28 +300,26 @@ def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, 
     pictures = Pictures.of("base", args.seed, args.pictures)
     validation = Pictures.of("validation", args.seed, 500)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pictures.scenes)} pictures", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    rng = random.Random(args.seed)
-    source = batches(pictures, args.batch, rng)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        Muon(matrices, lr=args.matrix_lr),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    warm_ups = [torch.optim.lr_scheduler.LinearLR(each, 0.02, total_iters=50) for each in optimizers]
+    source = batches(pictures, args.batch, random.Random(args.seed))
     began, share, losses = time.process_time(), 0.0, 0.0
     for step in range(1, args.max_steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, step / 100)
-
         # single training step
         model.train()
         pixels, captions = next(source)
-        if step <= args.singles:
-            half = args.batch // 2
-            singles = [sample_single(rng.choice(rng.choice(pictures.scenes).shapes), rng) for _ in range(half)]
-            pixels = np.concatenate([pixels[half:], np.stack([picture for picture, _ in singles])])
-            captions = [*captions[half:], *(text for _, text in singles)]
         logps, labels, counted = token_logps(model, encoder.encode(pixels, captions))
         loss = -logps.gather(-1, labels[..., None])[..., 0][counted].mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for each in [*optimizers, *warm_ups]:
+            each.step()
+        model.zero_grad()
         losses += loss.item()
 
         if step % 100 == 0:
@@ -315,8 +340,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--singles", type=int, default=1_000, help="steps with single shapes in half of the batch")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--matrix-lr", type=float, default=2e-3)
     parser.add_argument("--pictures", type=int, default=20_000, help="pictures in memory, 12 kB each")
     parser.add_argument("--max-steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=250, help="steps between looks at the validation pictures")
@@ -339,7 +364,7 @@ def main() -> None:
         "steps": steps,
         "batch": args.batch,
         "learning_rate": args.lr,
-        "steps_with_singles": args.singles,
+        "matrix_learning_rate": args.matrix_lr,
         "training_pictures": args.pictures,
         "seconds_on_one_core": round(seconds),
         "right_on_validation": validation_share,

@@ -378,7 +378,7 @@ class InfluenceSection(Section):
     """Training prompts that a step is taken on (and undone)."""
     observed: int = Field(default=4, ge=1)
     """Probe prompts whose chosen responses are observed."""
-    eta: float = Field(default=1e-3, gt=0)
+    eta: float = Field(default=1e-4, gt=0)
     """Size of the step (plain gradient descent)."""
 
 
@@ -402,6 +402,9 @@ class ProbeSection(Section):
     training or held-out prompt, a training answer of equal length, the shuffled words of the chosen one and of that."""
     seed: int = 0
     """Seed of the draws that these kinds need."""
+    captions: int = Field(default=0, ge=0)
+    """Write answers (the five best of a beam search) to so many probe prompts at every reading, for CIDEr against the
+    references, length and, on `scenes`, exact correctness. Takes longer than the rest of a reading."""
     on_diagnosis: Literal["warn", "stop"] = "warn"
     """What to do about a serious finding (squeezing, divergence, …): say it, or stop after a checkpoint."""
     early_stop: EarlyStopSection | None = None

@@ -39,8 +39,8 @@ def probes(
                     "chosen": {"logp_mean": -0.5 + chosen[i], "top1": 0.6 + top1[i], "entropy": 1 + entropy[i]},
                     "hard": {
                         "logp_mean": negative_start + negative[i],
-                        "top1": 0.5,
-                        "entropy": 1.0,
+                        "top1": 0.5 + top1[i],
+                        "entropy": 1 + entropy[i],
                         "cooling_weight": 0.6 * (1 - cold[i]),
                         "cooling_histogram": bars,
                     },

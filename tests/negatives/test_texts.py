@@ -128,9 +128,16 @@ def test_stem(word: str, expected: str):
 
 def test_concepts_by_hand():
     assert LEXICON.concepts("A red car and a guy near the tower") == {
-        "colour:red", "object:car", "colour:red object:car", "object:man", "relation:next to", "tower",
+        "colour:red", "object:car", "colour:red object:car", "object:man", "tower", "relation:next to",
     }  # fmt: skip
-    assert LEXICON.concepts("the man beside a red car with towers") >= {"object:man", "relation:next to", "tower"}
+    said = {"object:circle", "object:square", "object:circle above object:square"}
+    assert LEXICON.concepts("a circle over a square") == said
+    assert LEXICON.concepts("the square below the disc") == said  # the same from the other side
+    assert LEXICON.concepts("a square over a circle") == {
+        "object:circle", "object:square", "object:square above object:circle",
+    }  # fmt: skip
+    three = LEXICON.concepts("a cat next to a dog and behind a car")
+    assert {"object:cat next to object:dog", "object:car in front of object:cat"} <= three
 
 
 @given(st.text(max_size=80), st.integers(0, 5))

@@ -72,7 +72,7 @@ def influence(
         objectives=[o.value for o in objective or list(Objective)],
         updates=updates,
         observed=observed,
-        etas=eta or [1e-3],
+        etas=eta or [1e-4],
         projections=projections,
         freeze=freeze or [],
     )

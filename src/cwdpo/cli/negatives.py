@@ -52,6 +52,7 @@ def show_negatives(
         run = RunDirectory(folder, recipe, reporter)
         made = negatives_of(run, stage, scored=scored, samples=samples)
     console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=160, highlight=False)
     _print_table(console, made.survey, f"{made.survey.prompts} prompts of {stage}", len(made.dropped))
     for sample in made.survey.samples[:_SHOWN]:
         _print_sample(console, sample)

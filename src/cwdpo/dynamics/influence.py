@@ -247,7 +247,7 @@ def measure_influence(
     loss: SampleLoss,
     *,
     references: Sequence[Tensor] | None = None,
-    eta: float = 1e-3,
+    eta: float = 1e-4,
 ) -> list[Influence]:
     """Take one gradient step on each update sample and look at every observed response; the weights are put back.
 

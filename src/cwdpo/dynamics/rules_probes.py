@@ -66,7 +66,8 @@ def squeezing(stream: Stream, facts: StageFacts) -> Finding | None:
     if not facts.preference or stream.later < 2 or not stream.has_chosen or not stream.negatives:
         return None
     chosen, negatives = stream.change(CHOSEN), stream.negatives_change()
-    top1, entropy = stream.change(CHOSEN, "top1"), stream.change(CHOSEN, "entropy")
+    kinds = [CHOSEN, *stream.negatives]
+    top1, entropy = (stream.mean_change(kinds, name) for name in ("top1", "entropy"))
 
     def squeezed(i: int) -> bool:
         return chosen[i] <= -FALL / 2 and negatives[i] <= -FALL and top1[i] >= SHARPER and entropy[i] < 0
@@ -79,7 +80,7 @@ def squeezing(stream: Stream, facts: StageFacts) -> Finding | None:
         "squeezing",
         severity,
         f"Chosen ({chosen[-1]:+.2f} nats per token) and rejected responses ({negatives[-1]:+.2f}) both lose likelihood "
-        f"while the likeliest token gains: mean top-1 probability {top1[-1]:+.3f}, entropy {entropy[-1]:+.2f} nats. "
+        f"while the likeliest tokens gain: mean top-1 probability {top1[-1]:+.3f}, entropy {entropy[-1]:+.2f} nats. "
         "Pushing down what is already unlikely squeezes the mass onto the argmax.",
         "Cool or drop easy negatives: "
         + ("raise stage2.floor" if facts.objective == "cw_dpo" else "stage2.objective=cw_dpo")

@@ -50,8 +50,8 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """One line for a terminal."""
-        return f"{self.severity}: {self.rule} (update {self.step}): {self.sentence} {self.remedy}"
+        """One line for a terminal, without the remedy."""
+        return f"{self.severity}: {self.rule} (since update {self.step}): {self.sentence}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +147,14 @@ class Stream:
         values = self.kind(kind, name)
         return [value - values[0] for value in values]
 
+    def mean_change(self, kinds: Sequence[str], name: str) -> list[float]:
+        """Return the mean over kinds of how far a figure is from the start, at every reading."""
+        columns = [self.change(kind, name) for kind in kinds]
+        return [mean(values) for values in zip(*columns, strict=True)]
+
     def negatives_change(self) -> list[float]:
         """Return the mean change of log p per token over the kinds of negatives, at every reading."""
-        columns = [self.change(kind) for kind in self.negatives]
-        return [mean(values) for values in zip(*columns, strict=True)]
+        return self.mean_change(self.negatives, "logp_mean")
 
     def probe(self, name: str) -> list[float]:
         """Return a figure of the chosen responses at every reading; empty where a reading lacks it."""

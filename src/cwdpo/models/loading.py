@@ -157,8 +157,6 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     skipped = {*section.freeze, *section.train_fully}
-    modules = [name for name, _ in model.named_modules()]
-    exclude = [name for name in modules if name and part_of(name) in skipped]
     whole = sorted(_roots_of(model, section.train_fully))
     try:
         adapted = get_peft_model(
@@ -168,7 +166,7 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
                 lora_alpha=lora.alpha,  # type: ignore[arg-type]
                 lora_dropout=lora.dropout,
                 target_modules=lora.target_modules,
-                exclude_modules=exclude or None,
+                exclude_modules=_pattern_of(skipped) if skipped else None,
                 modules_to_save=whole or None,
                 bias="none",
             ),
@@ -179,6 +177,15 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
         if parameter.requires_grad:  # what is trained stays float32 on a bfloat16 base
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _pattern_of(parts: Iterable[str]) -> str:
+    """Return a regular expression that matches the names of the modules of the named parts, as `part_of` tells them."""
+    within = r"(?:.*\.)?(?:{})(?:\..*)?"
+    projector = within.format("|".join(_PROJECTOR_NAMES))
+    vision = rf"(?!{projector}$)" + within.format("|".join(_VISION_NAMES))
+    patterns = {"projector": projector, "vision": vision, "language": rf"(?!{projector}$)(?!{vision}$).*"}
+    return "|".join(f"(?:{patterns[part]})" for part in sorted(parts))
 
 
 def _roots_of(model: Any, parts: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.data.export import write_groups
-from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup
+from cwdpo.data.schema import REJECTED, PromptGroup
 from cwdpo.errors import RunError
 from cwdpo.files import write_jsonl
 
@@ -19,9 +19,10 @@ _ROWS_AT_ONCE = 256
 def trl_rows(groups: Sequence[PromptGroup]) -> Iterator[dict[str, Any]]:
     """Yield a row for every pair: `images`, `prompt`, `chosen`, `rejected` as conversations, and what else is known."""
     for group in groups:
-        for response in group.by_role(REJECTED):
+        rejected = group.by_role(REJECTED)
+        for number, response in enumerate(rejected, 1):
             yield {
-                "id": group.id,
+                "id": group.id if len(rejected) == 1 else f"{group.id}#{number}",
                 "images": [image.path for image in group.images],
                 "prompt": [_turn(m["role"], m["content"]) for m in group.messages],
                 "chosen": [_turn("assistant", group.chosen.text)],
@@ -81,8 +82,7 @@ def _write_parquet(groups: Sequence[PromptGroup], out: Path) -> int:
         with pq.ParquetWriter(temporary, schema) as writer:
             for start in range(0, len(groups), _ROWS_AT_ONCE):
                 part = groups[start : start + _ROWS_AT_ONCE]
-                images = {g.id: [_bytes(image) for image in g.images] for g in part}
-                rows = [{**row, "images": images[row["id"]]} for row in trl_rows(part)]
+                rows = [{**row, "images": [_bytes(Path(path)) for path in row["images"]]} for row in trl_rows(part)]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                 count += len(rows)
         temporary.replace(out)
@@ -91,6 +91,5 @@ def _write_parquet(groups: Sequence[PromptGroup], out: Path) -> int:
     return count
 
 
-def _bytes(image: ImageRef) -> dict[str, Any]:
-    assert image.path is not None, "rows of a run directory have image files"
-    return {"bytes": Path(image.path).read_bytes(), "path": Path(image.path).name}
+def _bytes(path: Path) -> dict[str, Any]:
+    return {"bytes": path.read_bytes(), "path": path.name}

@@ -83,6 +83,7 @@ class Lexicon:
         self._alike = {frozenset(pair) for pair in source["alike"]}
         self._relations: Mapping[str, Sequence[str]] = source["relations"]
         self._same = {word: group[0] for group in source["same_relations"] for word in group}
+        self._converse: Mapping[str, str] = source["converse_relations"]
         for phrase in source["fixed"]:
             self._put(phrase, Entry("fixed", "", phrase))
         self._add_group("colour", "colours", source["colours"])
@@ -168,29 +169,44 @@ class Lexicon:
         ]
 
     def concepts(self, text: str) -> set[str]:
-        """Return what a text speaks of: concepts of the lexicon, stems of other words, and which attribute is whose.
+        """Return what a text speaks of: concepts, stems of other words, whose attribute, what stands where to what.
 
-        `a red car` speaks of `colour:red`, `object:car` and `colour:red object:car`.
+        `a red car behind a dog` speaks of `object:car`, `object:dog`, `colour:red object:car` and of `object:dog in
+        front of object:car`: a relation that can be said from either side is said from one.
         """
-        found = self.find(text)
-        spoken: set[str] = set()
+        found = [f for f in self.find(text) if f.entry.kind != "fixed"]
+        edges = [0, *(edge for f in found for edge in (f.start, f.end)), len(text)]
+        between = (text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
+        spoken = {stem(w) for part in between for w in _TOKEN.findall(part.lower()) if w not in STOP_WORDS}
         attributes: list[str] = []
-        covered = 0
-        places = [(f.start, f.end, f.entry) for f in found if f.entry.kind != "fixed"]
-        for start, end, entry in [*places, (len(text), len(text), None)]:
-            spoken |= {stem(w) for w in _TOKEN.findall(text[covered:start].lower()) if w not in STOP_WORDS}
-            covered = end
-            if entry is None:
-                break
+        first, relation = "", ""
+        for entry in (f.entry for f in found):
+            if entry.kind in ("relation", "action") and relation:
+                spoken.add(f"relation:{relation}")  # to nothing that the lexicon knows
+            if entry.kind == "relation":
+                relation = entry.meaning
+                continue
             spoken.add(entry.concept)
             if entry.kind in ("colour", "number", "attribute"):
                 attributes.append(entry.concept)
-            elif entry.kind == "object":
+                continue
+            if entry.kind == "object":
                 spoken |= {f"{attribute} {entry.concept}" for attribute in attributes}
-                attributes = []
+                if relation:
+                    spoken.add(self._related(first, relation, entry.concept) if first else f"relation:{relation}")
+                # A caption goes on about what it began with: `a dog near a cat and behind a car`.
+                first, relation = first or entry.concept, ""
             else:
-                attributes = []
-        return spoken
+                first, relation = "", ""
+            attributes = []
+        return spoken | ({f"relation:{relation}"} if relation else set())
+
+    def _related(self, one: str, relation: str, other: str) -> str:
+        if relation in self._converse:
+            one, relation, other = other, self._converse[relation], one
+        elif relation == "next to":
+            one, other = sorted((one, other))
+        return f"{one} {relation} {other}"
 
 
 def _forms(word: str, kind: Kind) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from cwdpo.dynamics.influence import SampleLoss
 from cwdpo.dynamics.kinds import with_kinds
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import RunError
+from cwdpo.evaluation.metrics import cider
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.models.generation import generate
 from cwdpo.pipeline.data import groups_of, load_source
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.scenes.grammar import is_correct
+from cwdpo.scenes.world import Scene
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import Scorer
@@ -29,6 +32,9 @@ from cwdpo.training.early_stopping import ProbeEarlyStopping
 from cwdpo.training.influence import InfluenceCallback
 
 __all__ = ["StageDynamics", "probe_groups", "stage_dynamics"]
+
+_BEAMS = 5
+"""Width of the beam search at the probes, and answers kept of it (paper, §4.2)."""
 
 
 @dataclass
@@ -67,7 +73,7 @@ class StageDynamics:
         """
         if self.diagnosis is not None:
             for finding in self.diagnosis.findings:
-                run.reporter.note(f"{stage}: {finding.line}")
+                run.reporter.note(f"{stage}: {finding.rule}, {finding.severity}: {finding.remedy}")
             if (serious := self.diagnosis.stopped_by) is not None:
                 raise RunError(
                     f"stopped after update {serious.step} of {stage} by probes.on_diagnosis: {serious.rule}: "
@@ -107,7 +113,13 @@ def stage_dynamics(
         return StageDynamics()
     measured = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
     probes = ProbeCallback(
-        measured, scorer, folder, every=p.every, distributions=p.distributions, tokens=min(p.tokens, len(groups))
+        measured,
+        scorer,
+        folder,
+        every=p.every,
+        distributions=p.distributions,
+        tokens=p.tokens,
+        also=_answers(run, encoder, groups[: p.captions]) if p.captions else None,
     )
     facts = StageFacts.of(section)
     diagnosis = DiagnosisCallback(probes, facts, action=p.on_diagnosis, say=run.reporter.note)
@@ -116,6 +128,38 @@ def stage_dynamics(
         e = p.early_stop
         early = ProbeEarlyStopping(probes, e.signal, patience=e.patience, min_delta=e.min_delta)
     return StageDynamics(probes, diagnosis, early, _influence(run, section, encoder, scorer, folder, train, groups))
+
+
+def _answers(
+    run: RunDirectory, encoder: PromptEncoder, groups: Sequence[PromptGroup]
+) -> Callable[[Any], dict[str, float]]:
+    """Return what measures the five best answers of a beam search, rank by rank."""
+    e, references = run.recipe.evaluation, [g.references or (g.chosen.text,) for g in groups]
+    scenes = [Scene.from_json(g.facts["scene"]) for g in groups if "scene" in g.facts]
+
+    def measure(model: Any) -> dict[str, float]:
+        ranks: list[list[str]] = [[] for _ in range(_BEAMS)]
+        for start in range(0, len(groups), e.batch_size):
+            answers = generate(
+                model,
+                encoder.tokenizer,
+                lambda prompts: encoder.prompt_inputs(prompts, padding=True),
+                groups[start : start + e.batch_size],
+                max_new_tokens=e.max_new_tokens,
+                num_beams=_BEAMS,
+                num_return_sequences=_BEAMS,
+            )
+            for texts in answers:
+                for rank, text in zip(ranks, texts, strict=True):
+                    rank.append(text)
+        words = sum(len(text.split()) for text in ranks[0]) / len(groups)
+        found = {"answer_words": words, "cider_top5": sum(cider(rank, references)[0] for rank in ranks) / _BEAMS}
+        if len(scenes) == len(groups):
+            right = [is_correct(text, scene) for rank in ranks for text, scene in zip(rank, scenes, strict=True)]
+            found["correct_top5"] = sum(right) / len(right)
+        return found
+
+    return measure
 
 
 def _influence(

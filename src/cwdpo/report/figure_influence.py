@@ -47,9 +47,11 @@ def figure5(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
             axes: Axes = panels[line][column]
             for i, other in enumerate(observed):
                 points = _line(rows, update, other, field)
-                axes.plot(*zip(*points, strict=True), color=colour_of(i), linewidth=1.3, label=f"o{i + 1}")
-                if field == "g_update_sq":
-                    break  # the same for every observed sample
+                same = field == "g_update_sq"  # for every observed sample
+                colour = "#444444" if same else colour_of(i)
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=f"o{i + 1}")
+                if same:
+                    break
             if field in ("delta_log_pi_sq", "lb_k", "g_update_sq"):
                 axes.set_yscale("log")
             clean(

@@ -89,12 +89,12 @@ def figure4(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
     low = [figure.add_subplot(grid[1, i : i + 4]) for i in (0, 4, 8)]
     _bars(top[0], groups, lambda r: _drift(r, "tv"), "TV to the start of Stage 2", None)
     _bars(top[1], groups, lambda r: _drift(r, "js"), "JS to the start (bits)", None)
-    _bars(top[2], groups, lambda r: _ece(r, -1), "calibration error (ECE)", lambda r: _ece(r, 0))
+    _bars(top[2], groups, lambda r: _ece(r, -1), "ECE", lambda r: _ece(r, 0))
     quality = next((q for q in ("cider", "correct") if any(r.measure("after", q) is not None for r in runs)), None)
     if quality is None:
         top[3].set_visible(False)
     else:
-        title = {"cider": "CIDEr, greedy captions", "correct": "captions wholly right"}[quality]
+        title = {"cider": "CIDEr, greedy", "correct": "wholly right"}[quality]
         _bars(top[3], groups, lambda r: r.measure("after", quality), title, lambda r: r.measure("before", quality))
     samples = _samples(groups)
     for axes, sample in zip(low[:2], samples, strict=False):
@@ -143,6 +143,7 @@ def _bars(
             mean = float(np.mean(starts))
             axes.plot([i - 0.38, i + 0.38], [mean, mean], color="#444444", linewidth=1.4, linestyle=(0, (2, 1)))
     axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.7, max(len(groups), 2) - 0.3)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.18)
     clean(axes, title + (" (dashed: start)" if before else ""))
@@ -196,7 +197,7 @@ def _top5(axes: Axes, sample: Mapping[str, Any]) -> None:
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, 1)
     prefix = " ".join(_shown(t) for t in sample["gold"][max(0, sample["place"] - 3) : sample["place"]])
-    clean(axes, f"top tokens after “…{prefix}”", y="probability")
+    clean(axes, f"top tokens after “…{prefix}”" if prefix else "top first tokens", y="probability")
     axes.legend(title="outline: before", title_fontsize=7.5)
 
 

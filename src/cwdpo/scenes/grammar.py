@@ -20,7 +20,6 @@ __all__ = [
     "caption_words",
     "count_errors",
     "is_correct",
-    "noun_phrase",
     "paraphrases",
     "parse",
     "sample_caption",
@@ -96,7 +95,7 @@ class Caption:
     @property
     def text(self) -> str:
         """The caption: lower-case words with one space between them."""
-        first, *others = (noun_phrase(m, n) for m, n in zip(self.meaning.mentions, self.nouns, strict=True))
+        first, *others = (_noun_phrase(m, n) for m, n in zip(self.meaning.mentions, self.nouns, strict=True))
         related = (
             f"{PHRASES[relation][phrase]} {other}"
             for relation, phrase, other in zip(self.meaning.relations, self.phrases, others, strict=True)
@@ -104,8 +103,7 @@ class Caption:
         return f"{first} {' and '.join(related)}"
 
 
-def noun_phrase(mention: Mention, noun: int) -> str:
-    """Return a mention in words, article first; `noun` is which of the two words of `NOUNS`."""
+def _noun_phrase(mention: Mention, noun: int) -> str:
     said = [w for w in (mention.size, mention.colour, NOUNS[mention.kind][noun]) if w is not None]
     return f"{'an' if said[0][0] in 'aeiou' else 'a'} {' '.join(said)}"
 

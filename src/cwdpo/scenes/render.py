@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterable
 
 from PIL import Image, ImageDraw
 
 from cwdpo.scenes.world import GRID, Scene, Shape
 
-__all__ = ["BACKGROUND", "PIXELS", "png_bytes", "render", "render_shapes"]
+__all__ = ["BACKGROUND", "PIXELS", "png_bytes", "render"]
 
 PIXELS = 64
 """Width and height of a picture."""
@@ -60,15 +59,10 @@ def _background() -> Image.Image:
 
 def render(scene: Scene) -> Image.Image:
     """Return the picture of `scene`, RGB, `PIXELS` wide and high."""
-    return render_shapes(scene.shapes)
-
-
-def render_shapes(shapes: Iterable[Shape]) -> Image.Image:
-    """Return the picture of any shapes, later ones over earlier ones."""
     picture = _background().copy()
     draw = ImageDraw.Draw(picture)
     cell = PIXELS / GRID
-    for shape in shapes:
+    for shape in scene.shapes:
         x = (cell * (shape.column + 0.5) + shape.dx) * _OVERSAMPLING
         y = (cell * (shape.row + 0.5) + shape.dy) * _OVERSAMPLING
         radius = _RADIUS[shape.size] * _OVERSAMPLING

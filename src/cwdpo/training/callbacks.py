@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,13 +64,23 @@ class ProbeCallback(TrainerCallback):
         every: Updates between readings.
         distributions: Keep the start's token distributions, for TV and JS.
         tokens: Of so many prompts, keep the likeliest tokens at every place of the gold response.
+        also: Further figures of the model, by name, for the row of a reading.
     """
 
     def __init__(
-        self, probes: ProbeSet, scorer: Scorer, folder: Path, *, every: int, distributions: bool = True, tokens: int = 4
+        self,
+        probes: ProbeSet,
+        scorer: Scorer,
+        folder: Path,
+        *,
+        every: int,
+        distributions: bool = True,
+        tokens: int = 4,
+        also: Callable[[Any], Mapping[str, float]] | None = None,
     ) -> None:
         self.probes, self.scorer, self.folder = probes, scorer, folder
         self.every, self.distributions, self.tokens = every, distributions, tokens
+        self._also = also or (lambda _: {})
         self._prompt_file, self._token_file = PromptFile(folder), TokenFile(folder)
         self.rows: list[dict[str, Any]] = []
         self.watch = Stopwatch()
@@ -105,6 +115,7 @@ class ProbeCallback(TrainerCallback):
             reading, self._start = self.probes.read(
                 model, self.scorer, keep=self.distributions, per_prompt=True, tokens=self.tokens
             )
+            reading |= self._also(model)
         if self._start is not None:
             write_bytes(start_file, save({"log_probs": self._start}))
             reading |= {"tv": 0.0, "js": 0.0}
@@ -119,6 +130,7 @@ class ProbeCallback(TrainerCallback):
                     reading, _ = self.probes.read(
                         model, self.scorer, start=self._start, per_prompt=True, tokens=self.tokens
                     )
+                    reading |= self._also(model)
             except NonFiniteError as error:
                 raise NonFiniteError(f"after update {state.global_step}: {error}") from None
             self._keep(state, reading)
@@ -146,7 +158,7 @@ class ProbeCallback(TrainerCallback):
             self._trainer.control.should_log = due
 
 
-_OVERALL = ("ece", "accuracy", "ranking", "entropy", "top1", "tv", "js")
+_OVERALL = ("ece", "accuracy", "ranking", "entropy", "top1", "tv", "js", "answer_words", "cider_top5", "correct_top5")
 
 
 def probe_scalars(row: Mapping[str, Any]) -> dict[str, float]:

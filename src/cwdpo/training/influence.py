@@ -50,7 +50,7 @@ class InfluenceCallback(TrainerCallback):
         folder: Path,
         *,
         every: int,
-        eta: float = 1e-3,
+        eta: float = 1e-4,
     ) -> None:
         self.updates, self.observed, self.loss, self.scorer = updates, observed, loss, scorer
         self.path, self._start = folder / "influence.jsonl", folder / "influence_start.json"
