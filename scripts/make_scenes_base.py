@@ -2,7 +2,7 @@
 
     python scripts/make_scenes_base.py --out src/cwdpo/scenes/base
 
-Trains on gold captions of the split `base` until about half of the greedy captions of `validation` pictures are wholly
+Trains on gold captions of the split `base` until a third of the greedy captions of `validation` pictures are wholly
 right, measures on `test`, and writes model, tokenizer, processor and `base_card.json`. One core, some minutes.
 """
 
@@ -96,13 +96,12 @@ def make_model(processor: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
             "vocab_size": len(processor.tokenizer),
             "hidden_size": 128,
             "intermediate_size": 256,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
-            # Half of the head dimension of 32, divided among time, height and width. Width takes the lowest
-            # frequencies, and the usual theta would hardly tell the four columns of image tokens apart.
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 100.0},
+            # Half of the head dimension of 32, divided among time, height and width.
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             "bos_token_id": None,
             "eos_token_id": ids[END],
             "pad_token_id": ids[PAD],
@@ -149,45 +148,6 @@ class Pictures:
         """Render the first `count` scenes of a split and seed."""
         scenes = list(itertools.islice(sample_scenes(split, seed), count))
         return cls(scenes, np.stack([np.asarray(render(scene)) for scene in scenes]))
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is made orthogonal (Jordan et al. 2024), with the size of an AdamW update.
-
-    It learns this world in about a third of AdamW's steps. torch.optim.Muon works in bfloat16, slow on a processor.
-    """
-
-    def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update every matrix, those of one shape together."""
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                by_shape.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in by_shape.items():
-                updates = orthogonal(torch.stack([self._direction(m, group["momentum"]) for m in matrices]))
-                for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.sub_(update, alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
-
-    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
-        assert matrix.grad is not None
-        average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
-        average.mul_(momentum).add_(matrix.grad)
-        return matrix.grad.add(average, alpha=momentum)
-
-
-def orthogonal(stack: Tensor) -> Tensor:
-    """Return matrices [n, rows, columns] with the same singular vectors and singular values near 1."""
-    tall = stack.shape[1] > stack.shape[2]
-    x = stack.mT if tall else stack
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-8)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x.mT if tall else x
 
 
 class Encoder:
@@ -292,24 +252,19 @@ def batches(pictures: Pictures, size: int, rng: random.Random) -> Iterator[tuple
 def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, float]:
     """Train until the share of right captions on validation pictures reaches `args.target`.
 
-    What has been learnt is saved to `args.out` at every look.
-
     Returns:
         Steps taken and that share.
     """
     pictures = Pictures.of("base", args.seed, args.pictures)
     validation = Pictures.of("validation", args.seed, 500)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pictures.scenes)} pictures", flush=True)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        Muon(matrices, lr=args.matrix_lr),
-        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    warm_ups = [torch.optim.lr_scheduler.LinearLR(each, 0.02, total_iters=50) for each in optimizers]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     source = batches(pictures, args.batch, random.Random(args.seed))
     began, share, losses = time.process_time(), 0.0, 0.0
     for step in range(1, args.max_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, step / 100)
+
         # single training step
         model.train()
         pixels, captions = next(source)
@@ -317,9 +272,8 @@ def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, 
         loss = -logps.gather(-1, labels[..., None])[..., 0][counted].mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in [*optimizers, *warm_ups]:
-            each.step()
-        model.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         losses += loss.item()
 
         if step % 100 == 0:
@@ -328,7 +282,6 @@ def train(args: argparse.Namespace, model: Any, encoder: Encoder) -> tuple[int, 
         if step % args.every == 0:
             share = share_right(model, encoder, validation)
             print(f"step {step} right {share:.3f} {time.process_time() - began:.0f} s", flush=True)
-            model.save_pretrained(args.out)
             if share >= args.target:
                 return step, share
     return args.max_steps, share
@@ -339,13 +292,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--matrix-lr", type=float, default=2e-3)
     parser.add_argument("--pictures", type=int, default=20_000, help="pictures in memory, 12 kB each")
-    parser.add_argument("--max-steps", type=int, default=10_000)
+    parser.add_argument("--max-steps", type=int, default=8_000)
     parser.add_argument("--every", type=int, default=250, help="steps between looks at the validation pictures")
-    parser.add_argument("--target", type=float, default=0.5, help="share of right captions to stop at")
+    parser.add_argument("--target", type=float, default=0.33, help="share of right captions to stop at")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -364,7 +316,6 @@ def main() -> None:
         "steps": steps,
         "batch": args.batch,
         "learning_rate": args.lr,
-        "matrix_learning_rate": args.matrix_lr,
         "training_pictures": args.pictures,
         "seconds_on_one_core": round(seconds),
         "right_on_validation": validation_share,

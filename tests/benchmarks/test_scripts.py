@@ -33,11 +33,6 @@ def run(script: str, folder: Path) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-def test_every_script_is_run_here() -> None:
-    helpers = {"common", "sides", "workload", "tables"}
-    assert {file.stem for file in FOLDER.glob("*.py")} - helpers == ROWS.keys()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ROWS)
 def test_runs(script: str, tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ def rows(count: int, **changes: Any) -> list[PromptGroup]:
     ]
 
 
+def asked(groups: list[PromptGroup], count: int) -> tuple[list[PromptGroup], dict[str, int]]:
+    """What a source is called with: so many negatives for every row."""
+    return groups, {g.id: count for g in groups}
+
+
 def source(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> EditSource:
     values = {"base_url": url, "model": "editor", "timeout": 5.0, "concurrency": 4, "attempts": 4} | settings
     note = None if notes is None else notes.append
@@ -58,11 +63,11 @@ def test_edits_are_made_and_kept(tmp_path: Path):
         return good(caption)
 
     with serving(plan) as server:
-        found = source(server.url, tmp_path, notes, price_input=1, price_output=2).propose(rows(12), 1)
+        found = source(server.url, tmp_path, notes, price_input=1, price_output=2).propose(*asked(rows(12), 1))
         assert texts(found) == EXPECTED
         assert found["row-0"] == [Candidate("a red bus number 0", "edit", "hard", ("object",))]
         assert set(server.asked.values()) == {1} and 1 < server.most_under_way <= 4
-        again = source(server.url, tmp_path).propose(rows(12), 1)
+        again = source(server.url, tmp_path).propose(*asked(rows(12), 1))
         assert texts(again) == EXPECTED and sum(server.asked.values()) == 12
         assert server.bodies[0]["response_format"]["type"] == "json_schema"
         kinds = {body["messages"][1]["content"].split("Kind: ")[1] for body in server.bodies}
@@ -75,7 +80,7 @@ def test_several_edits_of_one_caption(tmp_path: Path):
         return 200, edited(caption.replace("red", f"colour{count}"), "attribute"), {}
 
     with serving(plan) as server:
-        found = source(server.url, tmp_path).propose(rows(2), 6)
+        found = source(server.url, tmp_path).propose(*asked(rows(2), 6))
         assert {len({c.text for c in candidates}) for candidates in found.values()} == {6}
         assert sum(server.asked.values()) == 12
 
@@ -88,7 +93,7 @@ def test_rows_with_the_same_content_are_asked_once(tmp_path: Path):
         return good(caption)
 
     with serving(plan) as server:
-        found = source(server.url, tmp_path).propose(twins, 1)
+        found = source(server.url, tmp_path).propose(*asked(twins, 1))
         # which kind is asked for depends on the row: as many requests as kinds were drawn
         kinds = {body["messages"][1]["content"] for body in server.bodies}
         assert len(found) == 8 and sum(server.asked.values()) == len(kinds) <= 5
@@ -113,7 +118,7 @@ def test_a_server_in_trouble_is_asked_again(trouble: str, tmp_path: Path):
 
     with serving(plan) as server:
         settings = {"timeout": 0.3} if trouble == "hung up" else {}
-        assert texts(source(server.url, tmp_path, **settings).propose(rows(3), 1)) == {
+        assert texts(source(server.url, tmp_path, **settings).propose(*asked(rows(3), 1))) == {
             k: EXPECTED[k] for k in ("row-0", "row-1", "row-2")
         }
         assert set(server.asked.values()) == {3}
@@ -126,7 +131,7 @@ def test_a_slow_server_is_asked_again(tmp_path: Path):
         return good(caption)
 
     with serving(plan) as server:
-        assert texts(source(server.url, tmp_path, timeout=0.2).propose(rows(2), 1)) == {
+        assert texts(source(server.url, tmp_path, timeout=0.2).propose(*asked(rows(2), 1))) == {
             k: EXPECTED[k] for k in ("row-0", "row-1")
         }
 
@@ -153,16 +158,16 @@ def test_an_unusable_answer_is_named_and_asked_for_again(answer: str, tmp_path: 
     body, why = BAD_ANSWERS[answer]
     row = rows(1, references=("a crimson car",))
     with serving(lambda caption, count: (200, body, {}) if count < 3 else good(caption)) as server:
-        assert texts(source(server.url, tmp_path).propose(row, 1)) == {"row-0": ["a red bus number 0"]}
+        assert texts(source(server.url, tmp_path).propose(*asked(row, 1))) == {"row-0": ["a red bus number 0"]}
         assert server.asked.total() == 3
         said = server.bodies[1]["messages"][-1]["content"]
         assert said.startswith("That cannot be used: ") and why in said
     with serving(lambda caption, count: (200, body, {})) as server:
         never = source(server.url, tmp_path / "never", rewrites=1)
-        candidate = never.propose(row, 1)["row-0"][0]
+        candidate = never.propose(*asked(row, 1))["row-0"][0]
         assert candidate.problem is not None and why in candidate.problem
         # an answer that could not be used is an answer: it is not asked for again
-        assert source(server.url, tmp_path / "never", rewrites=1).propose(row, 1)["row-0"][0] == candidate
+        assert source(server.url, tmp_path / "never", rewrites=1).propose(*asked(row, 1))["row-0"][0] == candidate
         assert server.asked.total() == 2
 
 
@@ -203,7 +208,7 @@ def test_a_server_that_fails_for_good(answer: Answer, message: str, tmp_path: Pa
     plan = fail_after(5, answer)
     with serving(plan) as server:
         with pytest.raises(ServiceError) as caught:
-            source(server.url, tmp_path, concurrency=2).propose(rows(12), 1)
+            source(server.url, tmp_path, concurrency=2).propose(*asked(rows(12), 1))
         text = str(caught.value)
         assert message in text and "\n" not in text and KEY not in text and server.url in text
         assert all(h["authorization"] == f"Bearer {KEY}" for h in server.headers)
@@ -211,14 +216,14 @@ def test_a_server_that_fails_for_good(answer: Answer, message: str, tmp_path: Pa
         assert kept.count("\n") == 5 and KEY not in kept  # everything made so far is kept
         server.plan = good
         before = Counter(server.answered)
-        assert texts(source(server.url, tmp_path).propose(rows(12), 1)) == EXPECTED
+        assert texts(source(server.url, tmp_path).propose(*asked(rows(12), 1))) == EXPECTED
         assert all(server.answered[c] == 1 for c in before)  # none of them was asked again
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY in p.read_text(encoding="utf-8")]
 
 
 def test_nobody_answers(tmp_path: Path):
     with pytest.raises(ServiceError, match=r"editor http://127\.0\.0\.1:9/v1: 2 attempts failed.*[Cc]onnect"):
-        source("http://127.0.0.1:9/v1", tmp_path, attempts=2).propose(rows(1), 1)
+        source("http://127.0.0.1:9/v1", tmp_path, attempts=2).propose(*asked(rows(1), 1))
 
 
 def test_the_cap_is_kept(tmp_path: Path):
@@ -228,21 +233,21 @@ def test_the_cap_is_kept(tmp_path: Path):
         with pytest.raises(
             ServiceError, match=r"12 requests that cost about .* more than negatives.editor.max_cost = 1;"
         ):
-            source(server.url, tmp_path, max_cost=1, **prices).propose(rows(12), 1)
+            source(server.url, tmp_path, max_cost=1, **prices).propose(*asked(rows(12), 1))
         assert not server.asked  # nothing was asked
-        source(server.url, tmp_path, max_cost=1, **prices).propose(rows(1), 1)
+        source(server.url, tmp_path, max_cost=1, **prices).propose(*asked(rows(1), 1))
         # 0.12 is spent; the next ones at 1,000 tokens each come to more than the estimate of about 400
         server.plan = lambda caption, count: (200, {**edited(caption.replace("car", "bus")), "usage": big}, {})
         big = {"prompt_tokens": 3000, "completion_tokens": 1000}
         with pytest.raises(ServiceError, match=r"max_cost = 9 is reached \((8\.12|12\.1\d*|4\.12)"):
-            source(server.url, tmp_path, max_cost=9, concurrency=2, **prices).propose(rows(12), 1)
+            source(server.url, tmp_path, max_cost=9, concurrency=2, **prices).propose(*asked(rows(12), 1))
         assert 3 <= server.asked.total() <= 4
         assert (tmp_path / "edit.jsonl").read_text().count("\n") == server.asked.total()
 
 
 def test_the_rate_is_kept(tmp_path: Path):
     with serving(good) as server:
-        source(server.url, tmp_path, requests_per_minute=600).propose(rows(6), 1)
+        source(server.url, tmp_path, requests_per_minute=600).propose(*asked(rows(6), 1))
     # one every 0.1 s
     assert server.times[-1] - server.times[0] > 0.35
 
@@ -257,7 +262,7 @@ def test_pictures_are_sent_and_are_part_of_the_key(tmp_path: Path):
         for n in ("a", "b")
     ]
     with serving(good) as server:
-        source(server.url, tmp_path, images=True).propose(groups, 1)
+        source(server.url, tmp_path, images=True).propose(*asked(groups, 1))
         urls = {body["messages"][1]["content"][0]["image_url"]["url"][:30] for body in server.bodies}
         assert urls == {"data:image/jpeg;base64,/9j/4AA"} and len(server.bodies) == 2
         assert all(caption_of(body) == "a red car" for body in server.bodies)
@@ -279,8 +284,8 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_edit import rows, source
-source({url!r}, Path({folder!r}), concurrency={concurrency}).propose(rows(12), 1)
+from test_edit import asked, rows, source
+source({url!r}, Path({folder!r}), concurrency={concurrency}).propose(*asked(rows(12), 1))
 """
 
 
@@ -307,7 +312,7 @@ def test_killed_nothing_that_was_answered_is_asked_again(tmp_path: Path):
         assert 5 - concurrency <= len(kept) < 12
         asked = server.asked.total()
         server.plan = good
-        assert texts(source(server.url, tmp_path).propose(rows(12), 1)) == EXPECTED
+        assert texts(source(server.url, tmp_path).propose(*asked(rows(12), 1))) == EXPECTED
         # asked twice at most: what was under way
         assert server.asked.total() == asked + 12 - len(kept)
         assert sum(n - 1 for n in server.asked.values()) <= concurrency + 1

@@ -20,6 +20,11 @@ from cwdpo.scenes.rows import sample_scenes
 LEXICON = default_lexicon()
 
 
+def asked(groups: list[PromptGroup], count: int) -> tuple[list[PromptGroup], dict[str, int]]:
+    """What a source is called with: so many negatives for every row."""
+    return groups, {g.id: count for g in groups}
+
+
 def group(text: str, *references: str, **facts: object) -> PromptGroup:
     return PromptGroup("row", (), (), (Response(text),), references, facts=facts)
 
@@ -161,14 +166,14 @@ def test_shuffle():
 def test_difficulty_is_the_number_of_facts():
     text = "A man in a red shirt rides a brown horse in front of two trees"
     for name, facts in (("hard", 1), ("medium", 2)):
-        for candidate in PerturbSource([name], 0).propose([group(text)], 4)["row"]:
+        for candidate in PerturbSource([name], 0).propose(*asked([group(text)], 4))["row"]:
             assert candidate.difficulty == name and len(candidate.changed) == facts
             new = sum(kind == "new" for kind, _ in differences(text, candidate.text))
             assert 1 <= new <= 2 * facts  # a/an may change beside it
-    easy = PerturbSource(["easy"], 0).propose([group(text)], 1)["row"][0]
+    easy = PerturbSource(["easy"], 0).propose(*asked([group(text)], 1))["row"][0]
     assert easy.difficulty == "easy" and len(easy.changed) >= 6
-    assert PerturbSource(["hard"], 0).propose([group("hmm")], 1)["row"] == []
-    kinds = {c.changed[0] for c in PerturbSource(["hard"], 0).propose([group(text)], 10)["row"]}
+    assert PerturbSource(["hard"], 0).propose(*asked([group("hmm")], 1))["row"] == []
+    kinds = {c.changed[0] for c in PerturbSource(["hard"], 0).propose(*asked([group(text)], 10))["row"]}
     assert len(kinds) >= 3  # the kind is drawn first: objects do not crowd out
 
 
@@ -181,7 +186,7 @@ def test_perturb_is_exact_on_scenes():
         assert caption_of(gold.text) == gold
         row = group(gold.text, scene=scene.to_json())
         for difficulty, errors in (("hard", 1), ("medium", 2)):
-            for candidate in PerturbSource([difficulty], 0).propose([row], 2)["row"]:
+            for candidate in PerturbSource([difficulty], 0).propose(*asked([row], 2))["row"]:
                 meaning = parse(candidate.text)
                 assert meaning is not None and count_errors(meaning, scene) == errors
                 assert not is_correct(candidate.text, scene)

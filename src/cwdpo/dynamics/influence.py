@@ -210,8 +210,7 @@ def update_gradient(
         sums = _sums(found, _log_pi(found))
         value = loss(batch, sums, reference)
         wanted = [found.logits, sums, *parameters]
-        by_logits, by_sums, *weights = torch.autograd.grad(value, wanted, allow_unused=True)
-    weights = [torch.zeros_like(p) if g is None else g for g, p in zip(weights, parameters, strict=True)]
+        by_logits, by_sums, *weights = torch.autograd.grad(value, wanted, materialize_grads=True)
     pulls = -by_sums.double().cpu()
     chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
     return UpdateGradient(
@@ -276,11 +275,13 @@ def measure_influence(
     for u, step, expected in zip(updates, steps, predicted, strict=True):
         try:
             with torch.no_grad():
-                torch._foreach_add_(parameters, step.weights, alpha=-eta)
+                for parameter, gradient in zip(parameters, step.weights, strict=True):
+                    parameter.add_(gradient, alpha=-eta)
             after = [entry for batch in observed for entry in _look(model, scorer, batch)]
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(parameters, kept)
+                for parameter, before in zip(parameters, kept, strict=True):
+                    parameter.copy_(before)
         for o, log_pi, first_order in zip(seen, after, expected, strict=True):
             found.append(_row(u, step, o, log_pi, first_order, loss, eta))
     return found
@@ -296,7 +297,7 @@ def _observe(model: Any, scorer: Scorer, batch: Batch) -> list[_Seen]:
         rows: list[_Seen] = []
         for i, response in enumerate(batch.responses):
             last = i == len(batch.responses) - 1
-            grads = torch.autograd.grad(means[i], parameters, retain_graph=not last, allow_unused=True)
+            grads = torch.autograd.grad(means[i], parameters, retain_graph=not last, materialize_grads=True)
             mine = found.rows == i
             kind = response.difficulty if response.role == "rejected" and response.difficulty else response.role
             rows.append(
@@ -304,7 +305,7 @@ def _observe(model: Any, scorer: Scorer, batch: Batch) -> list[_Seen]:
                     batch.groups[batch.owner[i]].id,
                     kind,
                     mine,
-                    [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)],
+                    list(grads),
                     log_pi[mine].detach(),
                     found.targets[mine],
                 )

@@ -103,7 +103,6 @@ def _projected(model: Any, scorer: Scorer, batch: Batch, projections: int, gener
         for i in range(projections):
             signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
             keep = i < projections - 1
-            grads = torch.autograd.grad(logits, parameters, signs, retain_graph=keep, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
-            rows.append(torch.cat([g.detach().flatten().cpu().double() for g in filled]))
+            grads = torch.autograd.grad(logits, parameters, signs, retain_graph=keep, materialize_grads=True)
+            rows.append(torch.cat([g.detach().flatten().cpu().double() for g in grads]))
     return torch.stack(rows)

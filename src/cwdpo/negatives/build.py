@@ -138,7 +138,10 @@ class _Builder:
                 for group in self._groups
                 if not source.costly or name in self.wishes(group) or not any(self._pools[group.id].values())
             ]
-            proposed = source.propose(asked, self._mix.per_prompt) if asked else {}
+            # A costly source is asked for what is wished from it, a cheap one for spare ones too.
+            most = self._mix.per_prompt
+            wanted = {g.id: (self.wishes(g).count(name) if source.costly else 0) or most for g in asked}
+            proposed = source.propose(asked, wanted) if asked else {}
             for group in asked:
                 for candidate in proposed.get(group.id, ()):
                     finding = self._judge(group, candidate)

@@ -55,16 +55,16 @@ class Source(Protocol):
         """Whether it is asked only for prompts that need it (a model has to write)."""
         ...
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
         """Return candidates by row id.
 
-        A source may give more than `count` or none, and need not compare with gold responses: that is the filter's.
+        A source may give more than `wanted` or none, and need not compare with gold responses: that is the filter's.
         What it gives for a row depends on the row, its settings and the seed alone, never on the other rows, except
         where other rows' texts are what it gives.
 
         Args:
             groups: Prompts with chosen responses.
-            count: Negatives that a prompt is to get.
+            wanted: By row id, how many negatives it may have to give.
         """
         ...
 

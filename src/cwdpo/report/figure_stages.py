@@ -190,8 +190,8 @@ def _top5(axes: Axes, sample: Mapping[str, Any]) -> None:
     for i, (method, (before, after)) in enumerate(methods.items()):
         x = np.arange(len(tokens)) - 0.4 + width * (i + 0.5)
         axes.bar(x, [after.get(t, 0.0) for t in tokens], width * 0.92, color=colour_of(i), alpha=0.85, label=method)
-        hollow = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.8}
-        axes.bar(x, [before.get(t, 0.0) for t in tokens], width * 0.92, **hollow)
+        start = [before.get(t, 0.0) for t in tokens]
+        axes.bar(x, start, width * 0.92, facecolor="none", edgecolor="black", linewidth=0.8)
     gold = sample["gold"][sample["place"]]
     axes.set_xticks(range(len(tokens)), [f"{_shown(t)}{' ✓' if t == gold else ''}" for t in tokens])
     axes.grid(axis="x", visible=False)

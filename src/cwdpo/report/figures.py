@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -47,7 +48,8 @@ def draw_figure(number: int, runs: Sequence[Path], out: Path) -> list[str]:
         raise RunError(f"{out}: figures are written as .svg, .png or .pdf; change the ending of --out")
     if number not in _FIGURES:
         raise RunError(f"figure {number}: there are 3, 4, 5 and 6")
-    with matplotlib.rc_context(dict(STYLE)):
+    settings: dict[Any, Any] = dict(STYLE)
+    with matplotlib.rc_context(settings):
         figure, notes = _FIGURES[number](read_runs(runs))
         content = io.BytesIO()
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]

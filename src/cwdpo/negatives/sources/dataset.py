@@ -16,6 +16,6 @@ class DatasetSource:
     name = "dataset"
     costly = False
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
         """Return all rejected responses of each row."""
         return {g.id: [Candidate(r.text, self.name, r.difficulty) for r in g.by_role(REJECTED)] for g in groups}

@@ -150,13 +150,13 @@ class EditSource:
         self._lock = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
-        """Return `count` edits of each chosen response; those that could not be used come with their problem.
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
+        """Return as many edits of each chosen response as are wanted; those that could not be used come with their problem.
 
         Raises:
             ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
         """
-        tasks = [task for group in groups for task in self._tasks(group, count)]
+        tasks = [task for group in groups for task in self._tasks(group, wanted[group.id])]
         done: dict[_TaskKey, Candidate] = {}
         waiting: list[_Task] = []
         for task in tasks:

@@ -70,7 +70,7 @@ class OnPolicySource:
         settings = json.dumps(self.settings, sort_keys=True)
         return text_digest(self._policy.digest, self.name, settings, seed, prompt_digest(group))
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
         """Return what the model says to each prompt, generating what is not kept yet."""
         keys = {group.id: self._key(group) for group in groups}
         by_key = {keys[g.id]: g for g in groups}

@@ -27,9 +27,9 @@ class OtherSource:
         self._answers = sorted({group.chosen.text for group in groups})
         self._seed = seed
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
-        """Return up to `count` answers of other rows; an answer that is also gold here is drawn again."""
-        return {group.id: self._draw(group, count) for group in groups}
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
+        """Return as many answers of other rows as are wanted; an answer that is also gold here is drawn again."""
+        return {group.id: self._draw(group, wanted[group.id]) for group in groups}
 
     def _draw(self, group: PromptGroup, count: int) -> list[Candidate]:
         rng = seeded(self._seed, group.id, "other")

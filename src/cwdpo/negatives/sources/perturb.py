@@ -127,9 +127,9 @@ class PerturbSource:
         self._difficulties, self._seed = list(difficulties), seed
         self._lexicon = lexicon or default_lexicon()
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
-        """Return up to `2 * count` wrong captions a row; none where the lexicon knows no word of it."""
-        return {group.id: self._wrong(group, count) for group in groups}
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
+        """Return up to twice as many wrong captions as are wanted; none where the lexicon knows no word."""
+        return {group.id: self._wrong(group, wanted[group.id]) for group in groups}
 
     def _wrong(self, group: PromptGroup, count: int) -> list[Candidate]:
         rng = seeded(self._seed, group.id, "perturb")

@@ -47,9 +47,9 @@ class ShuffleSource:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def propose(self, groups: Sequence[PromptGroup], count: int) -> Mapping[str, Sequence[Candidate]]:
-        """Return `count` orders of each chosen response, or fewer where some come out the same."""
-        return {group.id: self._orders(group, count) for group in groups}
+    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
+        """Return as many orders of each chosen response as are wanted, or fewer where some come out the same."""
+        return {group.id: self._orders(group, wanted[group.id]) for group in groups}
 
     def _orders(self, group: PromptGroup, count: int) -> list[Candidate]:
         rng = seeded(self._seed, group.id, "shuffle")
