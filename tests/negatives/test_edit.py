@@ -310,9 +310,9 @@ def test_killed_nothing_that_was_answered_is_asked_again(tmp_path: Path):
         time.sleep(0.3)
         kept = [json.loads(line) for line in (tmp_path / "edit.jsonl").read_text().splitlines()]
         assert 5 - concurrency <= len(kept) < 12
-        asked = server.asked.total()
+        before = server.asked.total()
         server.plan = good
         assert texts(source(server.url, tmp_path).propose(*asked(rows(12), 1))) == EXPECTED
         # asked twice at most: what was under way
-        assert server.asked.total() == asked + 12 - len(kept)
+        assert server.asked.total() == before + 12 - len(kept)
         assert sum(n - 1 for n in server.asked.values()) <= concurrency + 1

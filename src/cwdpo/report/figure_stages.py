@@ -136,7 +136,13 @@ def _bars(
             spread = np.linspace(-0.12, 0.12, len(values))
             axes.plot(i + spread, values, "o", color="black", markersize=2.6)
         axes.annotate(
-            f"{np.mean(values):.3g}", (i, float(max(values))), (0, 3), textcoords="offset points", ha="center"
+            f"{np.mean(values):.3g}",
+            (i, 0),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            color="white",
+            weight="bold",
         )
         starts = [v for run in seeds if before is not None and (v := before(run)) is not None]
         if starts:
@@ -237,7 +243,7 @@ def _shift_notes(groups: Groups) -> list[str]:
             f"{method}: TV {means['tv']:.3f}, JS {means['js']:.4f} bits to the start of Stage 2; "
             f"ECE {ece[0]:.3f} → {ece[1]:.3f} ({len(seeds)} run{'s' if len(seeds) > 1 else ''})"
         )
-    return notes
+    return [*notes, "The token panels show the places that moved most: they are extremes, not typical places."]
 
 
 def _mean(values: Sequence[float | None]) -> float:
