@@ -151,7 +151,7 @@ class EditSource:
         self._asking: dict[str, threading.Lock] = {}
 
     def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
-        """Return as many edits of each chosen response as are wanted; those that cannot be used come with their problem.
+        """Return as many edits of each chosen response as are wanted; those that cannot be used with their problem.
 
         Raises:
             ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
