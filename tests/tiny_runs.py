@@ -177,6 +177,7 @@ def _child(request: dict[str, Any]) -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(descriptor, number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
     counted = _watch(request["watch"], request["kill_at"], out) if request["watch"] else [0]
