@@ -12,7 +12,7 @@ import torch
 
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RecipeError, StoppedError
-from cwdpo.files import atomic_directory, read_json
+from cwdpo.files import atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.dynamics import stage_dynamics
@@ -167,6 +167,7 @@ def _train(
     with atomic_directory(folder / "model") as temporary:
         trainer.save_model(str(temporary))
         (temporary / "training_args.bin").unlink(missing_ok=True)
+        _sort_adapter_config(temporary / "adapter_config.json")
     facts = {
         "updates": updates,
         "start": folder_digest(start),
@@ -176,6 +177,17 @@ def _train(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if stop.received is not None:
         raise StoppedError(f"stopped after {stage}, which is finished. Run the same command again to go on")
+
+
+def _sort_adapter_config(path: Path) -> None:
+    """Put the names of layers in order: peft keeps them as sets, whose order differs from process to process."""
+    if not path.is_file():
+        return
+    settings: dict[str, Any] = read_json(path)
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(settings.get(name), list):
+            settings[name] = sorted(settings[name])
+    write_json(path, settings)
 
 
 def _finished_updates(checkpoint: Path | None) -> int:
