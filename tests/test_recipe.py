@@ -22,7 +22,7 @@ from cwdpo.recipe import (
     Stage1Section,
     Stage2Section,
 )
-from cwdpo.recipe_files import commented_yaml, load_recipe, recipe_differences
+from cwdpo.recipe.files import commented_yaml, load_recipe, recipe_differences
 
 SOURCE = Path(str(cwdpo.__file__)).parent
 
@@ -45,7 +45,7 @@ def names_used() -> set[str]:
     """Names that the package reads as attributes or names in a string, outside of the recipe itself."""
     found: set[str] = set()
     for path in SOURCE.rglob("*.py"):
-        if path.name in ("recipe.py", "recipe_files.py"):
+        if path.name in ("recipe.py", "recipe/files.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

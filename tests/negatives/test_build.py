@@ -19,7 +19,7 @@ from cwdpo.negatives.filters import IDENTICAL, Judge
 from cwdpo.negatives.policy import Weigher
 from cwdpo.negatives.text import normalise
 from cwdpo.recipe import FilterSection, SourceMix
-from cwdpo.recipe_files import load_recipe
+from cwdpo.recipe.files import load_recipe
 from cwdpo.scoring.encode import PromptEncoder
 from tiny_models import sample_groups
 

@@ -24,7 +24,7 @@ from cwdpo.recipe import (
     Stage1Section,
     Stage2Section,
 )
-from cwdpo.recipe_files import commented_yaml, load_recipe
+from cwdpo.recipe.files import commented_yaml, load_recipe
 
 __all__ = ["caption_images", "check_recipe", "require_writable", "score_file", "train_recipe", "write_recipe"]
 

@@ -14,7 +14,7 @@ from cwdpo.cli.commands import require_writable
 from cwdpo.errors import RunError
 from cwdpo.negatives.survey import Sample, Survey
 from cwdpo.negatives.text import differences
-from cwdpo.recipe_files import load_recipe
+from cwdpo.recipe.files import load_recipe
 
 __all__ = ["show_negatives", "sparkline"]
 

@@ -25,7 +25,7 @@ from cwdpo.models.processors import load_processor
 from cwdpo.pipeline.models import require_model, require_tokenizer
 from cwdpo.pipeline.reporter import Reporter, Silent
 from cwdpo.recipe import EditorSection, Recipe
-from cwdpo.recipe_files import recipe_differences
+from cwdpo.recipe.files import recipe_differences
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cwdpo.evaluation.metrics import mean_interval
-from cwdpo.recipe_files import recipe_differences
+from cwdpo.recipe.files import recipe_differences
 from cwdpo.report.blocks import Statement, Verdict
 from cwdpo.report.rundir import RunRecord, as_map, number
 from cwdpo.report.scale import signed, text_of

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.recipe import Recipe
+from cwdpo.recipe.whole import Recipe
 
 __all__ = ["commented_yaml", "load_recipe", "recipe_differences"]
 

@@ -1,0 +1,26 @@
+"""What a run is: one YAML file, validated and documented field by field."""
+
+from cwdpo.recipe.data import DataSection
+from cwdpo.recipe.measuring import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
+from cwdpo.recipe.model import LoraSection, ModelSection
+from cwdpo.recipe.negatives import EditorSection, FilterSection, NegativesSection, SourceMix
+from cwdpo.recipe.stages import Stage1Section, Stage2Section, StageSection
+from cwdpo.recipe.whole import Recipe
+
+__all__ = [
+    "DataSection",
+    "EarlyStopSection",
+    "EditorSection",
+    "EvaluationSection",
+    "FilterSection",
+    "InfluenceSection",
+    "LoraSection",
+    "ModelSection",
+    "NegativesSection",
+    "ProbeSection",
+    "Recipe",
+    "SourceMix",
+    "Stage1Section",
+    "Stage2Section",
+    "StageSection",
+]

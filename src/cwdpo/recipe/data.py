@@ -1,0 +1,53 @@
+"""Where prompts, images and responses are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cwdpo.recipe.section import Section
+
+__all__ = ["DataSection"]
+
+
+class DataSection(Section):
+    """Where the prompts, images and responses are, and how they are shared out."""
+
+    path: str = "scenes"
+    """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot."""
+    format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "captions"] = "auto"
+    """How to read it. `auto` looks at the file."""
+    image_root: str | None = None
+    """Folder that relative image paths start from; default: the data file's folder."""
+    prompt: str = "Describe the image in one sentence."
+    """The question for formats that hold captions only (karpathy, captions)."""
+    split: str | None = None
+    """Which split of the file to read where it has several (karpathy: train includes restval)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many rows."""
+    held_out_path: str | None = None
+    """A file of its own for the rows set aside for probes and evaluation; `held_out` is then not taken from `path`."""
+    captions: Literal["first", "random", "each"] = "first"
+    """Which caption of a picture is the chosen response, for formats that hold captions only."""
+    size: int = Field(default=4000, ge=8)
+    """For `scenes`: how many training pictures to draw."""
+    held_out: int | float = Field(default=0.1, gt=0)
+    """Rows set aside for probes and evaluation: a count (≥ 1) or a share (< 1). By image, like the stages."""
+    stage1_share: float = Field(default=0.75, gt=0, lt=1)
+    """Share of the remaining images that Stage 1 sees; Stage 2 gets the rest. By image, disjoint (paper, §4.1)."""
+    split_seed: int = 0
+    """Seed of that division."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be used: stop and say which, or set it aside in rejected_rows.jsonl."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """With `skip`: stop all the same when more than this share of the rows is bad."""
+    check_images: bool = True
+    """Decode every image once before training, so that a truncated file is found now and not in the third hour."""
+    image_pixel_limit: int = Field(default=64_000_000, ge=1)
+    """Images with more pixels than this are refused before they are decoded (decompression bombs)."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode and process images beside training; 0 does it in the training process."""
+    group_by_length: bool = False
+    """Put prompts of about equal length (image, text and responses) into the same update: less padding, and an order
+    that is less random."""

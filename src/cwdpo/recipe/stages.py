@@ -1,0 +1,91 @@
+"""The two stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cwdpo.recipe.section import Section
+
+__all__ = ["Stage1Section", "Stage2Section", "StageSection"]
+
+
+class StageSection(Section):
+    """What both stages share: optimiser, batch, length."""
+
+    enabled: bool = True
+    """Leave a stage out by setting this to false."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the stage's share of the data; `max_steps` overrides."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Number of updates; -1 goes by `epochs`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts per update, over all devices."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Prompts per forward pass on one device. Changes memory and speed, never the result."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the updates in which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_steps: int = Field(default=100, ge=1)
+    """Updates between checkpoints; a killed run goes on from the last one."""
+    log_steps: int = Field(default=10, ge=1)
+    """Updates between rows of metrics.jsonl."""
+    include_eos: bool = True
+    """Count the end-of-turn token as part of the response (in likelihoods and in ℓ̄)."""
+
+
+class Stage1Section(StageSection):
+    """Stage 1: SFT-C (paper, Eq. 4), or plain SFT."""
+
+    objective: Literal["sft_c", "sft"] = "sft_c"
+    """`sft_c` adds the regulariser on the negatives; `sft` is the plain likelihood."""
+    regularizer: Literal["nll_floor", "nll_ceiling", "entropy", "label_smoothing", "hard_constraint"] = "nll_floor"
+    """`nll_floor` is Eq. 4. `nll_ceiling` is what the paper's prose says. `entropy` rewards entropy on the negatives.
+    `label_smoothing` smooths the positives. `hard_constraint` follows the constraint alone while it is violated."""
+    weight: float = Field(default=0.1, ge=0)
+    """λ of Eq. 4 (for `entropy`: weight of the entropy, in nats)."""
+    nll_floor: float = Field(default=4.0, gt=0)
+    """C of Eq. 4, in nats per token (or per response with `nll_reduction: sum`)."""
+    hinge_scope: Literal["global_batch", "example"] = "global_batch"
+    """Where the ReLU of Eq. 4 stands: on the mean over the global batch, as printed, or on each negative."""
+    nll_reduction: Literal["mean", "sum"] = "mean"
+    """Negative log-likelihood of a response: mean over its tokens, or sum."""
+    epsilon: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the uniform distribution in `label_smoothing`."""
+
+
+class Stage2Section(StageSection):
+    """Stage 2: CW-DPO (paper, Eq. 6 and 7), or one of its relatives."""
+
+    objective: Literal["cw_dpo", "dpo", "dpo_shift", "rpo"] = "cw_dpo"
+    """`dpo_shift` is a fixed weight on the loser; `rpo` is DPO plus the chosen response's likelihood."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature of the preference model. The paper never states it."""
+    floor: float = -3.0
+    """ℓ_floor of Eq. 6: mean log-probability per token at which a negative counts half."""
+    tau: float = Field(default=1.0, gt=0)
+    """τ of Eq. 6: width of the transition, in nats per token."""
+    detach: bool = True
+    """No gradient through the cooling weight, as in Eq. 8."""
+    w_min: float = Field(default=0.0, ge=0, le=1)
+    """Least cooling weight: above 0 some ranking signal stays on cold negatives."""
+    renormalise: bool = False
+    """Scale the margin by 2/(1+w), so that the pulls on winner and loser add up to DPO's (ours, not the paper's)."""
+    shift_weight: float = Field(default=0.5, ge=0, le=1)
+    """The fixed weight of `dpo_shift`."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """α of `rpo`: weight of the chosen response's NLL per token."""
+    reference: Literal["cached", "live"] = "cached"
+    """Reference log-probabilities: computed once and kept on disk, or by a frozen model in every step."""

@@ -1,0 +1,77 @@
+"""A whole run."""
+
+from __future__ import annotations
+
+import yaml
+from pydantic import Field, model_validator
+
+from cwdpo.recipe.data import DataSection
+from cwdpo.recipe.measuring import EvaluationSection, ProbeSection
+from cwdpo.recipe.model import ModelSection
+from cwdpo.recipe.negatives import NegativesSection
+from cwdpo.recipe.section import Section
+from cwdpo.recipe.stages import Stage1Section, Stage2Section
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Section):
+    """A whole run of Algorithm 1."""
+
+    name: str = "cwdpo run"
+    """Title of the report."""
+    seed: int = 0
+    """Fixes data order, adapters, sampling and dropout."""
+    model: ModelSection = ModelSection()
+    """The model."""
+    data: DataSection = DataSection()
+    """The data."""
+    negatives: NegativesSection = NegativesSection()
+    """The negatives."""
+    stage1: Stage1Section = Stage1Section()
+    """Stage 1."""
+    stage2: Stage2Section = Stage2Section()
+    """Stage 2."""
+    probes: ProbeSection = ProbeSection()
+    """Probes."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Evaluation."""
+    report_to: list[str] = Field(default=[])
+    """Trackers of transformers' Trainer: tensorboard, wandb, trackio, …"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if stage.batch_size % min(stage.micro_batch_size, stage.batch_size):
+                raise ValueError(
+                    f"{name}.batch_size = {stage.batch_size} is not a multiple of "
+                    f"{name}.micro_batch_size = {stage.micro_batch_size}; change one of the two"
+                )
+        if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
+            raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
+        if not self.stage1.enabled and not self.stage2.enabled:
+            raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
+        if self.model.train_fully and self.model.lora is None:
+            raise ValueError("model.train_fully needs model.lora; without adapters use model.freeze")
+        if both := set(self.model.freeze) & set(self.model.train_fully):
+            raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
+        if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
+            raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
+        return self
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed but probably not meant, one line each."""
+        found: list[str] = []
+        one, two = self.stage1, self.stage2
+        eq4 = one.enabled and one.objective == "sft_c" and one.regularizer in ("nll_floor", "hard_constraint")
+        cooled = two.enabled and two.objective == "cw_dpo"
+        if eq4 and cooled and one.nll_reduction == "mean" and one.nll_floor > -two.floor:
+            found.append(
+                f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
+                "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
+            )
+        return found
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every field, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
