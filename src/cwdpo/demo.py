@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cwdpo.evaluation.metrics import mean_interval
 from cwdpo.files import read_jsonl, write_json
-from cwdpo.pipeline import Reporter, Run, Silent
+from cwdpo.pipeline import Reporter, Silent, run_side_by_side, usable_cpus
 from cwdpo.recipe import Recipe
 from cwdpo.report import write_report
 from cwdpo.scenes.grammar import PROMPT
@@ -64,7 +62,6 @@ def demo_recipe(arm: str, data: Path, seed: int, stage1_of: Path | None = None) 
                 "prompt": PROMPT,
                 "split_seed": seed,
                 "check_images": False,
-                "workers": 1,
             },
             "negatives": {"seed": seed},
             "stage1": {**_STAGE, **stage1, "epochs": 1, "save_steps": 50},
@@ -76,7 +73,14 @@ def demo_recipe(arm: str, data: Path, seed: int, stage1_of: Path | None = None) 
 
 
 def run_demo(
-    out: Path, *, seed: int = 0, full: bool = False, reporter: Reporter | None = None, arms: Mapping[str, Any] = ARMS
+    out: Path,
+    *,
+    seed: int = 0,
+    full: bool = False,
+    reporter: Reporter | None = None,
+    arms: Mapping[str, Any] = ARMS,
+    processes: int | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Draw the data, train both arms, measure them on the same held-out pictures, write `summary.json` and the report.
 
@@ -86,33 +90,30 @@ def run_demo(
         full: Add `EXTRA_ARMS`.
         reporter: Who is told how it goes on.
         arms: The arms to run first.
+        processes: Arms at work at once, on one thread each (the model is so small that a second thread costs more than
+            it gives); default: as many as there are processors.
+        prepare: Called first in every process that is started.
 
     Returns:
         What `summary.json` holds: `methods` (one section an arm) and `paired` (differences to `sft_dpo` with their
         95 % intervals over pictures).
     """
     reporter = reporter or Silent()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the model is so small that handing work to a second thread costs more than it gives
-    try:
-        return _run(out, seed, {**arms, **(EXTRA_ARMS if full else {})}, reporter)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(out: Path, seed: int, arms: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     data = out / "data"
     if not (data / "test.jsonl").is_file():
         reporter.step("data", f"drawing {_TRAIN + _HELD_OUT} pictures")
         write_rows(data, _TRAIN, seed, "train")
         write_rows(data, _HELD_OUT, seed, "test")
     methods: dict[str, Any] = {}
-    for arm in arms:
-        start = out / EXTRA_ARMS[arm][1] if arm in EXTRA_ARMS else None
-        recipe = demo_recipe(arm, data.absolute(), seed, start.absolute() if start else None)
-        reporter.step(arm, recipe.name)
-        summary = Run(out / arm, recipe, reporter).execute()
-        methods[arm] = {"name": recipe.name, **_figures(summary["after"]), "before": _figures(summary["before"])}
+    for wave in (arms, EXTRA_ARMS if full else {}):  # an extra arm starts from another arm's Stage 1
+        runs: dict[str, tuple[Path, Recipe]] = {}
+        for arm in wave:
+            start = (out / EXTRA_ARMS[arm][1]).absolute() if arm in EXTRA_ARMS else None
+            runs[arm] = out / arm, demo_recipe(arm, data.absolute(), seed, start)
+        done = run_side_by_side(runs, processes=processes or usable_cpus(), reporter=reporter, prepare=prepare)
+        for arm, summary in done.items():
+            after, before = _figures(summary["after"]), _figures(summary["before"])
+            methods[arm] = {"name": runs[arm][1].name, **after, "before": before}
     paired = {arm: _paired(out / "sft_dpo", out / arm) for arm in methods if arm != "sft_dpo"}
     result = {"seed": seed, "pictures": _HELD_OUT - _PROBES, "methods": methods, "paired": paired}
     write_json(out / "summary.json", result)

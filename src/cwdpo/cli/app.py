@@ -61,7 +61,7 @@ def demo(
 
     quiet_libraries()
     with RichReporter() as reporter:
-        result = run_demo(out, seed=seed, full=full, reporter=reporter)
+        result = run_demo(out, seed=seed, full=full, reporter=reporter, prepare=quiet_libraries)
     demo_table(result)
     typer.echo(f"report: {out / 'report.html'}")
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
-from transformers import TrainerCallback
 
-from cwdpo.training.callbacks import ProbeCallback
+from cwdpo.pipeline import TrainingFigures
 from cwdpo.training.throughput import shown
 
-__all__ = ["RichReporter", "TrainingPanel", "quiet_libraries"]
+__all__ = ["RichReporter", "quiet_libraries"]
 
 
 def quiet_libraries() -> None:
@@ -35,122 +35,125 @@ def quiet_libraries() -> None:
 
 
 class RichReporter:
-    """Writes to stderr, so that stdout holds results only."""
+    """Writes to stderr, so that stdout holds results only.
+
+    On a terminal, what goes on is drawn below the lines that stay: a bar, or a panel of the stage that trains, for each
+    run at work. Elsewhere there are plain lines.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self._progress: Progress | None = None
-        self._task: Any = None
-        self._text = ""
+        self._live: Live | None = None
+        self._drawn: dict[str, RenderableType] = {}
 
     def step(self, name: str, text: str) -> None:
         """Announce a step."""
-        self.console.print(f"[bold cyan]▸[/] [bold]{text}[/]")
+        self.beside("", "step", name, text)
 
     def note(self, text: str) -> None:
         """Say something worth knowing."""
-        self.console.print(f"  [dim]{text}[/]")
+        self.beside("", "note", text)
 
     def progress(self, text: str, done: int, total: int) -> None:
         """Move a bar; on a terminal that cannot draw, say it at the end."""
+        self.beside("", "progress", text, done, total)
+
+    def training(self, figures: TrainingFigures | None) -> None:
+        """Draw a stage; when it ends, leave its last picture standing."""
+        self.beside("", "training", figures)
+
+    def beside(self, run: str, kind: str, *facts: Any) -> None:
+        """Show what one of several runs says."""
+        show = {"step": self._step, "note": self._note, "progress": self._progress, "training": self._training}
+        show[kind](run, *facts)
+
+    def _step(self, run: str, name: str, text: str) -> None:
+        self.console.print(f"[bold cyan]▸[/] {_of(run)}[bold]{text}[/]")
+
+    def _note(self, run: str, text: str) -> None:
+        self.console.print(f"  {_of(run)}[dim]{text}[/]")
+
+    def _progress(self, run: str, text: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
             if done >= total:
-                self.note(f"{text}: {total}")
+                self._note(run, f"{text}: {total}")
             return
-        if self._progress is None or text != self._text:
-            self._end_progress()
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._task, self._text = self._progress.add_task(text, total=total), text
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
-        if done >= total:
-            self._end_progress()
+        bar = ProgressBar(total=max(total, 1), completed=done, width=30)
+        self._draw(run, Columns([f"  {_of(run)}{text}", bar, f"{done}/{total}"]) if done < total else None)
 
-    def _end_progress(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _training(self, run: str, figures: TrainingFigures | None) -> None:
+        if not self.console.is_terminal:
+            if figures is not None and figures.logged:
+                self.console.print(
+                    f"  {_of(run)}update {figures.step}/{figures.total}  {_losses(figures)}  {_rate(figures)}"
+                )
+            return
+        if figures is None and run in self._drawn:
+            self.console.print(self._drawn[run])
+        self._draw(run, None if figures is None else _panel(run, figures))
+
+    def _draw(self, run: str, picture: RenderableType | None) -> None:
+        if picture is None:
+            self._drawn.pop(run, None)
+        else:
+            self._drawn[run] = picture
+        if not self._drawn:
+            self._end()
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, transient=True, refresh_per_second=4)
+            self._live.start()
+        self._live.update(Group(*self._drawn.values()))
+
+    def _end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def __enter__(self) -> RichReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take down what is drawn, so that an error's line stands alone."""
-        self._end_progress()
-
-    def training(self, title: str, probes: ProbeCallback | None) -> list[TrainerCallback]:
-        """Return the panel of a stage."""
-        return [TrainingPanel(self.console, title, probes)]
+        self._drawn.clear()
+        self._end()
 
 
-class TrainingPanel(TrainerCallback):
-    """A live panel: how far, how fast, the loss, and what the probes say. Plain lines where nothing can be drawn."""
+def _of(run: str) -> str:
+    return f"[cyan]{escape(run)}:[/] " if run else ""
 
-    def __init__(self, console: Console, title: str, probes: ProbeCallback | None) -> None:
-        self.console, self.title, self.probes = console, title, probes
-        self._live: Live | None = None
-        self._logs: dict[str, float] = {}
-        self._began = 0.0
-        self._first = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the panel."""
-        self._began, self._first = time.monotonic(), state.global_step
-        if self.console.is_terminal:
-            self._live = Live(self._draw(state), console=self.console, refresh_per_second=4)
-            self._live.start()
+def _losses(figures: TrainingFigures) -> str:
+    names = {
+        "loss": "loss",
+        "grad_norm": "grad",
+        "rewards/margins": "margin",
+        "rewards/accuracies": "acc",
+        "cooling/weight": "w_c",
+        "nll/chosen": "nll+",
+        "nll/rejected": "nll-",
+    }
+    return "  ".join(f"{short} {figures.logs[name]:.3f}" for name, short in names.items() if name in figures.logs)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take up new figures."""
-        logs = logs or {}
-        self._logs.update({k: v for k, v in logs.items() if isinstance(v, int | float)})
-        if self._live is not None:
-            self._live.update(self._draw(state))
-        elif "loss" in logs:
-            self.console.print(f"  update {state.global_step}/{state.max_steps}  {self._figures()}  {self._rate()}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the last picture standing."""
-        self.close(state)
+def _rate(figures: TrainingFigures) -> str:
+    """Return how fast training is, for a plain line."""
+    rates = {f"speed/{unit}_per_second": unit for unit in ("pairs", "prompts")}
+    return "".join(f"{figures.logs[name]:.3g} {unit}/s" for name, unit in rates.items() if name in figures.logs)
 
-    def close(self, state: Any = None) -> None:
-        """Close the panel."""
-        if self._live is not None:
-            if state is not None:
-                self._live.update(self._draw(state))
-            self._live.stop()
-            self._live = None
 
-    def _figures(self) -> str:
-        names = {
-            "loss": "loss",
-            "grad_norm": "grad",
-            "rewards/margins": "margin",
-            "rewards/accuracies": "acc",
-            "cooling/weight": "w_c",
-            "nll/chosen": "nll+",
-            "nll/rejected": "nll-",
-        }
-        return "  ".join(f"{short} {self._logs[name]:.3f}" for name, short in names.items() if name in self._logs)
-
-    def _rate(self) -> str:
-        """Return how fast training is, for a plain line."""
-        rates = {f"speed/{unit}_per_second": unit for unit in ("pairs", "prompts")}
-        return "".join(f"{self._logs[name]:.3g} {unit}/s" for name, unit in rates.items() if name in self._logs)
-
-    def _draw(self, state: Any) -> RenderableType:
-        done, total = state.global_step, max(state.max_steps, 1)
-        seconds = time.monotonic() - self._began
-        speed = (done - self._first) / seconds if seconds > 0 and done > self._first else 0.0
-        left = f"{(total - done) / speed:.0f} s left" if speed else ""
-        filled = int(30 * done / total)
-        pace = shown(self._logs)
-        head = f"[cyan]{'━' * filled}[/][dim]{'━' * (30 - filled)}[/] {done}/{total}  {speed:.2f} updates/s  {left}"
-        parts: list[RenderableType] = [head, self._figures(), *([f"[dim]{pace}[/]"] if pace else [])]
-        if self.probes is not None and self.probes.rows:
-            parts.append(_probe_table(self.probes.rows[-1]))
-        return Panel(Group(*parts), title=self.title, title_align="left", border_style="dim")
+def _panel(run: str, figures: TrainingFigures) -> Panel:
+    """Return how far, how fast, the loss, and what the probes say."""
+    done, total, speed = figures.step, figures.total, figures.speed
+    filled = int(30 * done / total)
+    left = f"{(total - done) / speed:.0f} s left" if speed else ""
+    pace = shown(figures.logs)
+    head = f"[cyan]{'━' * filled}[/][dim]{'━' * (30 - filled)}[/] {done}/{total}  {speed:.2f} updates/s  {left}"
+    parts: list[RenderableType] = [head, _losses(figures), *([f"[dim]{pace}[/]"] if pace else [])]
+    if figures.probe is not None:
+        parts.append(_probe_table(figures.probe))
+    title = f"{escape(run)} · {figures.title}" if run else figures.title
+    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 
 def _probe_table(row: Mapping[str, Any]) -> Table:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from cwdpo.training.callbacks import ProbeCallback
 
-__all__ = ["Reporter", "Silent"]
+__all__ = ["Reporter", "Silent", "TrainingFigures", "TrainingWatch"]
 
 
 class Reporter(Protocol):
@@ -26,8 +29,18 @@ class Reporter(Protocol):
         """Show how far a step is."""
         ...
 
-    def training(self, title: str, probes: ProbeCallback | None) -> list[TrainerCallback]:
-        """Return callbacks that show a stage while it trains."""
+    def training(self, figures: TrainingFigures | None) -> None:
+        """Show a stage while it trains; None when it ends."""
+        ...
+
+    def beside(self, run: str, kind: str, *facts: Any) -> None:
+        """Show what one of several runs at work says.
+
+        Args:
+            run: Its name.
+            kind: `step`, `note`, `progress` or `training`: the method that the run would have called.
+            facts: Its arguments.
+        """
         ...
 
 
@@ -43,6 +56,67 @@ class Silent:
     def progress(self, text: str, done: int, total: int) -> None:
         """Say nothing."""
 
-    def training(self, title: str, probes: ProbeCallback | None) -> list[TrainerCallback]:
-        """Show nothing."""
-        return []
+    def training(self, figures: TrainingFigures | None) -> None:
+        """Say nothing."""
+
+    def beside(self, run: str, kind: str, *facts: Any) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingFigures:
+    """A stage while it trains, in plain values.
+
+    Attributes:
+        title: What is trained.
+        step: Updates done.
+        total: Updates in all.
+        speed: Updates a second in this call; 0 where it is not known yet.
+        logs: The last value of every figure that was logged.
+        probe: The last reading of the probes.
+        logged: Whether this update's loss has just been logged.
+    """
+
+    title: str
+    step: int
+    total: int
+    speed: float
+    logs: Mapping[str, float]
+    probe: Mapping[str, Any] | None
+    logged: bool
+
+
+class TrainingWatch(TrainerCallback):
+    """Tells a reporter how a stage goes on."""
+
+    def __init__(self, title: str, probes: ProbeCallback | None, reporter: Reporter) -> None:
+        self._probes, self._reporter = probes, reporter
+        self._last = TrainingFigures(title, 0, 1, 0.0, {}, None, logged=False)
+        self._began, self._first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began, self._first = time.monotonic(), state.global_step
+        self._tell(state, {})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take up new figures."""
+        self._tell(state, {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)})
+
+    def close(self) -> None:
+        """Say that it is over, well or not."""
+        self._reporter.training(None)
+
+    def _tell(self, state: Any, logs: Mapping[str, float]) -> None:
+        seconds, done = time.monotonic() - self._began, state.global_step - self._first
+        rows = self._probes.rows if self._probes is not None else []
+        self._last = replace(
+            self._last,
+            step=state.global_step,
+            total=max(state.max_steps, 1),
+            speed=done / seconds if seconds > 0 and done > 0 else 0.0,
+            logs={**self._last.logs, **logs},
+            probe=rows[-1] if rows else None,
+            logged="loss" in logs,
+        )
+        self._reporter.training(self._last)

@@ -16,6 +16,7 @@ from cwdpo.files import atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.dynamics import stage_dynamics
+from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Stage1Section, Stage2Section, StageSection
 from cwdpo.scoring.features import FeatureCache
@@ -128,9 +129,8 @@ def _train(
     probes = dynamics.probes
     stop = StopOnSignal()
     speed = Throughput(folder / "throughput.json", probes.watch if probes else None)
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop]
-    shown = run.reporter.training(f"{stage} · {getattr(s, 'objective', '')}", probes)
-    callbacks += shown
+    watch = TrainingWatch(f"{stage} · {getattr(s, 'objective', '')}", probes, run.reporter)
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop, watch]
     trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
     trainer.quiet()
     speed.attach(trainer)
@@ -154,8 +154,7 @@ def _train(
             updates = trainer.state.global_step
     finally:
         stop.release()
-        for callback in shown:
-            getattr(callback, "close", bool)()
+        watch.close()
     if speed.summary():
         run.reporter.note(speed.summary())
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:

@@ -1,0 +1,166 @@
+"""Several runs at once, each in a process of its own, told of by one reporter."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cwdpo.errors import RunError, UserError
+from cwdpo.pipeline.reporter import Reporter, TrainingFigures
+from cwdpo.pipeline.run import Run
+from cwdpo.recipe import Recipe
+
+__all__ = ["run_side_by_side", "usable_cpus"]
+
+_ENDED = "ended"
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_side_by_side(
+    runs: Mapping[str, tuple[Path, Recipe]],
+    *,
+    processes: int,
+    reporter: Reporter,
+    prepare: Callable[[], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Execute runs that do not need each other, at most `processes` at a time, on one thread each.
+
+    With one process they run here, one after the other. A signal, or the first failure, stops all of them: each saves a
+    checkpoint, and the same call goes on from there.
+
+    Args:
+        runs: Directory and recipe by name, in the order in which they are started.
+        processes: Most runs at once.
+        reporter: Who is told; of runs in other processes through `Reporter.beside`.
+        prepare: Called first in every process (for instance to silence libraries).
+
+    Returns:
+        The evaluation's summary of each run.
+
+    Raises:
+        UserError: A run asks for something to be mended, or its process was killed.
+    """
+    if min(processes, len(runs)) < 2:
+        return {name: _execute_here(folder, recipe, reporter) for name, (folder, recipe) in runs.items()}
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    waiting, working = list(runs), dict[str, SpawnProcess]()
+    summaries: dict[str, dict[str, Any]] = {}
+    try:
+        while waiting or working:
+            while waiting and len(working) < processes:
+                name = waiting.pop(0)
+                working[name] = context.Process(target=_execute_there, args=(name, *runs[name], events, prepare))
+                working[name].start()
+            try:
+                name, kind, *facts = events.get(timeout=1)
+            except queue.Empty:
+                _notice_the_dead(working, runs)
+                continue
+            if kind == _ENDED:
+                summaries[name] = _unpack(*facts)
+                working.pop(name).join()
+            else:
+                reporter.beside(runs[name][1].name, kind, *facts)
+    except BaseException:
+        _stop(working, events)
+        raise
+    return {name: summaries[name] for name in runs}
+
+
+def _execute_here(folder: Path, recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        reporter.step(folder.name, recipe.name)
+        return Run(folder, recipe, reporter).execute()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _execute_there(name: str, folder: Path, recipe: Recipe, events: Any, prepare: Callable[[], None] | None) -> None:
+    """Execute a run in a process of its own, and send what it says, and its end, to the one that asked."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        if prepare is not None:
+            prepare()
+        summary = _execute_here(folder, recipe, _Relay(name, events))
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        events.put((name, _ENDED, None, error, ""))
+    except Exception as error:
+        events.put((name, _ENDED, None, error, traceback.format_exc()))
+    else:
+        events.put((name, _ENDED, summary, None, ""))
+
+
+def _unpack(summary: dict[str, Any] | None, error: BaseException | None, where: str) -> dict[str, Any]:
+    if error is None:
+        assert summary is not None
+        return summary
+    if where:
+        raise RuntimeError(f"in another process:\n{where}") from error
+    raise error
+
+
+def _end_with_parent(parent: int) -> None:
+    """Stop as on a signal when the process that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _notice_the_dead(working: Mapping[str, SpawnProcess], runs: Mapping[str, tuple[Path, Recipe]]) -> None:
+    for name, process in working.items():
+        if process.exitcode:
+            raise RunError(
+                f"{runs[name][0]}: the process of this run ended with code {process.exitcode} (out of memory, or "
+                "killed?); run the same command again to go on"
+            )
+
+
+def _stop(working: Mapping[str, SpawnProcess], events: Any) -> None:
+    """Ask every run to save and stop, and wait until they have."""
+    for process in working.values():
+        process.terminate()
+    while any(process.is_alive() for process in working.values()):
+        try:
+            events.get(timeout=0.2)  # a process ends only when what it said has been taken
+        except queue.Empty:
+            continue
+
+
+class _Relay:
+    """The reporter of a run in another process."""
+
+    def __init__(self, name: str, events: Any) -> None:
+        self._name, self._events = name, events
+
+    def step(self, name: str, text: str) -> None:
+        self.beside("", "step", name, text)
+
+    def note(self, text: str) -> None:
+        self.beside("", "note", text)
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        self.beside("", "progress", text, done, total)
+
+    def training(self, figures: TrainingFigures | None) -> None:
+        self.beside("", "training", figures)
+
+    def beside(self, run: str, kind: str, *facts: Any) -> None:
+        self._events.put((self._name, kind, *facts))
