@@ -27,15 +27,16 @@ def made_up_run(
     steps: int = 100,
     name: str = "cwdpo run",
     evil: str = "",
+    seed: int = 0,
 ) -> Path:
     """Write a finished run directory; `evil` is put into every text that a user may choose."""
-    draw = random.Random(objective)
+    draw = random.Random(f"{objective}/{seed}" if seed else objective)
     one = "sft" if objective == "dpo" else "sft_c"
-    base = {"name": name + evil, "stage1": {"objective": one, "learning_rate": 3e-4}}
+    base: dict[str, Any] = {"seed": seed, "name": name + evil, "stage1": {"objective": one, "learning_rate": 3e-4}}
     base |= {"stage2": {"objective": objective, "learning_rate": 3e-4}, "data": {"prompt": f"Describe.{evil}"}}
     write_text(folder / "recipe.yaml", load_recipe(base=base).to_yaml())
     machine = {"platform": f"Linux{evil}", "cpus": 2, "threads": 1, "gpus": []}
-    manifest = {"cwdpo": "0.1.0", "python": "3.11.7", "packages": {"torch": "2.13.0"}, "machine": machine, "seed": 0}
+    manifest = {"cwdpo": "0.1.0", "python": "3.11.7", "packages": {"torch": "2.13.0"}, "machine": machine, "seed": seed}
     write_json(folder / "manifest.json", manifest | {"model": {"path": f"scenes{evil}", "digest": "ab" * 32}})
     write_json(folder / "data" / "done.json", {"counts": {"stage1": 3000, "stage2": 1000, "held_out": prompts}})
     for stage, goal in (("stage1", one), ("stage2", objective)):
@@ -44,6 +45,8 @@ def made_up_run(
         write_jsonl(folder / stage / "metrics.jsonl", _metrics(goal, steps, draw))
         start = {"stage1": "ab", "stage2": one.encode().hex()}[stage]
         write_json(folder / stage / "done.json", {"updates": steps, "start": start, "model": goal, "seconds": 83.2})
+        _watched(folder / stage, goal, evil, draw)
+        _negatives(folder / "negatives" / stage, evil)
     _evaluation(folder, objective, prompts, evil, draw)
     return folder
 
@@ -89,6 +92,42 @@ def _metrics(goal: str, steps: int, draw: random.Random) -> list[dict[str, Any]]
                 row[f"cooling/loser_coefficient/{tag}"] = 0.05 * (1 - share / 2) * cooled
         rows.append(row)
     return [*rows, {"step": steps, "train_runtime": 83.2, "train_loss": 0.4}]
+
+
+def _watched(folder: Path, goal: str, evil: str, draw: random.Random) -> None:
+    """What the probes keep beside their rows, what was found, how fast it was."""
+    rows: list[dict[str, Any]] = []
+    for step in (0, 50, 100):
+        logps = {k: [v - step / 200 + draw.gauss(0, 0.1) for _ in range(8)] for k, v in START.items()}
+        rows.append({"step": step, "logp_mean": logps})
+    write_jsonl(folder / "probe_prompts.jsonl", [{**rows[0], "floor": -3.0, "tau": 1.0}, *rows[1:]])
+    gold = ["a", "large", f"box{evil}"]
+    start = [[["a", 0.9], ["the", 0.1]], [["large", 0.6], ["small", 0.4]], [[f"box{evil}", 0.5], ["disc", 0.4]]]
+    last = [start[0], [["small", 0.7], ["large", 0.2]], start[2]]
+    places = [{"id": "test-000", "gold": gold, "places": p} for p in (start, last)]
+    write_json(folder / "probe_tokens.json", {"step": 100, "start": places[:1], "last": places[1:]})
+    squeezed = {"rule": "squeezing", "severity": "serious", "sentence": f"Both fall.{evil}", "remedy": f"Cool.{evil}"}
+    squeezed |= {"step": 20, "figures": {"chosen_change": -0.4, "top1_change": 0.1}}
+    found = [squeezed] if goal == "dpo" else []
+    write_json(folder / "diagnosis.json", {"objective": goal, "readings": 21, "step": 100, "findings": found})
+    if goal == "cw_dpo":
+        stopped = {"signal": f"ece{evil}", "best_step": 60, "last_step": 100, "stopped": True, "restored": True}
+        write_json(folder / "early_stop.json", stopped)
+    call = {"device": f"cpu{evil}", "unit": "pairs", "seconds": 80.0, "waiting": 8.0, "probing": 20.0}
+    call |= {"examples": 3200.0, "tokens": 160_000.0, "speed/peak_memory_gib": 1.5}
+    write_json(folder / "throughput.json", {"calls": [call]})
+
+
+def _negatives(folder: Path, evil: str) -> None:
+    tally = {"proposed": 1000, "identical": 10, "suspects": 50, "exact": 500, "right": 5, "dropped": 100, "used": 900}
+    write_json(folder / "tallies.json", {"sources": {"dataset": tally | {"length_ratio": 1100.0}}})
+    write_jsonl(folder / "dropped.jsonl", [{"id": "x", "text": f"a box{evil}", "reason": f"too like gold{evil} 0.97"}])
+    groups: list[dict[str, Any]] = []
+    for i in range(10):
+        rejected = {"text": f"a small box {i}{evil}", "role": "rejected", "source": f"beam{evil}", "difficulty": "hard"}
+        chosen = {"text": f"a large box {i}{evil}", "role": "chosen", "source": "dataset"}
+        groups.append({"id": f"train-{i}", "images": ["none.png"], "responses": [chosen, rejected]})
+    write_jsonl(folder / "groups.jsonl", groups)
 
 
 def _bins(ece: float) -> list[dict[str, Any]]:

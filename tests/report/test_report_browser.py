@@ -47,7 +47,7 @@ def test_the_script_runs_under_its_own_policy(tmp_path: Path) -> None:
     assert console == ""
     assert 'data-ready="yes"' in dom
     charts = re.findall(r'<svg class="chart"[^>]*>', dom)
-    assert len(charts) == 40 and all("aria-label=" in c for c in charts)
+    assert len(charts) == 41 and all("aria-label=" in c for c in charts)
 
 
 @needs_browser

@@ -94,8 +94,8 @@ def test_every_drawing_says_what_it_is(pair: tuple[Path, Path], tmp_path: Path) 
     page = read(write_report(pair, tmp_path / "r.html"))
     charts = [i for i, (tag, a) in enumerate(page.tags) if tag == "svg" and a.get("class") == "chart"]
     # Stage 2: 2 Δ, 2 log p, 6 scalars, 2 weights, 3 training, 2 rewards, 2 coefficients, 2 histograms = 21;
-    # Stage 1: 2 Δ, 2 log p, 6 scalars, 2 weights, 2 training = 14; 3 bars; 2 reliability.
-    assert len(charts) == 21 + 14 + 3 + 2
+    # Stage 1: 2 Δ, 2 log p, 6 scalars, 2 weights, 2 training = 14; 3 bars; 2 reliability; 1 of tokens.
+    assert len(charts) == 21 + 14 + 3 + 2 + 1
     for i in charts:
         assert [tag for tag, _ in page.tags[i + 1 : i + 3]] == ["title", "desc"]
     for image in page.all("img"):
@@ -136,7 +136,13 @@ PARTS = (
     "stage2/done.json",
     "stage2/probes.jsonl",
     "stage2/metrics.jsonl",
+    "stage2/probe_prompts.jsonl",
+    "stage2/probe_tokens.json",
+    "stage2/diagnosis.json",
+    "stage2/throughput.json",
     "negatives",
+    "negatives/stage2/tallies.json",
+    "negatives/stage2/groups.jsonl",
     "evaluation",
     "evaluation/rows.jsonl",
     "evaluation/summary.json",
@@ -250,3 +256,42 @@ def test_runs_of_one_method_are_told_apart(tmp_path: Path) -> None:
     assert "seed 2 against seed 1" in page.text
     same = [made_up_run(tmp_path / name / "run", "dpo", prompts=2) for name in ("c", "d")]
     assert "run (2) against run (1)" in read(write_report(same, tmp_path / "r.html")).text
+
+
+def test_findings_come_first_with_evidence_and_remedy(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    text = read(write_report(pair, tmp_path / "r.html")).text
+    overview = text[text.index("Diagnosis of DPO") : text.index("CW-DPO against DPO")]
+    assert overview.split("Diagnosis of CW-DPO")[0].strip() == (
+        "Diagnosis of DPO serious Squeezing Stage 2, since update 20 Both fall. chosen change −0.400 "
+        "top-1 change 0.100 Change: Cool. No rule found anything in Stage 1 (21 readings of the probes)."
+    )
+    assert "Stage 2: stopped early. The signal ece was best at update 60 of 100 made; the stage ends with" in overview
+
+
+def test_tokens_negatives_and_speed_are_shown(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    page = read(write_report(pair, tmp_path / "r.html"))
+    # "large" went from .6 to .2 and "small" from .4 to .7 at the second place, which moved most: ½(.4 + .3) = .35.
+    assert "after “a”" in page.text
+    assert "small, DPO: 0.400 at the start, 0.700 now" in page.text
+    # Of 1000 candidates 10 are identical, 50 suspect; of 500 judged exactly 5 are right; 1100/1000 words.
+    assert "dataset all 900 1 000 100 1.0% 5.0% 1.0% 1.10" in page.text
+    assert "too like gold" in page.text
+    assert page.text.count("beam · hard") == 6 * 2
+    # 3200 pairs in 80 s; 8 of 80 s waiting; probes 20 s of 100.
+    assert "Stage 2: pairs per second 40 40" in page.text
+    assert "Stage 2: waiting for data 10.0% 10.0%" in page.text
+    assert "Stage 2: probes 20.0 s (20.0%)" in page.text
+
+
+def test_seeds_of_one_recipe_are_one_run(tmp_path: Path) -> None:
+    runs = [made_up_run(tmp_path / f"{o}{s}", o, seed=s, prompts=4) for o in ("dpo", "cw_dpo") for s in (0, 1, 2)]
+    page = read(write_report(runs, tmp_path / "r.html"))
+    assert page.text.count("CW-DPO against DPO") == 1
+    assert "SFT → DPO, 3 seeds" in page.text and "from the files of 6 run directories" in page.text
+    assert "Means over 3 seeds; the intervals are over seeds (Student's t), paired by seed." in page.text
+    assert "since update 20 · seeds 0, 1, 2" in page.text
+    assert "DPO, seed 0" in page.text  # captions are one seed's
+    charts = [json.loads(a["data-chart"] or "") for a in page.all("svg") if "data-chart" in a]
+    assert all("b" in s for c in charts[:10] for s in c["series"])
+    apart = read(write_report(runs, tmp_path / "a.html", pool=False))
+    assert "seeds" not in apart.text.split("Recipe, time")[0].replace("other seeds", "")

@@ -11,10 +11,12 @@ import pytest
 from made_up_runs import made_up_run
 from PIL import Image
 
+from cwdpo.report.bars import Bar, HistogramRow, bar_chart, histogram_rows
 from cwdpo.report.pictures import picture_gallery, thumbnail
-from cwdpo.report.rundir import RunRecord, read_runs
+from cwdpo.report.records import RunRecord
+from cwdpo.report.rundir import read_runs
 from cwdpo.report.scale import bounds, nice_ticks, signed, text_of, tick_text
-from cwdpo.report.svg import Bar, Box, HistogramRow, Series, bar_chart, histogram_rows, line_chart
+from cwdpo.report.svg import Box, Series, line_chart
 from cwdpo.report.verdict import compare_runs, describe_run
 
 

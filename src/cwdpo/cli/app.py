@@ -143,13 +143,17 @@ def negatives(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run directories.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    apart: Annotated[bool, typer.Option("--apart", help="Show every seed by itself.")] = False,
 ) -> None:
-    """Show one run, or several side by side, as one HTML file."""
+    """Show one run, or several side by side, as one HTML file.
+
+    Runs of one recipe that differ in the seed are shown as their mean with the range they span; see --apart.
+    """
     from cwdpo.cli.commands import require_writable
     from cwdpo.report import write_report
 
     require_writable(out)
-    typer.echo(f"report: {write_report(runs, out)}")
+    typer.echo(f"report: {write_report(runs, out, pool=not apart)}")
 
 
 @app.command()

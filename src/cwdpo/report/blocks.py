@@ -51,11 +51,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell."""
+    """A table's cell; `more` stands small below its text."""
 
     text: str
     style: str = ""
     title: str = ""
+    more: str = ""
 
 
 @dataclass(frozen=True)

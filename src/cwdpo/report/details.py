@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import yaml
 
 from cwdpo.report.blocks import Block, Cell, Table, run_style
-from cwdpo.report.rundir import RunRecord, as_list, as_map, number
+from cwdpo.report.records import RunRecord, as_list, as_map, number
 
-__all__ = ["Listing", "counts_table", "environment_table", "recipe_blocks"]
+__all__ = ["Listing", "counts_table", "environment_table", "recipe_blocks", "speed_table"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def recipe_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         blocks.append(Table("Where the recipes differ", text, _heading(runs, "key") if rows else [], rows))
     for run in runs:
         full = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
-        blocks.append(Listing(f"Recipe of {run.label}", full))
+        which = f", seed {run.seeds[0].seed}" if run.seeds else ""
+        blocks.append(Listing(f"Recipe of {run.label}{which}", full))
     return blocks
 
 
@@ -97,14 +98,54 @@ def _state(run: RunRecord, stage: str) -> str:
     return "done" if run.stages[stage].done else "under way"
 
 
+def speed_table(runs: Sequence[RunRecord]) -> Block | None:
+    """Return how fast each stage trained, and on what; None where nothing was measured."""
+    rows: list[list[Cell]] = []
+    for stage, name in (("stage1", "Stage 1"), ("stage2", "Stage 2")):
+        speeds = [_speed(r, stage) for r in runs]
+        keys = dict.fromkeys(k for speed in speeds for k in speed)
+        rows += [[Cell(f"{name}: {k}"), *(Cell(speed.get(k, "–"), "text") for speed in speeds)] for k in keys]
+    if not rows:
+        return None
+    text = (
+        "Over all updates but the first, without evaluation and checkpoints. Tokens count every response with its "
+        "prompt; waiting for data is part of the training time, the probes come on top of it."
+    )
+    return Table("Speed", text, _heading(runs, ""), rows)
+
+
+def _speed(run: RunRecord, stage: str) -> dict[str, str]:
+    """Return the figures of a stage over all calls that it took, and over all seeds."""
+    stages = [one.stages[stage] for one in run.each if stage in one.stages]
+    calls = [as_map(call) for found in stages for call in as_list(found.speed.get("calls"))]
+    seconds = sum(number(call.get("seconds")) or 0.0 for call in calls)
+    if not calls or seconds <= 0:
+        return {}
+
+    def total(key: str) -> float:
+        return sum(number(call.get(key)) or 0.0 for call in calls)
+
+    probing, peak = total("probing"), max(number(c.get("speed/peak_memory_gib")) or 0.0 for c in calls)
+    mfu = [m for call in calls if (m := number(call.get("speed/mfu"))) is not None]
+    found = {
+        "device": ", ".join(dict.fromkeys(str(call.get("device", "?")) for call in calls)),
+        f"{calls[-1].get('unit', 'examples')} per second": f"{total('examples') / seconds:.3g}",
+        "tokens per second": _count(total("tokens") / seconds),
+        "waiting for data": f"{total('waiting') / seconds:.1%}",
+        "probes": f"{_seconds(probing / len(stages))} ({probing / (probing + seconds):.1%})",
+    }
+    found |= {"peak memory": f"{peak:.2f} GiB"} if peak else {}
+    return found | ({"MFU": f"{mfu[-1]:.1%}"} if mfu else {})
+
+
 def environment_table(runs: Sequence[RunRecord]) -> Block:
     """Return versions, machine and starting model of each run."""
     rows: list[list[Cell]] = []
     machines = [as_map(r.manifest.get("machine")) for r in runs]
     values: dict[str, list[str]] = {
-        "folder": [str(r.folder) for r in runs],
+        "folder": [", ".join(str(one.folder) for one in r.each) for r in runs],
         "name": [r.name for r in runs],
-        "seed": [_plain(r.manifest.get("seed", r.recipe.get("seed"))) for r in runs],
+        "seed": [", ".join("–" if one.seed is None else str(one.seed) for one in r.each) for r in runs],
         "base model": [str(as_map(r.manifest.get("model")).get("path", "–")) for r in runs],
         "its hash": [_digest(as_map(r.manifest.get("model")).get("digest")) or "–" for r in runs],
         "cwdpo": [str(r.manifest.get("cwdpo", "–")) for r in runs],

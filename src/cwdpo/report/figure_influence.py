@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cwdpo.errors import RunError
 from cwdpo.files import read_jsonl
 from cwdpo.report.figure_style import Line, clean, colour_of
-from cwdpo.report.rundir import RunRecord
+from cwdpo.report.records import RunRecord
 
 __all__ = ["figure5", "figure6"]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cwdpo.errors import RunError
 from cwdpo.files import read_json
 from cwdpo.report.figure_style import band, clean, colour_of
-from cwdpo.report.rundir import RunRecord, StageRecord, as_list, as_map, number
+from cwdpo.report.records import RunRecord, StageRecord, as_list, as_map, number
 
 __all__ = ["figure3", "figure4"]
 

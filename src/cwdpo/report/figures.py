@@ -15,7 +15,8 @@ from cwdpo.files import write_bytes
 from cwdpo.report.figure_influence import figure5, figure6
 from cwdpo.report.figure_stages import figure3, figure4
 from cwdpo.report.figure_style import STYLE
-from cwdpo.report.rundir import RunRecord, read_runs
+from cwdpo.report.records import RunRecord
+from cwdpo.report.rundir import read_runs
 
 __all__ = ["draw_figure"]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cwdpo.report.bars import Bar, bar_chart
 from cwdpo.report.blocks import Absent, Block, Cell, Figure, Panel, Table, run_style
-from cwdpo.report.rundir import RunRecord, as_list, as_map, number
+from cwdpo.report.records import RunRecord, as_list, as_map, number
 from cwdpo.report.scale import text_of
-from cwdpo.report.svg import Bar, Series, bar_chart, line_chart
+from cwdpo.report.svg import Series, line_chart
 
 __all__ = ["drift_bars", "methods_table", "reliability"]
 
@@ -48,6 +50,7 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
     methods = as_map(dict(extra)) if extra else {}
     methods = {str(k): as_map(v) for k, v in (as_map(methods.get("methods")) or methods).items() if as_map(v)}
     rows: list[tuple[str, str, dict[str, float | None]]] = []
+    spreads: dict[int, dict[str, float]] = {}
     started: dict[str, str] = {}
     for i, run in enumerate(runs):
         given = methods.pop(run.folder.resolve().name, {})
@@ -58,6 +61,7 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
             started[digest] = run.label
             rows.append((f"start: {run.origin}", "muted", start))
         if any(v is not None for v in end.values()):
+            spreads[len(rows)] = _spread(run, given)
             rows.append((run.label, f"run {run_style(i)}", end))
     for name, values in methods.items():
         rows.append((str(values.get("label", name)), "run", {c.key: _given(values, c.key, None) for c in _COLUMNS}))
@@ -66,8 +70,9 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
     columns = [c for c in _COLUMNS if any(values.get(c.key) is not None for _, _, values in rows)]
     header = [Cell("")] + [Cell(c.name, title=c.title) for c in columns]
     body = [
-        [Cell(name, style)] + [Cell(_text(values[c.key], c), style.split(" ")[0]) for c in columns]
-        for name, style, values in rows
+        [Cell(name, style)]
+        + [_cell(values[c.key], c, style.split(" ")[0], spreads.get(i, {}).get(c.key)) for c in columns]
+        for i, (name, style, values) in enumerate(rows)
     ]
     prompts = sorted({int(n) for r in runs if (n := number(r.summary.get("prompts"))) is not None})
     count = f"{', '.join(f'{n:,}' for n in prompts)} held-out prompts. " if prompts else ""
@@ -77,7 +82,19 @@ def methods_table(runs: Sequence[RunRecord], extra: Mapping[str, Any] | None) ->
     )
     if any(c.key == "grounding" for c in columns):
         text += " Picture: how much likelier gold captions are with their own picture than with another."
+    if any(spreads.values()):
+        text += " Of several seeds: the mean, ± the standard deviation over seeds."
     return Table("All methods, all measures", text, header, body)
+
+
+def _spread(run: RunRecord, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the standard deviation over seeds of what the run itself measured."""
+    found: dict[str, float] = {}
+    for column in _COLUMNS:
+        values = [v for one in run.seeds if (v := one.measure("after", column.key)) is not None]
+        if len(values) > 1 and column.key not in given:
+            found[column.key] = statistics.stdev(values)
+    return found
 
 
 def _given(values: Mapping[str, Any], key: str, default: float | None) -> float | None:
@@ -85,8 +102,9 @@ def _given(values: Mapping[str, Any], key: str, default: float | None) -> float 
     return default if found is None else found
 
 
-def _text(value: float | None, column: _Column) -> str:
-    return text_of(None if value is None else value * column.scale, column.decimals)
+def _cell(value: float | None, column: _Column, style: str, spread: float | None) -> Cell:
+    text = text_of(None if value is None else value * column.scale, column.decimals)
+    return Cell(text, style, more="" if spread is None else f"± {spread * column.scale:.{column.decimals}f}")
 
 
 def drift_bars(runs: Sequence[RunRecord]) -> Block | None:
@@ -119,7 +137,8 @@ def reliability(runs: Sequence[RunRecord]) -> Block:
     """Return the reliability diagram of each run, at the start and at the end of the last stage."""
     panels: list[Panel] = []
     for i, run in enumerate(runs):
-        series = [_bins(run, "before", "start", "muted"), _bins(run, "after", "end", run_style(i))]
+        start, end = _diagrams(run)
+        series = [_bins(start, "start", "muted"), _bins(end, "end", run_style(i))]
         series = [s for s in series if s.points]
         if not series:
             continue
@@ -135,7 +154,7 @@ def reliability(runs: Sequence[RunRecord]) -> Block:
         )
         panels.append(Panel(run.label, run_style(i), drawing))
     if not panels:
-        return Absent("No run has been evaluated yet, so there is no reliability diagram.")
+        return Absent("No run has been evaluated or probed yet, so there is no reliability diagram.")
     text = (
         "Dashed diagonal: confidence equals accuracy. Below it the model is surer than it is right. Each dot is a bin "
         "of predictions, its area the number of them; grey is the start of the last stage."
@@ -143,11 +162,20 @@ def reliability(runs: Sequence[RunRecord]) -> Block:
     return Figure("Reliability diagram", text, panels)
 
 
-def _bins(run: RunRecord, when: str, name: str, style: str) -> Series:
+def _diagrams(run: RunRecord) -> tuple[list[Any], list[Any]]:
+    """Return the bins at start and end of the last stage: of the evaluation, or of the probes where there is none."""
+    found = [as_list(run.section(when).get("reliability")) for when in ("before", "after")]
+    stage = run.stages.get(run.last_stage)
+    if not found[1] and stage is not None and stage.probes:
+        found = [as_list(stage.probes[at].get("reliability")) for at in (0, -1)]
+    return found[0], found[1]
+
+
+def _bins(bins: Sequence[Any], name: str, style: str) -> Series:
     points: list[tuple[float, float]] = []
     sizes: list[float] = []
     notes: list[str] = []
-    for found in map(as_map, as_list(run.section(when).get("reliability"))):
+    for found in map(as_map, bins):
         x, y, count = (number(found.get(k)) for k in ("confidence", "accuracy", "count"))
         if x is None or y is None or count is None or count <= 0:
             continue

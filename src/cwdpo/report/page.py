@@ -17,18 +17,29 @@ from cwdpo._version import __version__
 from cwdpo.errors import RunError, one_line
 from cwdpo.files import write_text
 from cwdpo.report.blocks import Absent, Section, run_style
-from cwdpo.report.curves import cooling_histograms, probe_figures, training_figures
-from cwdpo.report.details import counts_table, environment_table, recipe_blocks
+from cwdpo.report.cooling import cooling_figures
+from cwdpo.report.curves import probe_figures
+from cwdpo.report.details import counts_table, environment_table, recipe_blocks, speed_table
+from cwdpo.report.findings import findings_of
 from cwdpo.report.measures import drift_bars, methods_table, reliability
 from cwdpo.report.pictures import picture_gallery
-from cwdpo.report.rundir import RunRecord, read_runs
+from cwdpo.report.records import RunRecord
+from cwdpo.report.rundir import read_runs
+from cwdpo.report.sources import negatives_blocks
+from cwdpo.report.tokens import token_figure
+from cwdpo.report.training_curves import training_figures
 from cwdpo.report.verdict import compare_runs, describe_run
 
 __all__ = ["write_report"]
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, title: str | None = None, table: Mapping[str, Any] | None = None
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    table: Mapping[str, Any] | None = None,
+    pool: bool = True,
 ) -> Path:
     """Write one self-contained HTML file about one or several run directories, side by side.
 
@@ -38,6 +49,7 @@ def write_report(
         title: Heading; default the recipe's `name`, or the methods.
         table: Further methods for the table: `{name: {measure: value}}`, or such a mapping under `methods`. Where a
             name is a run's folder name, its values take the place of the run's own.
+        pool: Show runs of one recipe with different seeds as one, with means and what the seeds span.
 
     Returns:
         `out`.
@@ -45,7 +57,7 @@ def write_report(
     Raises:
         RunError: A folder is no run directory, or `out` cannot be written.
     """
-    found = read_runs(runs)
+    found = read_runs(runs, pool=pool)
     page = _render(found, title or _title(found), _sections(found, table))
     out = Path(out)
     try:
@@ -66,12 +78,13 @@ def _title(runs: Sequence[RunRecord]) -> str:
 
 def _sections(runs: Sequence[RunRecord], table: Mapping[str, Any] | None) -> list[Section]:
     sections = [_overview(runs, table), _stage(runs, "stage2"), _stage(runs, "stage1"), _measures(runs)]
-    sections += [_pictures(runs), _made_with(runs)]
+    sections += [_pictures(runs), _negatives(runs), _made_with(runs)]
     return [s for s in sections if s.blocks]
 
 
 def _overview(runs: Sequence[RunRecord], table: Mapping[str, Any] | None) -> Section:
     section = Section("overview", "Overview")
+    section.blocks += findings_of(runs)
     verdicts = [compare_runs(run, runs[0]) for run in runs[1:]] if len(runs) > 1 else [describe_run(runs[0])]
     known = [v for v in verdicts if v is not None]
     section.blocks += [replace(v, folded=len(known) > 1) for v in known]
@@ -99,23 +112,30 @@ def _stage(runs: Sequence[RunRecord], stage: str) -> Section:
         return section
     goals = list(dict.fromkeys(run.objective(stage) for run in taking))
     section.text = f"{', '.join(goals)}. Point at a curve for its values."
-    section.blocks += [*probe_figures(runs, stage), *training_figures(runs, stage)]
-    if stage == "stage2":
-        section.blocks.append(cooling_histograms(runs))
+    if any(run.seeds for run in taking):
+        section.text += " Of several seeds, lines are means and bands what the seeds span."
+    section.blocks += [*probe_figures(runs, stage), *cooling_figures(runs, stage), *training_figures(runs, stage)]
     return section
 
 
 def _measures(runs: Sequence[RunRecord]) -> Section:
-    return Section("calibration", "Calibration", blocks=[reliability(runs)])
+    stage = "stage2" if any(run.enabled("stage2") for run in runs) else "stage1"
+    tokens = token_figure(runs, stage)
+    return Section("calibration", "Calibration", blocks=[reliability(runs), *([tokens] if tokens else [])])
 
 
 def _pictures(runs: Sequence[RunRecord]) -> Section:
     return Section("pictures", "Pictures and captions", blocks=[picture_gallery(runs)])
 
 
+def _negatives(runs: Sequence[RunRecord]) -> Section:
+    return Section("negatives", "Negatives", blocks=negatives_blocks(runs))
+
+
 def _made_with(runs: Sequence[RunRecord]) -> Section:
-    blocks = [*recipe_blocks(runs), counts_table(runs), environment_table(runs)]
-    return Section("made-with", "Recipe and environment", blocks=blocks)
+    speed = speed_table(runs)
+    blocks = [*recipe_blocks(runs), counts_table(runs), *([speed] if speed else []), environment_table(runs)]
+    return Section("made-with", "Recipe, time, environment", blocks=blocks)
 
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
@@ -132,13 +152,20 @@ def _render(runs: Sequence[RunRecord], title: str, sections: Sequence[Section]) 
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return environment.get_template("page.html.j2").render(
         title=title,
-        runs=[{"label": r.label, "method": r.method, "style": run_style(i)} for i, r in enumerate(runs)],
+        runs=[_heading(i, run) for i, run in enumerate(runs)],
+        folders=sum(len(run.each) for run in runs),
         sections=sections,
         style=Markup(sources["style.css"]),
         script=Markup(script),
         script_digest=digest,
         version=__version__,
     )
+
+
+def _heading(index: int, run: RunRecord) -> dict[str, str]:
+    about = [run.method] if run.method != run.label else []
+    about += [f"{len(run.seeds)} seeds"] if run.seeds else []
+    return {"label": run.label, "about": ", ".join(about), "style": run_style(index)}
 
 
 def _ticked(text: str) -> Markup:

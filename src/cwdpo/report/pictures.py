@@ -7,14 +7,14 @@ import difflib
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image, ImageOps
 
 from cwdpo.report.blocks import Absent, Block, run_style
-from cwdpo.report.rundir import RunRecord, as_list, as_map, number
+from cwdpo.report.records import RunRecord, as_list, as_map, number
 from cwdpo.report.scale import text_of
 
 __all__ = ["Caption", "Gallery", "Picture", "picture_gallery", "thumbnail"]
@@ -63,7 +63,7 @@ class Gallery:
 
 def picture_gallery(runs: Sequence[RunRecord]) -> Block:
     """Return the first held-out pictures with the captions of every run that has some."""
-    having = [(i, run) for i, run in enumerate(runs) if run.rows]
+    having = [(i, one) for i, one in enumerate(map(_one_seed, runs)) if one.rows]
     if not having:
         return Absent("No captions were written yet: the evaluation has not finished, or `evaluation.prompts` is 0.")
     wanted = [number(as_map(run.recipe.get("evaluation")).get("samples")) for _, run in having]
@@ -85,6 +85,14 @@ def picture_gallery(runs: Sequence[RunRecord]) -> Block:
     which = f"The first {len(pictures)} held-out pictures" if len(pictures) > 1 else "The first held-out picture"
     text = f"{which}, in the order of the data, not selected. Underlined words are new against the start of the stage."
     return Gallery(text, pictures)
+
+
+def _one_seed(run: RunRecord) -> RunRecord:
+    """Return the run, or the first of its seeds."""
+    if not run.seeds:
+        return run
+    first = run.seeds[0]
+    return replace(first, label=f"{run.label}, seed {first.seed}", origin=run.origin)
 
 
 def _captions(said: Sequence[tuple[int, RunRecord, dict[str, Any]]]) -> list[Caption]:

@@ -1,20 +1,22 @@
-"""Charts as inline SVG: lines, bars, histograms. Colours come from the page's style sheet, by class."""
+"""Line charts as inline SVG, and the pieces of any chart. Colours come from the page's style sheet, by class."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from cwdpo.report.scale import Range, bounds, nice_ticks, text_of, tick_text
+from cwdpo.report.scale import Range, bounds, nice_ticks, tick_text
 
-__all__ = ["Bar", "Box", "HistogramRow", "Series", "bar_chart", "histogram_rows", "line_chart", "span"]
+__all__ = ["Box", "Series", "drawing", "line", "line_chart", "mark", "span", "text", "x_axis"]
 
 _STEPS = "update"
 """Name of the x axis that counts the optimiser's updates: its ticks are whole numbers."""
+
+_Point = TypeVar("_Point")
 
 _MOST_POINTS = 400
 """A longer series is thinned before it is drawn; nobody sees more on 400 units of width."""
@@ -30,6 +32,7 @@ class Series:
         style: Class of the style sheet that gives the colour (and the dashes).
         sizes: Relative area of each point's dot; no dots where empty.
         notes: What a dot says when pointed at; as long as `sizes`.
+        band: (x, low, high) of an area behind the line; nothing where empty.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Series:
     style: str
     sizes: Sequence[float] = ()
     notes: Sequence[str] = ()
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,10 @@ class Box:
         return self.height - self.bottom
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar: its row's name, its value, and where the stage started, if that is known."""
-
-    name: str
-    value: float
-    style: str
-    start: float | None = None
-
-
-@dataclass(frozen=True)
-class HistogramRow:
-    """Counts over equal bins of [0, 1]."""
-
-    name: str
-    counts: Sequence[int]
-    style: str
-    marks: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
 def span(series: Sequence[Series], axis: int = 1, *, include: Sequence[float] = ()) -> Range | None:
     """Return the range of all series along x (0) or y (1), so that several charts can share an axis."""
     values = [p[axis] for s in series for p in s.points]
+    values += [v for s in series for x, low, high in s.band for v in ((low, high) if axis else (x,))]
     return bounds(values, include=include, padding=0.06 if axis else 0.0)
 
 
@@ -117,7 +102,7 @@ def line_chart(
         box: Size and margins.
     """
     box = box or Box()
-    drawn = [s if s.sizes else Series(s.name, _thin(s.points), s.style) for s in series if s.points]
+    drawn = [s if s.sizes else replace(s, points=_thin(s.points), band=_thin(s.band)) for s in series if s.points]
     x_low, x_high = _not_empty(x_range or span(drawn, 0) or (0.0, 1.0))
     y_low, y_high = _not_empty(y_range or span(drawn, 1) or (0.0, 1.0))
 
@@ -127,12 +112,13 @@ def line_chart(
     def y_at(value: float) -> float:
         return round(box.y_end - (value - y_low) / (y_high - y_low) * (box.y_end - box.top), 1)
 
-    parts = [_y_axis(box, (y_low, y_high), y_at, unit), _x_axis(box, (x_low, x_high), x_at, x_name)]
+    parts = [_y_axis(box, (y_low, y_high), y_at, unit), x_axis(box, (x_low, x_high), x_at, x_name)]
     if reference is not None and y_low <= reference <= y_high:
-        parts.append(_line(box.left, y_at(reference), box.x_end, y_at(reference), "ref"))
+        parts.append(line(box.left, y_at(reference), box.x_end, y_at(reference), "ref"))
     if diagonal:
         low, high = max(x_low, y_low), min(x_high, y_high)
-        parts.append(_line(x_at(low), y_at(low), x_at(high), y_at(high), "ref"))
+        parts.append(line(x_at(low), y_at(low), x_at(high), y_at(high), "ref"))
+    parts += [_band(s, x_at, y_at) for s in drawn if len(s.band) > 1]
     for s in drawn:
         parts.append(_path(s, x_at, y_at))
         parts.extend(_dots(s, x_at, y_at))
@@ -143,65 +129,26 @@ def line_chart(
         "x": [x_low, x_high],
         "y": [y_low, y_high],
         "name": x_name,
-        "series": [{"n": s.name, "c": s.style, "p": [[_short(x), _short(y)] for x, y in s.points]} for s in drawn],
+        "series": [_hover(s) for s in drawn],
     }
-    return _svg(box, title, description, parts, hover)
+    return drawing(box, title, description, parts, hover)
 
 
-def bar_chart(bars: Sequence[Bar], *, title: str, description: str, decimals: int = 3, width: int = 280) -> Markup:
-    """Draw horizontal bars from 0, a row each, the value beside its name, with a tick at the start's value."""
-    row = 40
-    box = Box(width=width, height=row * len(bars) + 6, left=0, right=4, top=0, bottom=6)
-    high = max([b.value for b in bars] + [b.start or 0.0 for b in bars]) or 1.0
-    parts: list[Markup] = []
-    for i, bar in enumerate(bars):
-        y, length = i * row, max(0.0, bar.value) / high * (box.x_end - box.left)
-        said = f"{bar.name}: {text_of(bar.value, decimals)}"
-        if bar.start is not None:
-            said += f" (at the start {text_of(bar.start, decimals)})"
-        value = text_of(bar.value, decimals)
-        value = value if bar.start is None else f"{text_of(bar.start, decimals)} → {value}"
-        name = Markup('<text x="{}" y="{}" class="row-name">{}<tspan class="value" dx="8">{}</tspan></text>')
-        parts.append(name.format(box.left, y + 11, bar.name, value))
-        mark = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="14" rx="2"/></g>')
-        parts.append(mark.format(bar.style, said, box.left, y + 19, round(max(length, 1.0), 1)))
-        if bar.start is not None:
-            x = round(max(0.0, bar.start) / high * (box.x_end - box.left), 1)
-            parts.append(_mark(x, y + 17, y + 35, f"{bar.name}: {text_of(bar.start, decimals)} at the start"))
-    return _svg(box, title, description, parts)
-
-
-def histogram_rows(rows: Sequence[HistogramRow], *, title: str, description: str, x_name: str) -> Markup:
-    """Draw a histogram over [0, 1] per row, one below the other on the same x axis, as shares of each row."""
-    row = 52
-    box = Box(height=row * len(rows) + 44, left=64, right=14, top=10, bottom=34)
-    width = box.x_end - box.left
-    parts = [_x_axis(box, (0.0, 1.0), lambda v: round(box.left + v * width, 1), x_name)]
-    for i, found in enumerate(rows):
-        total, base = sum(found.counts), box.top + row * (i + 1) - 4
-        tallest = max(found.counts, default=0) or 1
-        parts.append(_line(box.left, base, box.x_end, base, "grid"))
-        parts.append(_text(box.left - 8, base - 6, found.name, f"end-label {found.style}", "end"))
-        step = width / max(1, len(found.counts))
-        for j, count in enumerate(found.counts):
-            height = round((row - 12) * max(0, count) / tallest, 1)
-            low, high = j / len(found.counts), (j + 1) / len(found.counts)
-            said = f"{found.name}, {low:.1f} to {high:.1f}: {count} of {total}"
-            rect = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}"/></g>')
-            if count:
-                x = round(box.left + j * step + 0.75, 1)
-                parts.append(rect.format(found.style, said, x, base - height, round(step - 1.5, 1), height))
-        for said, value in found.marks.items():
-            parts.append(_mark(round(box.left + value * width, 1), base - row + 10, base, said))
-    return _svg(box, title, description, parts)
+def _hover(series: Series) -> dict[str, Any]:
+    found: dict[str, Any] = {"n": series.name, "c": series.style}
+    found["p"] = [[_short(x), _short(y)] for x, y in series.points]
+    if series.band:
+        found["b"] = [[_short(x), _short(low), _short(high)] for x, low, high in series.band]
+    return found
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
-def _svg(
+def drawing(
     box: Box, title: str, description: str, parts: Sequence[Markup], hover: Mapping[str, Any] | None = None
 ) -> Markup:
+    """Put parts together as a drawing with a title and a description, and the values that appear under the pointer."""
     data = Markup(' tabindex="0" data-chart="{}"').format(json.dumps(hover, separators=(",", ":"))) if hover else ""
     frame = Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" preserveAspectRatio="xMinYMin meet"{}>'
@@ -210,13 +157,14 @@ def _svg(
     return frame.format(box.width, box.height, data, title, description, Markup("").join(parts))
 
 
-def _x_axis(box: Box, axis: Range, x_at: Any, name: str) -> Markup:
+def x_axis(box: Box, axis: Range, x_at: Any, name: str) -> Markup:
+    """Draw the x axis with its ticks and its name."""
     ticks = nice_ticks(*axis, count=5 if box.width > 320 else 4, whole=name == _STEPS)
-    parts = [_line(box.left, box.y_end, box.x_end, box.y_end, "axis")]
+    parts = [line(box.left, box.y_end, box.x_end, box.y_end, "axis")]
     for tick in ticks:
-        parts.append(_line(x_at(tick), box.y_end, x_at(tick), box.y_end + 4, "axis"))
-        parts.append(_text(x_at(tick), box.y_end + 16, tick_text(tick, ticks), "tick", "middle"))
-    parts.append(_text(box.x_end, box.y_end + 30, name, "unit", "end"))
+        parts.append(line(x_at(tick), box.y_end, x_at(tick), box.y_end + 4, "axis"))
+        parts.append(text(x_at(tick), box.y_end + 16, tick_text(tick, ticks), "tick", "middle"))
+    parts.append(text(box.x_end, box.y_end + 30, name, "unit", "end"))
     return Markup("").join(parts)
 
 
@@ -224,11 +172,17 @@ def _y_axis(box: Box, axis: Range, y_at: Any, unit: str) -> Markup:
     ticks = nice_ticks(*axis, count=5 if box.height > 200 else 4)
     parts: list[Markup] = []
     for tick in ticks:
-        parts.append(_line(box.left, y_at(tick), box.x_end, y_at(tick), "grid"))
-        parts.append(_text(box.left - 6, y_at(tick) + 4, tick_text(tick, ticks), "tick", "end"))
+        parts.append(line(box.left, y_at(tick), box.x_end, y_at(tick), "grid"))
+        parts.append(text(box.left - 6, y_at(tick) + 4, tick_text(tick, ticks), "tick", "end"))
     if unit:
-        parts.append(_text(0, 10, unit, "unit"))
+        parts.append(text(0, 10, unit, "unit"))
     return Markup("").join(parts)
+
+
+def _band(series: Series, x_at: Any, y_at: Any) -> Markup:
+    there = [f"{x_at(x)} {y_at(high)}" for x, _, high in series.band]
+    back = [f"{x_at(x)} {y_at(low)}" for x, low, _ in reversed(series.band)]
+    return Markup('<path class="band {}" d="M{}Z"/>').format(series.style, " L".join(there + back))
 
 
 def _path(series: Series, x_at: Any, y_at: Any) -> Markup:
@@ -259,26 +213,28 @@ def _end_labels(labels: Sequence[tuple[str, float, str]], box: Box) -> Markup:
     for item in reversed(placed):
         item[1] = min(item[1], limit)
         limit = item[1] - gap
-    texts = [_text(box.x_end + 7, round(y + 4, 1), name, f"end-label {style}") for name, y, style in placed]
+    texts = [text(box.x_end + 7, round(y + 4, 1), name, f"end-label {style}") for name, y, style in placed]
     return Markup("").join(texts)
 
 
-def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> Markup:
-    return Markup('<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>').format(x, y, style, anchor, text)
+def text(x: float, y: float, words: str, style: str, anchor: str = "start") -> Markup:
+    """Write words at a place."""
+    return Markup('<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>').format(x, y, style, anchor, words)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """Draw a straight line."""
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(x1, y1, x2, y2, style)
 
 
-def _mark(x: float, y1: float, y2: float, said: str) -> Markup:
+def mark(x: float, y1: float, y2: float, said: str) -> Markup:
     """Draw a vertical tick that stays visible on any bar."""
-    mark = Markup('<g class="mark-at"><title>{}</title><path class="halo" d="{}"/><path d="{}"/></g>')
+    frame = Markup('<g class="mark-at"><title>{}</title><path class="halo" d="{}"/><path d="{}"/></g>')
     path = f"M{x} {y1}V{y2}"
-    return mark.format(said, path, path)
+    return frame.format(said, path, path)
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _thin(points: Sequence[_Point]) -> Sequence[_Point]:
     """Keep every n-th point and the last one, so that at most `_MOST_POINTS` and one remain."""
     stride = -(-len(points) // _MOST_POINTS)
     return points if stride <= 1 else [*points[:-1:stride], points[-1]]

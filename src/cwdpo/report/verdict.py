@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from cwdpo.evaluation.metrics import mean_interval
 from cwdpo.recipe.files import recipe_differences
 from cwdpo.report.blocks import Statement, Verdict
-from cwdpo.report.rundir import RunRecord, as_map, number
+from cwdpo.report.records import RunRecord, as_map, number
 from cwdpo.report.scale import signed, text_of
+from cwdpo.report.seeds import seed_interval
 
 __all__ = ["compare_runs", "describe_run"]
 
@@ -76,7 +77,10 @@ def compare_runs(run: RunRecord, base: RunRecord) -> Verdict | None:
         pair = (run.measure("after", m.key), base.measure("after", m.key))
         starts = (run.measure("before", m.key), base.measure("before", m.key))
         differences = [_row_value(a, "after", m) - _row_value(b, "after", m) for a, b in shared if _both(a, b, m)]
-        statements += _judge(m, pair, differences, _starts(m, starts))
+        over = _Over("pictures", differences, mean_interval)
+        if run.seeds or base.seeds:
+            over = _Over("seeds", _seed_differences(run, base, m), seed_interval)
+        statements += _judge(m, pair, over, _starts(m, starts))
     statements += _grounding([(run.label, run.section("after")), (base.label, base.section("after"))])
     sentence = _sentence(f"Against {base.label}, {run.label}", statements)
     caveats = _caveats(run, base, len(shared))
@@ -96,14 +100,27 @@ def describe_run(run: RunRecord) -> Verdict | None:
     for m in _JUDGED:
         pair = (run.measure("after", m.key), run.measure("before", m.key))
         both = [r for r in run.rows if _known(r, "after", m) and _known(r, "before", m)]
-        differences = [_row_value(r, "after", m) - _row_value(r, "before", m) for r in both]
-        statements += _judge(m, pair, differences, "", joint="after, before")
+        over = _Over("pictures", [_row_value(r, "after", m) - _row_value(r, "before", m) for r in both], mean_interval)
+        if run.seeds:
+            pairs = [(one.measure("after", m.key), one.measure("before", m.key)) for one in run.seeds]
+            over = _Over("seeds", [a - b for a, b in pairs if a is not None and b is not None], seed_interval)
+        statements += _judge(m, pair, over, "", joint="after, before")
     statements += _grounding([("After", run.section("after")), ("before", run.section("before"))])
     sentence = _sentence(f"Over {stage}, {run.label}", statements)
-    caveat = _SEEDS.replace("One run of each", "One run")
+    caveat = _MEANS.format(len(run.seeds)) if run.seeds else _SEEDS.replace("One run of each", "One run")
     return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in statements], [caveat])
 
 
+@dataclass(frozen=True)
+class _Over:
+    """Paired differences, what they are over, and how their 95 % interval is found."""
+
+    what: str
+    differences: Sequence[float]
+    interval: Callable[[Sequence[float]], tuple[float, float, float]]
+
+
+_MEANS = "Means over {} seeds; the intervals are over seeds (Student's t), paired by seed."
 _SEEDS = "One run of each: the intervals are over held-out pictures and say nothing about other seeds."
 
 
@@ -129,10 +146,10 @@ def _drift(run: RunRecord, base: RunRecord) -> list[tuple[Statement, str]]:
 
 
 def _judge(
-    m: _Measure, pair: tuple[float | None, float | None], differences: Sequence[float], starts: str, joint: str = ""
+    m: _Measure, pair: tuple[float | None, float | None], over: _Over, starts: str, joint: str = ""
 ) -> list[tuple[Statement, str]]:
-    """Say which of two figures is better, with the paired 95 % interval where rows allow one."""
-    a, b = pair
+    """Say which of two figures is better, with the paired 95 % interval where there are pairs."""
+    (a, b), differences = pair, over.differences
     if a is None or b is None:
         return []
     values = f"{m.text(a)} after, {m.text(b)} before" if joint else f"{m.text(a)} against {m.text(b)}"
@@ -142,12 +159,11 @@ def _judge(
     topic = m.name[0].lower() + m.name[1:] if not m.name.startswith("CIDEr") else m.name
     if differences and not any(differences):
         phrase = f"= {topic}"
-        text = f"{values}: the same on each of {len(differences):,} pictures."
+        text = f"{values}: the same on each of {len(differences):,} {over.what}."
     elif len(differences) > 1:
-        _, low, high = (v * m.scale for v in mean_interval(differences))
-        interval = (
-            f"95 % interval [{text_of(low, m.decimals)}, {text_of(high, m.decimals)}], {len(differences):,} pictures"
-        )
+        _, low, high = (v * m.scale for v in over.interval(differences))
+        ends = f"[{text_of(low, m.decimals)}, {text_of(high, m.decimals)}]"
+        interval = f"95 % interval {ends}, {len(differences):,} {over.what}"
         if low <= 0 <= high:
             phrase, interval = f"= {topic}", f"{interval}; it includes 0, so no difference is shown"
         text = f"{values}: {gap}, {interval}."
@@ -218,6 +234,13 @@ def _shared_rows(run: RunRecord, base: RunRecord) -> list[tuple[dict[str, object
     return [(r, others[str(r.get("id"))]) for r in run.rows if str(r.get("id")) in others]
 
 
+def _seed_differences(run: RunRecord, base: RunRecord, m: _Measure) -> list[float]:
+    """Return the differences between the ends of runs with the same seed."""
+    others = {one.seed: one.measure("after", m.key) for one in base.each}
+    pairs = [(one.measure("after", m.key), others.get(one.seed)) for one in run.each]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
 def _known(row: dict[str, object], when: str, m: _Measure) -> bool:
     return _lookup(row, when, m) is not None
 
@@ -245,7 +268,14 @@ def _row_value(row: dict[str, object], when: str, m: _Measure) -> float:
 
 def _caveats(run: RunRecord, base: RunRecord, shared: int) -> list[str]:
     found: list[str] = []
-    if not shared:
+    pooled = run.seeds or base.seeds
+    if pooled:
+        same = {one.seed for one in run.each} & {one.seed for one in base.each}
+        found.append(_MEANS.format(len(run.each)))
+        if len(run.each) != len(base.each) or len(same) < len(run.each):
+            counts = f"{run.label} has {len(run.each)} seeds, {base.label} {len(base.each)}"
+            found.append(f"{counts}; {len(same)} of them are the same, and only these are paired.")
+    elif not shared:
         found.append("The two runs were measured on different held-out pictures: compare with care.")
     elif shared < max(len(run.rows), len(base.rows)):
         found.append(f"Intervals are over the {shared:,} held-out pictures that both runs were measured on.")
@@ -261,4 +291,4 @@ def _caveats(run: RunRecord, base: RunRecord, shared: int) -> list[str]:
     if others := [k for k in keys if k not in ignored]:
         more = f" and {len(others) - 6} more" if len(others) > 6 else ""
         found.append(f"Besides the objective, the recipes differ in {', '.join(others[:6])}{more}.")
-    return [*found, _SEEDS]
+    return found if pooled else [*found, _SEEDS]

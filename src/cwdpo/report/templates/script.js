@@ -51,7 +51,8 @@
         row.className = s.c;
         const name = document.createElement("i");
         name.textContent = s.n;
-        row.append(name, text(p[1]));
+        const span = s.b && s.b.find((b) => b[0] === p[0]);
+        row.append(name, text(p[1]) + (span ? " (" + text(span[1]) + " to " + text(span[2]) + ")" : ""));
         tip.append(row);
       }
       tip.hidden = false;

@@ -1,0 +1,129 @@
+"""The cooling weight w_c by difficulty: over the updates of a stage, and where it began and ended."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cwdpo.report.bars import HistogramRow, histogram_rows
+from cwdpo.report.blocks import Absent, Block, Figure, Panel, run_style
+from cwdpo.report.curves import Stages, kind_style, line_panels, with_stage
+from cwdpo.report.records import KINDS, RunRecord, StageRecord, as_list, as_map, number
+from cwdpo.report.scale import text_of
+from cwdpo.report.svg import Series
+
+__all__ = ["cooling_figures"]
+
+_NEGATIVES = tuple(k for k in KINDS if k != "chosen")
+_ORDER = ("easy", "medium", "hard")
+
+
+def cooling_figures(runs: Sequence[RunRecord], stage: str) -> list[Block]:
+    """Return how the cooling weight fell, and for Stage 2 its histograms at the start and at the last reading."""
+    stages = with_stage(runs, stage)
+    drawn = [(i, run, [_line(found, kind) for kind in found.kinds if kind in _NEGATIVES]) for i, run, found in stages]
+    notes = [note for _, run, found in stages if (note := _order_note(run, found))]
+    fall = line_panels(
+        drawn,
+        "Cooling weight by difficulty",
+        "What Eq. 6 gives each kind of negative: near 1 its push counts in full, near 0 it is switched off. Line: "
+        "median over prompts; band: the middle half of them. Read for every run; only CW-DPO uses it.",
+        "weight",
+        y_range=(0.0, 1.0),
+        notes=notes,
+    )
+    blocks: list[Block] = [fall] if fall is not None else []
+    return [*blocks, _histograms(stages)] if stage == "stage2" else blocks
+
+
+def _line(stage: StageRecord, kind: str) -> Series:
+    """Return median and quartiles over the prompts of all seeds; the means, where single prompts were not kept."""
+    tables = [_weights(s.prompts, kind) for s in stage.seeds or [stage]]
+    steps = [step for step in tables[0] if all(step in table for table in tables)]
+    rows = [(step, sorted(w for table in tables for w in table[step])) for step in steps]
+    rows = [(step, values) for step, values in rows if values]
+    style = kind_style(kind, stage.kinds)
+    if not rows:
+        return Series(kind, stage.probe("kinds", kind, "cooling_weight"), style)
+    band = [(step, _quantile(values, 0.25), _quantile(values, 0.75)) for step, values in rows]
+    return Series(kind, [(step, statistics.median(values)) for step, values in rows], style, band=band)
+
+
+def _weights(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[float, list[float]]:
+    """Return w_c of every prompt at every reading, from ℓ̄ and the floor and τ that the first row keeps."""
+    first = as_map(rows[0]) if rows else {}
+    floor, tau = number(first.get("floor")), number(first.get("tau"))
+    if floor is None or tau is None or tau <= 0:
+        return {}
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        step = number(row.get("step"))
+        values = [number(v) for v in as_list(as_map(row.get("logp_mean")).get(kind))]
+        if step is not None:
+            found[step] = [_sigmoid((v - floor) / tau) for v in values if v is not None]
+    return found
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    place = share * (len(values) - 1)
+    low = math.floor(place)
+    return values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+
+
+def _order_note(run: RunRecord, stage: StageRecord) -> str:
+    """Say for how many prompts easy < medium < hard holds at every reading after the start (the paper's Figure 6)."""
+    always = total = 0
+    for seed in stage.seeds or [stage]:
+        # w_c rises with ℓ̄, so that the order of one is the order of the other.
+        tables = [as_map(row.get("logp_mean")) for row in seed.prompts[1:]]
+        columns = [[[number(v) for v in as_list(t.get(kind))] for kind in _ORDER] for t in tables]
+        prompts = list(zip(*(zip(*table, strict=False) for table in columns), strict=False))
+        known = [p for p in prompts if all(v is not None for reading in p for v in reading)]
+        always += sum(all(r[0] < r[1] < r[2] for r in p) for p in known)  # type: ignore[operator]
+        total += len(known)
+    if not total:
+        return ""
+    return (
+        f"{run.label}: easy < medium < hard at every reading after the start for {always} of {total} prompts "
+        f"({always / total:.0%})."
+    )
+
+
+def _histograms(stages: Stages) -> Block:
+    panels: list[Panel] = []
+    for i, run, stage in stages:
+        kinds = [as_map(stage.probes[at].get("kinds")) if stage.probes else {} for at in (0, -1)]
+        rows = [row for kind in stage.kinds if (row := _histogram(kind, stage, kinds)) is not None]
+        if rows:
+            said = "Share of held-out responses by cooling weight, a row per kind; outline and tick: the start."
+            drawing = histogram_rows(
+                rows, title=f"Cooling weights of {run.label}", description=said, x_name="cooling weight"
+            )
+            panels.append(Panel(run.label, run_style(i), drawing))
+    if not panels:
+        return Absent("Stage 2 has not been probed, so there are no cooling weights to show.")
+    text = (
+        "How many held-out responses of each kind have which weight: outline when Stage 2 begins (tick: its mean), "
+        "filled at the last reading. Mass at the left means negatives that Stage 2 hardly pushes at all; mass at the "
+        "right is plain DPO."
+    )
+    return Figure("Cooling weights, start and now", text, panels)
+
+
+def _histogram(kind: str, stage: StageRecord, kinds: Sequence[Mapping[str, Any]]) -> HistogramRow | None:
+    before, after = ([int(number(n) or 0) for n in as_list(_at(k, kind, "cooling_histogram"))] for k in kinds)
+    if not after or len(before) != len(after):
+        return None
+    mean = number(_at(kinds[0], kind, "cooling_weight"))
+    marks = {} if mean is None else {f"{kind}: mean {text_of(mean, 2)} at the start": mean}
+    return HistogramRow(kind, after, kind_style(kind, stage.kinds), marks, before)
+
+
+def _at(kinds: Mapping[str, Any], kind: str, name: str) -> Any:
+    return as_map(kinds.get(kind)).get(name)
