@@ -107,9 +107,19 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 def count_flops(run: Callable[[], Any]) -> float:
     """FLOPs of a run, backward passes included."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils import flop_counter
 
-    with FlopCounterMode(display=False) as counter:
+    # What attention is on a CPU is not in torch's own table, and would count for nothing.
+    aten = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(
+            q, k, v
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda gradient, q, k, v, *_, **__: flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
+        ),
+    }
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         run()
     return float(counter.get_total_flops())
 

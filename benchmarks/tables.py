@@ -88,6 +88,28 @@ def growth(result: Row) -> str:
     return table(head, rows)
 
 
+def arithmetic(result: Row) -> str:
+    head = ["trained", "visual tokens", "response tokens", "TRL, GFLOP", "separate", "ours", "the least"]
+    head += ["ours / least", "TRL / ours"]
+    rows: list[list[str]] = []
+    for row in result["rows"]:
+        flops = row["flops"]
+        for name in row["least"]:
+            cached = ", features cached" if name.endswith("features") else ""
+            counted = [flops["trl"], flops["separate"], flops[name], row["least"][name]]
+            rows.append(
+                [
+                    f"{'LoRA' if row['mode'] == 'lora' else 'all'}{cached}",
+                    str(row["visual_tokens"]),
+                    f"2 × {row['response_tokens']}",
+                    *(f"{value / 1e9:.1f}" for value in counted),
+                    f"{row['ours_over_least'][name]:.3f}",
+                    f"{row['trl_over_ours'][name]:.2f}",
+                ]
+            )
+    return table(head, rows)
+
+
 def large_models(result: Row) -> str:
     head = ["model", "trained", "side", "pairs", "response tokens", "s a pair", "times as fast", "MFU", "peak, GiB"]
     rows: list[list[str]] = []
@@ -108,6 +130,7 @@ TABLES: dict[str, Callable[[Row], str]] = {
     "against_trl": against_trl,
     "step_costs": step_costs,
     "growth": growth,
+    "arithmetic": arithmetic,
     "large_models": large_models,
 }
 

@@ -16,12 +16,13 @@ ROWS = {
     "against_trl": ("times_as_fast", "saved_share", "peak_share", "agreement"),
     "step_costs": ("question", "seconds_per_prompt"),
     "growth": ("times_as_fast", "saved_share"),
+    "arithmetic": ("ours_over_least", "trl_over_ours"),
     "large_models": ("seconds_per_pair", "flops", "mfu"),
 }
 
 
 def run(script: str, folder: Path) -> dict[str, Any]:
-    if script in {"against_trl", "large_models"}:
+    if script in {"against_trl", "arithmetic", "large_models"}:
         pytest.importorskip("trl")
     out = folder / "result.json"
     command = [sys.executable, str(FOLDER / f"{script}.py"), "--tiny", "--out", str(out)]
@@ -45,3 +46,5 @@ def test_runs(script: str, tmp_path: Path) -> None:
             assert row["agreement"]["loss_difference"] < 1e-4
             assert row["agreement"]["gradient_difference"] < 1e-4
             assert abs(row["agreement"]["loss"] - 0.6931) > 1e-4
+    if script == "arithmetic":
+        assert all(0.9 < ratio < 1.6 for row in result["rows"] for ratio in row["ours_over_least"].values())
