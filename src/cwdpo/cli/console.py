@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cwdpo.pipeline import TrainingFigures
+from cwdpo.pipeline.reporter import Teller, TrainingFigures
 from cwdpo.training.throughput import shown
 
 __all__ = ["RichReporter", "quiet_libraries"]
@@ -34,7 +34,7 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
 
 
-class RichReporter:
+class RichReporter(Teller):
     """Writes to stderr, so that stdout holds results only.
 
     On a terminal, what goes on is drawn below the lines that stay: a bar, or a panel of the stage that trains, for each
@@ -45,22 +45,6 @@ class RichReporter:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         self._live: Live | None = None
         self._drawn: dict[str, RenderableType] = {}
-
-    def step(self, name: str, text: str) -> None:
-        """Announce a step."""
-        self.beside("", "step", name, text)
-
-    def note(self, text: str) -> None:
-        """Say something worth knowing."""
-        self.beside("", "note", text)
-
-    def progress(self, text: str, done: int, total: int) -> None:
-        """Move a bar; on a terminal that cannot draw, say it at the end."""
-        self.beside("", "progress", text, done, total)
-
-    def training(self, figures: TrainingFigures | None) -> None:
-        """Draw a stage; when it ends, leave its last picture standing."""
-        self.beside("", "training", figures)
 
     def beside(self, run: str, kind: str, *facts: Any) -> None:
         """Show what one of several runs says."""

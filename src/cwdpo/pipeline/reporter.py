@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from cwdpo.training.callbacks import ProbeCallback
 
-__all__ = ["Reporter", "Silent", "TrainingFigures", "TrainingWatch"]
+__all__ = ["Reporter", "Silent", "Teller", "TrainingFigures", "TrainingWatch"]
 
 
 class Reporter(Protocol):
@@ -44,20 +44,32 @@ class Reporter(Protocol):
         ...
 
 
-class Silent:
-    """Tells nobody."""
+class Teller:
+    """A reporter that says everything in one way; a run that speaks for itself has no name."""
 
     def step(self, name: str, text: str) -> None:
-        """Say nothing."""
+        """Announce a step."""
+        self.beside("", "step", name, text)
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Say something worth knowing."""
+        self.beside("", "note", text)
 
     def progress(self, text: str, done: int, total: int) -> None:
-        """Say nothing."""
+        """Show how far a step is."""
+        self.beside("", "progress", text, done, total)
 
     def training(self, figures: TrainingFigures | None) -> None:
-        """Say nothing."""
+        """Show a stage while it trains; None when it ends."""
+        self.beside("", "training", figures)
+
+    def beside(self, run: str, kind: str, *facts: Any) -> None:
+        """Say something of a run. See `Reporter.beside`."""
+        raise NotImplementedError
+
+
+class Silent(Teller):
+    """Tells nobody."""
 
     def beside(self, run: str, kind: str, *facts: Any) -> None:
         """Say nothing."""

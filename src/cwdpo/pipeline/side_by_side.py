@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import RunError, UserError
-from cwdpo.pipeline.reporter import Reporter, TrainingFigures
+from cwdpo.pipeline.reporter import Reporter, Teller
 from cwdpo.pipeline.run import Run
 from cwdpo.recipe import Recipe
 
@@ -144,23 +144,11 @@ def _stop(working: Mapping[str, SpawnProcess], events: Any) -> None:
             continue
 
 
-class _Relay:
+class _Relay(Teller):
     """The reporter of a run in another process."""
 
     def __init__(self, name: str, events: Any) -> None:
         self._name, self._events = name, events
-
-    def step(self, name: str, text: str) -> None:
-        self.beside("", "step", name, text)
-
-    def note(self, text: str) -> None:
-        self.beside("", "note", text)
-
-    def progress(self, text: str, done: int, total: int) -> None:
-        self.beside("", "progress", text, done, total)
-
-    def training(self, figures: TrainingFigures | None) -> None:
-        self.beside("", "training", figures)
 
     def beside(self, run: str, kind: str, *facts: Any) -> None:
         self._events.put((self._name, kind, *facts))
