@@ -140,6 +140,14 @@ def negatives(
 
 
 @app.command()
+def methods() -> None:
+    """List the losses of both stages: formula, paper, settings with their defaults."""
+    from cwdpo.cli.methods import methods_table
+
+    methods_table()
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run directories.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),

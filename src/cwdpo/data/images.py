@@ -64,7 +64,7 @@ class ImageLimits:
 
 
 def open_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
-    """Return an image decoded, upright and RGB.
+    """Return an image decoded, upright and RGB, altered where its reference says so.
 
     The size is checked from the header before decoding. The EXIF orientation is applied, transparency is laid on
     white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken. No global setting of Pillow is
@@ -83,11 +83,13 @@ def open_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
     limits = limits or ImageLimits()
     if ref.picture is not None:
         _check_size(ref.name, ref.picture, limits)
-        return _upright_rgb(ref.name, ref.picture)
-    with _bytes_of(ref) as handle:
-        picture = _read_header(ref.name, handle)
-        _check_size(ref.name, picture, limits)
-        return _upright_rgb(ref.name, picture)
+        picture = _upright_rgb(ref.name, ref.picture)
+    else:
+        with _bytes_of(ref) as handle:
+            picture = _read_header(ref.name, handle)
+            _check_size(ref.name, picture, limits)
+            picture = _upright_rgb(ref.name, picture)
+    return picture if ref.altered is None else ref.altered.apply(picture)
 
 
 def image_size(ref: ImageRef, limits: ImageLimits | None = None) -> tuple[int, int]:

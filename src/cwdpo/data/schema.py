@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from cwdpo.data.alterations import Alteration
+
 __all__ = ["CHOSEN", "DIFFICULTIES", "REJECTED", "ImageRef", "PromptGroup", "Response", "StoredBytes", "user_message"]
 
 CHOSEN = "chosen"
@@ -40,13 +42,15 @@ class StoredBytes(Protocol):
 class ImageRef:
     """Where an image is: a file, bytes, bytes in a table on disk (Parquet), or a picture already in memory.
 
-    Exactly one of the four is set. Nothing is decoded until `cwdpo.data.images.open_image`.
+    Exactly one of the first four is set. Nothing is decoded until `cwdpo.data.images.open_image`, which also applies
+    `altered`.
     """
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
     stored: StoredBytes | None = None
+    altered: Alteration | None = None
 
     @property
     def name(self) -> str:
@@ -56,11 +60,14 @@ class ImageRef:
         return self.path or ("<bytes in the row>" if self.data is not None else "<image in memory>")
 
     def digest(self) -> str:
-        """Return the SHA-256 of the image's content, in hex.
+        """Return the SHA-256 of the image's content, and of what is done to it, in hex.
 
         Raises:
             OSError: The file cannot be read.
         """
+        if self.altered is not None:
+            whole = replace(self, altered=None).digest()
+            return hashlib.sha256(f"{whole} {self.altered.name}".encode()).hexdigest()
         if self.path is not None:
             with Path(self.path).open("rb") as handle:
                 return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor
 from cwdpo import losses
 from cwdpo.errors import DataError
 from cwdpo.models.generation import inference
-from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.reference import Scorer
 
@@ -93,7 +93,7 @@ class SampleLoss:
     @property
     def needs_reference(self) -> bool:
         """Whether it compares with reference log-probabilities."""
-        return isinstance(self.section, Stage2Section)
+        return isinstance(self.section, Stage2Section) and STAGE2_METHODS[self.section.objective].reference
 
     def __call__(self, batch: Batch, logp_sum: Tensor, reference: Tensor | None) -> Tensor:
         """Compute the loss.
@@ -116,8 +116,11 @@ class SampleLoss:
             return self._stage1(s, batch, losses.nll(logp_sum, tokens, reduction=s.nll_reduction))
         if not losers:
             raise DataError(f"{batch.groups[0].origin}: {s.objective} needs a chosen and a rejected response")
-        assert reference is not None
-        reference = reference.to(logp_sum)
+        if s.objective not in losses.PAIR_LOSSES or s.cooling_span != "response":
+            raise DataError(
+                f"influence is not known for objective {s.objective} with a second image or cooling_span: differing"
+            )
+        reference = torch.zeros_like(logp_sum) if reference is None else reference.to(logp_sum)
         pairs = losses.PairLogps(
             chosen=logp_sum[winners],
             rejected=logp_sum[losers],
@@ -126,7 +129,7 @@ class SampleLoss:
             chosen_tokens=tokens[winners],
             rejected_tokens=tokens[losers],
         )
-        return self._pairs(s, pairs).loss.mean()
+        return losses.pair_loss(pairs, s).loss.mean()
 
     def _stage1(self, s: Stage1Section, batch: Batch, nll: Tensor) -> Tensor:
         chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
@@ -138,17 +141,6 @@ class SampleLoss:
         if s.regularizer != "nll_floor":
             raise DataError(f"influence of sft_c is known for regularizer nll_floor, not for {s.regularizer}")
         return likelihood + s.weight * losses.nll_floor_penalty(nll[rejected].mean(), s.nll_floor)
-
-    def _pairs(self, s: Stage2Section, pairs: losses.PairLogps) -> losses.PairLoss:
-        if s.objective == "cw_dpo":
-            return losses.cw_dpo(pairs, beta=s.beta, floor=s.floor, tau=s.tau, w_min=s.w_min, detach=s.detach)
-        if s.objective == "dpo_shift":
-            return losses.dpo_shift(pairs, beta=s.beta, weight=s.shift_weight)
-        if s.objective == "rpo":
-            return losses.rpo(pairs, beta=s.beta, alpha=s.sft_weight)
-        if s.objective == "dpo":
-            return losses.dpo(pairs, beta=s.beta)
-        raise DataError(f"influence is not known for objective {s.objective}")
 
 
 def trainable(model: Any) -> list[Tensor]:

@@ -91,7 +91,7 @@ def _gap_change(stream: Stream) -> float:
 
 def reference_mismatch(stream: Stream, facts: StageFacts) -> Finding | None:
     """Policy and reference disagree before the policy has learned anything."""
-    if not facts.preference:
+    if not facts.reference:
         return None
     chosen, rejected = stream.metric("rewards/chosen"), stream.metric("rewards/rejected")
     if not chosen or not rejected:

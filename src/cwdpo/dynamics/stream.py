@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED
-from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
 
 __all__ = ["Finding", "Severity", "StageFacts", "Stream", "mean"]
 
@@ -59,7 +59,7 @@ class StageFacts:
     """What a rule needs to know of the recipe. The defaults are those of plain DPO, for trainers that are not ours.
 
     Attributes:
-        objective: `sft`, `sft_c`, `dpo`, `cw_dpo`, `dpo_shift` or `rpo`.
+        objective: `sft`, `sft_c`, or one of Stage 2 (`cwdpo methods`).
         regularizer: Of `sft_c`.
         nll_floor: C of Eq. 4, in the unit of `nll_reduction`.
         nll_reduction: `mean` or `sum`.
@@ -101,8 +101,14 @@ class StageFacts:
 
     @property
     def preference(self) -> bool:
-        """Whether pairs are compared against a reference."""
+        """Whether pairs are compared."""
         return self.stage == "stage2"
+
+    @property
+    def reference(self) -> bool:
+        """Whether pairs are compared against a reference."""
+        known = STAGE2_METHODS.get(self.objective)
+        return self.preference and (known is None or known.reference)
 
 
 @dataclass(frozen=True)

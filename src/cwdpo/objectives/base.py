@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.scoring.batch import Batch, Scores
 
@@ -63,7 +64,20 @@ def no_such_rows(batch: Batch, wanted: str) -> DataError:
 class Objective(Protocol):
     """Batch, policy scores and reference to a loss."""
 
-    needs_reference: bool
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with reference log-probabilities."""
+        ...
+
+    @property
+    def tokenwise_reference(self) -> bool:
+        """Whether it wants them token by token, `Float[responses, tokens]`."""
+        ...
+
+    @property
+    def twin(self) -> Callable[[PromptGroup], PromptGroup] | None:
+        """What gives every prompt a twin with altered images; None where there is none."""
+        ...
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return what the batch adds to the denominators of the global batch. Known before any forward pass."""
@@ -81,7 +95,8 @@ class Objective(Protocol):
         Args:
             batch: The micro-batch.
             scores: The policy's scores of its responses.
-            reference: `Float[responses]`, summed reference log-probabilities in nats; None if not needed.
+            reference: `Float[responses]`, summed reference log-probabilities in nats (`[responses, tokens]` with
+                `tokenwise_reference`); None if not needed.
             totals: Denominators of the global batch: the sums of `counts`.
             gate: Whether the gated term is on; None in evaluation, where `value` decides from the means.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from cwdpo import losses
+from cwdpo.data.schema import PromptGroup
 from cwdpo.objectives.base import ObjectiveOutput, Tally, no_such_rows
-from cwdpo.recipe import Stage2Section
+from cwdpo.objectives.spans import span_mask
+from cwdpo.recipe import STAGE2_METHODS, Stage2Section
 from cwdpo.scoring.batch import Batch, Scores
 
 __all__ = ["PreferenceObjective"]
@@ -18,57 +20,88 @@ __all__ = ["PreferenceObjective"]
 class PreferenceObjective:
     """One loss per pair; a prompt with several rejected responses gives a pair for each."""
 
-    needs_reference = True
+    every_chosen = False
+    """Whether a prompt with several chosen responses gives a pair for each."""
+    twin: Callable[[PromptGroup], PromptGroup] | None = None
 
     def __init__(self, settings: Stage2Section) -> None:
         self.settings = settings
+        self.needs_reference = STAGE2_METHODS[settings.objective].reference
+        self.tokenwise_reference = settings.objective == "cw_dpo" and settings.cooling_span == "differing"
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Count pairs."""
-        return {"pairs": float(len(batch.pairs()[1]))}
+        return {"pairs": float(len(batch.pairs(self.every_chosen)[1]))}
 
     def gate(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> bool | None:
         """No term of a preference loss depends on the whole batch."""
         return None
 
-    def pair_loss(self, pairs: losses.PairLogps) -> losses.PairLoss:
-        """Return the configured loss of each pair."""
-        s = self.settings
-        if s.objective == "cw_dpo":
-            return losses.cw_dpo(
-                pairs, beta=s.beta, floor=s.floor, tau=s.tau, w_min=s.w_min, detach=s.detach, renormalise=s.renormalise
-            )
-        if s.objective == "dpo_shift":
-            return losses.dpo_shift(pairs, beta=s.beta, weight=s.shift_weight)
-        if s.objective == "rpo":
-            return losses.rpo(pairs, beta=s.beta, alpha=s.sft_weight)
-        return losses.dpo(pairs, beta=s.beta)
+    def pair_loss(
+        self, pairs: losses.PairLogps, batch: Batch, scores: Scores, reference: Tensor, tally: Tally
+    ) -> losses.PairLoss:
+        """Return the loss of each pair; methods that look at more than the pairs have their own.
+
+        Args:
+            pairs: Log-probabilities of the pairs.
+            batch: The micro-batch.
+            scores: The policy's scores of its responses.
+            reference: `Float[responses]`, summed reference log-probabilities.
+            tally: Where metrics of the method's own go.
+        """
+        return losses.pair_loss(pairs, self.settings)
 
     def __call__(
         self, batch: Batch, scores: Scores, reference: Tensor | None, totals: Mapping[str, float], gate: bool | None
     ) -> ObjectiveOutput:
         """Compute the micro-batch's share of the mean pair loss. See `Objective.__call__`."""
-        assert reference is not None
         if not totals["pairs"]:
             raise no_such_rows(batch, "chosen and a rejected response")
-        chosen, rejected = batch.pairs()
+        assert (reference is not None) == self.needs_reference
+        known = torch.zeros_like(scores.logp_sum) if reference is None else reference.to(scores.logps.device)
+        sums = known.sum(-1) if self.tokenwise_reference else known
+        pairs = self._pairs(batch, scores, sums, known if self.tokenwise_reference else None)
+        tally = Tally()
+        found = self.pair_loss(pairs, batch, scores, sums, tally)
+        self._add_metrics(tally, batch, scores, pairs, found)
+        return ObjectiveOutput(found.loss.sum() / totals["pairs"], tally)
+
+    def _pairs(self, batch: Batch, scores: Scores, sums: Tensor, by_token: Tensor | None) -> losses.PairLogps:
+        chosen, rejected = batch.pairs(self.every_chosen)
         logps, tokens = scores.logp_sum, scores.tokens
-        reference = reference.to(logps.device)
-        pairs = losses.PairLogps(
+        span = None
+        if by_token is not None:
+            ids = [response.ids for response in batch.responses]
+            sides = [(ids[one], ids[other]) for one, other in zip(chosen, rejected, strict=True)]
+            mask = span_mask(sides, scores.mask.shape[1]).to(logps.device)
+            span = losses.SpanLogps(
+                logp=(scores.logps[rejected] * mask).sum(-1),
+                reference=(by_token[rejected] * mask[:, : by_token.shape[1]]).sum(-1),
+                tokens=mask.sum(-1),
+            )
+        return losses.PairLogps(
             chosen=logps[chosen],
             rejected=logps[rejected],
-            reference_chosen=reference[chosen],
-            reference_rejected=reference[rejected],
+            reference_chosen=sums[chosen],
+            reference_rejected=sums[rejected],
             chosen_tokens=tokens[chosen],
             rejected_tokens=tokens[rejected],
+            rejected_span=span,
         )
-        found = self.pair_loss(pairs)
-        return ObjectiveOutput(found.loss.sum() / totals["pairs"], self._tally(batch, scores, pairs, found))
 
-    def _tally(self, batch: Batch, scores: Scores, pairs: losses.PairLogps, found: losses.PairLoss) -> Tally:
-        s, tally = self.settings, Tally()
-        rows, others = (sorted(set(side)) for side in batch.pairs())
-        reward_chosen, reward_rejected = s.beta * pairs.chosen_shift, s.beta * pairs.rejected_shift
+    def _rewards(self, pairs: losses.PairLogps) -> tuple[Tensor, Tensor]:
+        """Return the implicit rewards of both sides: β·Δ, or β·ℓ̄ where there is no reference, as TRL has them."""
+        beta = self.settings.beta
+        if self.needs_reference:
+            return beta * pairs.chosen_shift, beta * pairs.rejected_shift
+        return beta * pairs.chosen_mean, beta * pairs.rejected_mean
+
+    def _add_metrics(
+        self, tally: Tally, batch: Batch, scores: Scores, pairs: losses.PairLogps, found: losses.PairLoss
+    ) -> None:
+        s = self.settings
+        rows, others = (sorted(set(side)) for side in batch.pairs(self.every_chosen))
+        reward_chosen, reward_rejected = self._rewards(pairs)
         tally.add("pair_loss", found.loss)
         tally.add("rewards/chosen", reward_chosen)
         tally.add("rewards/rejected", reward_rejected)
@@ -88,13 +121,12 @@ class PreferenceObjective:
             "rejected_logp_mean": pairs.rejected_mean,
         }
         responses = batch.responses
-        tags = [responses[row].difficulty for row in batch.pairs()[1]]
+        tags = [responses[row].difficulty for row in batch.pairs(self.every_chosen)[1]]
         for name, values in quantities.items():
             tally.add(f"cooling/{name}", values)
             for tag in sorted({t for t in tags if t is not None}):
                 chosen_tag = torch.tensor([t == tag for t in tags], device=values.device)
                 tally.add(f"cooling/{name}/{tag}", values[chosen_tag])
-        return tally
 
     def value(self, means: Mapping[str, float]) -> float:
         """Return the mean pair loss."""

@@ -22,6 +22,8 @@ class SFTObjective:
     """
 
     needs_reference = False
+    tokenwise_reference = False
+    twin = None
 
     def __init__(self, settings: Stage1Section) -> None:
         self.settings = settings

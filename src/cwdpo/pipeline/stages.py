@@ -18,7 +18,7 @@ from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.dynamics import stage_dynamics
 from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
-from cwdpo.recipe import Stage1Section, Stage2Section, StageSection
+from cwdpo.recipe import Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
@@ -40,8 +40,7 @@ def train_stage1(run: RunDirectory) -> None:
     else:
         groups = [g.with_responses(g.by_role(CHOSEN)[:1]) for g in groups_of(run, "stage1")]
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
-    names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
-    args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in names})
+    args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in settings_of(Stage1Section)})
     _train(run, "stage1", s, run.model_path, groups, lambda model, **common: SFTCTrainer(model, args, groups, **common))
 
 
@@ -54,8 +53,7 @@ def train_stage2(run: RunDirectory) -> None:
     groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
     groups = [g for g in groups if g.by_role(REJECTED)]
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
-    names = ("objective", "beta", "floor", "tau", "detach", "w_min", "renormalise", "shift_weight", "sft_weight")
-    args = CWDPOConfig(**_arguments(run, "stage2", s), reference=s.reference, **{n: getattr(s, n) for n in names})
+    args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
     cache = run.folder / "reference" / "logps.sqlite"
 
     def make(model: Any, **common: Any) -> CWDPOTrainer:
@@ -141,7 +139,7 @@ def _train(
         run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
     if checkpoint is not None:
         run.reporter.note(f"going on from {checkpoint.name}")
-    if isinstance(trainer, CWDPOTrainer) and getattr(s, "reference", "") == "cached":
+    if isinstance(trainer, CWDPOTrainer) and trainer.caches_reference:
         _fill_reference(run, trainer, resuming=checkpoint is not None)
     updates, seconds = _finished_updates(checkpoint), None
     try:

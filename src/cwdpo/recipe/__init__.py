@@ -2,12 +2,15 @@
 
 from cwdpo.recipe.data import DataSection
 from cwdpo.recipe.measuring import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
+from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model import LoraSection, ModelSection
 from cwdpo.recipe.negatives import EditorSection, FilterSection, NegativesSection, SourceMix
-from cwdpo.recipe.stages import Stage1Section, Stage2Section, StageSection
+from cwdpo.recipe.stages import Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.recipe.whole import Recipe
 
 __all__ = [
+    "METHODS",
+    "STAGE2_METHODS",
     "DataSection",
     "EarlyStopSection",
     "EditorSection",
@@ -15,6 +18,7 @@ __all__ = [
     "FilterSection",
     "InfluenceSection",
     "LoraSection",
+    "Method",
     "ModelSection",
     "NegativesSection",
     "ProbeSection",
@@ -23,4 +27,5 @@ __all__ = [
     "Stage1Section",
     "Stage2Section",
     "StageSection",
+    "settings_of",
 ]

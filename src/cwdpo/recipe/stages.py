@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cwdpo.recipe.methods import STAGE2_METHODS
 from cwdpo.recipe.section import Section
 
-__all__ = ["Stage1Section", "Stage2Section", "StageSection"]
+__all__ = ["Stage1Section", "Stage2Section", "StageSection", "settings_of"]
 
 
 class StageSection(Section):
@@ -67,12 +68,16 @@ class Stage1Section(StageSection):
 class Stage2Section(StageSection):
     """Stage 2: CW-DPO (paper, Eq. 6 and 7), or one of its relatives."""
 
-    objective: Literal["cw_dpo", "dpo", "dpo_shift", "rpo"] = "cw_dpo"
-    """`dpo_shift` is a fixed weight on the loser; `rpo` is DPO plus the chosen response's likelihood."""
+    objective: Literal[
+        *("cw_dpo", "dpo", "dpo_shift", "rpo", "cdpo", "ipo", "simpo", "focal_dpo", "focalpo", "dpop", "wpo"),
+        *("mdpo", "v_dpo", "opa_dpo"),
+    ] = "cw_dpo"
+    """The loss; `cwdpo methods` lists formulas, papers and which of the settings below each reads."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the preference model. The paper never states it."""
+    """Inverse temperature of the preference model. The paper never states it. Where it is left out, `dpop` has 0.3 and
+    `simpo` 2."""
     floor: float = -3.0
     """ℓ_floor of Eq. 6: mean log-probability per token at which a negative counts half."""
     tau: float = Field(default=1.0, gt=0)
@@ -83,9 +88,45 @@ class Stage2Section(StageSection):
     """Least cooling weight: above 0 some ranking signal stays on cold negatives."""
     renormalise: bool = False
     """Scale the margin by 2/(1+w), so that the pulls on winner and loser add up to DPO's (ours, not the paper's)."""
+    bound_pull: bool = False
+    """Scale a pair down where `cw_dpo` would pull its winner harder than DPO does (ours, not the paper's)."""
+    cooling_span: Literal["response", "differing"] = "response"
+    """What `cw_dpo` cools: the whole loser, or (ours) only its tokens from the first to the last in which it differs
+    from the winner, by their own mean log-probability."""
     shift_weight: float = Field(default=0.5, ge=0, le=1)
     """The fixed weight of `dpo_shift`."""
     sft_weight: float = Field(default=1.0, ge=0)
     """α of `rpo`: weight of the chosen response's NLL per token."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
+    """ε of `cdpo`: probability that a pair is labelled the wrong way round."""
+    target_margin: float = Field(default=1.0, ge=0)
+    """γ of `simpo`: lead of the winner's reward β·ℓ̄ that counts as even."""
+    focus: float = Field(default=2.0, ge=0)
+    """γ of `focal_dpo` (2) and `focalpo` (0.05 where it is left out)."""
+    winner_penalty: float = Field(default=50.0, ge=0)
+    """λ of `dpop`: price of a winner below the reference."""
+    guidance: float = Field(default=1.5, gt=0)
+    """γ of `v_dpo`: above 1 the policy is guided away from what it says without the image."""
+    detach_null: bool = True
+    """No gradient through the pass of `v_dpo` without the image."""
+    image_weight: float = Field(default=0.2, ge=0)
+    """μ of `opa_dpo`: weight of preferring the winner under its whole image."""
+    anchor_weight: float = Field(default=1.0, ge=0)
+    """α of `opa_dpo`: weight of keeping the winner above the reference."""
     reference: Literal["cached", "live"] = "cached"
     """Reference log-probabilities: computed once and kept on disk, or by a frozen model in every step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_defaults(cls, values: Any) -> Any:
+        """Fill in what is the method's own and is left out."""
+        if not isinstance(values, dict):
+            return values
+        name: Any = values.get("objective")
+        method = STAGE2_METHODS.get(name) if isinstance(name, str) else None
+        return {**method.defaults, **values} if method is not None else values
+
+
+def settings_of(section: type[StageSection]) -> tuple[str, ...]:
+    """Return the fields of a stage that belong to its objective, not to optimiser and batch."""
+    return tuple(name for name in section.model_fields if name not in StageSection.model_fields)

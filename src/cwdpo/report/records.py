@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from cwdpo.recipe import METHODS
+
 __all__ = ["KINDS", "RunRecord", "StageRecord", "as_list", "as_map", "number", "series_of"]
 
 KINDS = ("chosen", "hard", "medium", "easy", "rejected")
@@ -14,14 +16,7 @@ KINDS = ("chosen", "hard", "medium", "easy", "rejected")
 
 _LARGEST = 1e30
 
-_OBJECTIVES = {
-    "sft": "SFT",
-    "sft_c": "SFT-C",
-    "dpo": "DPO",
-    "cw_dpo": "CW-DPO",
-    "dpo_shift": "DPO-Shift",
-    "rpo": "DPO+NLL",
-}
+_OBJECTIVES = {m.name: m.title for m in METHODS if m.key.endswith(".objective")}
 
 
 def number(value: Any) -> float | None:

@@ -42,6 +42,7 @@ class EncodedGroup:
         vision: What the processor made of the images of this prompt alone (`pixel_values`, `image_grid_thw`, …).
         responses: The K responses.
         image_key: Content digest of the images and of how they are processed; empty where unknown.
+        altered: It is the twin of another group of its batch, with altered images.
     """
 
     id: str
@@ -51,13 +52,22 @@ class EncodedGroup:
     vision: dict[str, Tensor]
     responses: tuple[EncodedResponse, ...]
     image_key: str = ""
+    altered: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Several encoded groups. Responses are counted through the batch in order: row r belongs to `owner[r]`."""
+    """Several encoded groups. Responses are counted through the batch in order: row r belongs to `owner[r]`.
+
+    Twins with altered images come after all other groups, in the same order; their responses have roles of their own.
+    """
 
     groups: tuple[EncodedGroup, ...]
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts it holds, twins not counted."""
+        return sum(not g.altered for g in self.groups)
 
     @property
     def responses(self) -> list[EncodedResponse]:
@@ -73,15 +83,19 @@ class Batch:
         """Indices of the responses of one role."""
         return [i for i, r in enumerate(self.responses) if r.role == role]
 
-    def pairs(self) -> tuple[list[int], list[int]]:
-        """Return the rows of (chosen, rejected): every rejected response with the first chosen of its group."""
-        first: dict[int, int] = {}
+    def pairs(self, every_chosen: bool = False) -> tuple[list[int], list[int]]:
+        """Return the rows of (chosen, rejected): every rejected response with its group's first chosen one, or each."""
+        chosen: dict[int, list[int]] = {}
         responses, owner = self.responses, self.owner
+        for row in self.rows("chosen"):
+            chosen.setdefault(owner[row], []).append(row)
+        winners, losers = list[int](), list[int]()
         for row, response in enumerate(responses):
-            if response.role == "chosen":
-                first.setdefault(owner[row], row)
-        rejected = [row for row, r in enumerate(responses) if r.role == "rejected" and owner[row] in first]
-        return [first[owner[row]] for row in rejected], rejected
+            if response.role == "rejected" and owner[row] in chosen:
+                found = chosen[owner[row]][: None if every_chosen else 1]
+                winners += found
+                losers += [row] * len(found)
+        return winners, losers
 
     def vision_inputs(self, repeats: Sequence[int], without: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the pixel inputs of the batch but those named in `without`, group g's repeated `repeats[g]` times.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,18 +139,25 @@ class PromptEncoder:
                 "image tokens are never cut: raise model.max_length, lower model.max_pixels, or leave the row out"
             )
         image_key = text_digest(self._signature, *images) if images else ""
-        return EncodedGroup(group.id, where, prefix, types, inputs, tuple(responses), image_key)
+        altered = any(image.altered is not None for image in group.images)
+        return EncodedGroup(group.id, where, prefix, types, inputs, tuple(responses), image_key, altered)
 
 
 class GroupCollator:
-    """A DataLoader's collate function: prompt groups to `{"batch": Batch}`."""
+    """A DataLoader's collate function: prompt groups to `{"batch": Batch}`.
 
-    def __init__(self, encoder: PromptEncoder) -> None:
-        self.encoder = encoder
+    Args:
+        encoder: The prompt encoder.
+        twin: Gives each group a twin with altered images, put after all groups; None gives none.
+    """
+
+    def __init__(self, encoder: PromptEncoder, twin: Callable[[PromptGroup], PromptGroup] | None = None) -> None:
+        self.encoder, self.twin = encoder, twin
 
     def __call__(self, groups: Sequence[PromptGroup]) -> dict[str, Batch]:
         """Encode the groups of one micro-batch."""
-        return {"batch": Batch(tuple(self.encoder.encode(group) for group in groups))}
+        twins = [self.twin(group) for group in groups] if self.twin is not None else []
+        return {"batch": Batch(tuple(self.encoder.encode(group) for group in (*groups, *twins)))}
 
 
 def _parts(message: Any) -> list[dict[str, str]]:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cwdpo.errors import NonFiniteError, RunError, one_line
 from cwdpo.models.generation import inference
-from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
 from cwdpo.scoring.token_scores import scores_from_logits
 
 __all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache", "Scorer"]
@@ -33,6 +34,10 @@ class Reference(Protocol):
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Return `Float[responses]`, summed log-probabilities in nats, without gradient."""
+        ...
+
+    def per_token(self, model: Any, batch: Batch) -> Tensor:
+        """Return `Float[responses, tokens]`, the same token by token, 0 at padding."""
         ...
 
 
@@ -91,6 +96,15 @@ class ReferenceCache:
         found = self._read(keys)
         return torch.stack([found[key].sum() for key in keys])
 
+    def tokens(self, keys: Sequence[str]) -> Tensor:
+        """Return `Float[keys, tokens]`, log-probabilities token by token, 0 at padding.
+
+        Raises:
+            KeyError: As `sums`.
+        """
+        found = self._read(keys)
+        return pad_sequence([found[key] for key in keys], batch_first=True)
+
     def fill(
         self, model: Any, scorer: Scorer, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
     ) -> int:
@@ -112,7 +126,7 @@ class ReferenceCache:
                     self.store({r.key: scores.logps[i, : len(r.ids)] for i, r in enumerate(responses)})
                     scored += len(responses)
                 if progress is not None:
-                    progress(len(batch.groups))
+                    progress(batch.prompts)
         return scored
 
 
@@ -128,6 +142,17 @@ class CachedReference:
         Raises:
             RunError: A row was not scored before training.
         """
+        return self.cache.sums(self._keys(batch))
+
+    def per_token(self, model: Any, batch: Batch) -> Tensor:
+        """Look the batch up, token by token.
+
+        Raises:
+            RunError: A row was not scored before training.
+        """
+        return self.cache.tokens(self._keys(batch))
+
+    def _keys(self, batch: Batch) -> list[str]:
         keys = [r.key for r in batch.responses]
         if self.cache.missing(keys):
             names = sorted({g.origin for g in batch.groups if self.cache.missing([r.key for r in g.responses])})
@@ -135,7 +160,7 @@ class CachedReference:
                 f"{', '.join(names)}: no reference log-probabilities in {self.cache.path}; give these rows as "
                 "train_dataset or eval_dataset when the trainer is made, or use reference: live"
             )
-        return self.cache.sums(keys)
+        return keys
 
 
 class LiveReference:
@@ -155,11 +180,18 @@ class LiveReference:
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """Score the batch under the reference."""
+        return self._scores(model, batch).logp_sum
+
+    def per_token(self, model: Any, batch: Batch) -> Tensor:
+        """Score the batch under the reference, token by token."""
+        return self._scores(model, batch).logps
+
+    def _scores(self, model: Any, batch: Batch) -> Scores:
         target = model if self.model is None else self.model
         if self.model is not None:
             target.to(next(model.parameters()).device)
         with inference(target), self._switched(target):
-            return scores_from_logits(self.scorer(target, batch)).logp_sum
+            return scores_from_logits(self.scorer(target, batch))
 
     @contextmanager
     def _switched(self, model: Any) -> Generator[None]:

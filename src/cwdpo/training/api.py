@@ -16,10 +16,10 @@ from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_model, sequence_limit, state_digest
 from cwdpo.models.processors import load_processor
-from cwdpo.objectives.preference import PreferenceObjective
+from cwdpo.objectives.methods import preference_objective
 from cwdpo.objectives.sft import SFTObjective
 from cwdpo.recipe import ModelSection
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder, require_template
+from cwdpo.scoring.encode import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
 from cwdpo.training.config import CWDPOConfig, GroupTrainingArguments, SFTCConfig
 from cwdpo.training.trainer import GroupTrainer
@@ -114,12 +114,12 @@ class SFTCTrainer(GroupTrainer):
 
 
 class CWDPOTrainer(GroupTrainer):
-    """Stage 2: CW-DPO (paper, Eq. 6 and 7), or `objective="dpo" | "dpo_shift" | "rpo"`.
+    """Stage 2: CW-DPO (paper, Eq. 6 and 7), or another of `cwdpo methods` by `objective="dpo"` and the like.
 
-    The reference is the model as it is given: its log-probabilities are computed once before the first update and
-    kept under `output_dir/reference` (`reference="cached"`), or taken in every step (`reference="live"`) from
-    `ref_model`, from a frozen copy of the adapter the model comes with, from the base under fresh adapters, or from a
-    copy of the model.
+    The reference (`simpo` has none) is the model as it is given: its log-probabilities are computed once before the
+    first update and kept under `output_dir/reference` (`reference="cached"`), or taken in every step
+    (`reference="live"`) from `ref_model`, from a frozen copy of the adapter the model comes with, from the base under
+    fresh adapters, or from a copy of the model.
 
     Args:
         model: A vision-language model, or a directory or hub id to load it from.
@@ -164,16 +164,17 @@ class CWDPOTrainer(GroupTrainer):
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
             ref_model.requires_grad_(False)
-        reference: Reference
-        if args.reference == "cached":
+        objective = preference_objective(args.section(), args.seed)
+        reference: Reference | None = None
+        if objective.needs_reference and args.reference == "cached":
             self._cache = ReferenceCache(self._cache_path)
             reference = CachedReference(self._cache)
-        else:
+        elif objective.needs_reference:
             reference = _live(model, ref_model, scorer, fresh=self._fresh)
         super().__init__(
             model,
             args,
-            PreferenceObjective(args.section()),
+            objective,
             _groups(train_dataset, "pair"),
             _groups(eval_dataset, "pair"),
             processing_class,
@@ -182,6 +183,11 @@ class CWDPOTrainer(GroupTrainer):
             scorer=scorer,
             **kwargs,
         )
+
+    @property
+    def caches_reference(self) -> bool:
+        """Whether reference log-probabilities are computed before training and kept."""
+        return self._cache is not None
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Compute the reference log-probabilities that are missing, then train."""
@@ -221,7 +227,7 @@ class CWDPOTrainer(GroupTrainer):
             target = target.to(self.args.device)
             held_out: Any = self.eval_dataset
             parts = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
-            loaders = [_in_order(d, self.encoder, self.args) for d in parts if d is not None]
+            loaders = [_in_order(d, self.data_collator, self.args) for d in parts if d is not None]
             batches = (inputs["batch"] for loader in loaders for inputs in loader)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.scorer, batches, progress)
@@ -237,12 +243,12 @@ class CWDPOTrainer(GroupTrainer):
         write_json(identity, current)
 
 
-def _in_order(dataset: Any, encoder: PromptEncoder, args: GroupTrainingArguments) -> Any:
+def _in_order(dataset: Any, collator: Any, args: GroupTrainingArguments) -> Any:
     return DataLoader(
         dataset,
         batch_size=args.per_device_train_batch_size,
         shuffle=False,
-        collate_fn=GroupCollator(encoder),
+        collate_fn=collator,
         num_workers=args.dataloader_num_workers,
     )
 

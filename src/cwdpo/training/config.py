@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
+from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, settings_of
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
 
@@ -20,6 +20,11 @@ def _field(section: type, name: str) -> Any:
     """A dataclass field with the default and the description of a recipe field."""
     info = section.model_fields[name]  # type: ignore[attr-defined]
     return field(default=info.default, metadata={"help": info.description})
+
+
+def _own(section: type, name: str) -> Any:
+    """The same without a default: left out, it is the method's own."""
+    return field(default=None, metadata={"help": section.model_fields[name].description})  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -86,26 +91,41 @@ class SFTCConfig(GroupTrainingArguments):
 
     def section(self) -> Stage1Section:
         """Return the objective's settings, validated."""
-        names = ("objective", "regularizer", "weight", "nll_floor", "hinge_scope", "nll_reduction", "epsilon")
-        return self._validated(Stage1Section, (*names, "include_eos"))
+        return self._validated(Stage1Section, (*settings_of(Stage1Section), "include_eos"))
 
 
 @dataclass
 class CWDPOConfig(GroupTrainingArguments):
-    """Arguments of `CWDPOTrainer` (Stage 2; paper, Eq. 6 and 7)."""
+    """Arguments of `CWDPOTrainer` (Stage 2; paper, Eq. 6 and 7, and its relatives)."""
 
     objective: str = _field(Stage2Section, "objective")
-    beta: float = _field(Stage2Section, "beta")
+    beta: float | None = _own(Stage2Section, "beta")
     floor: float = _field(Stage2Section, "floor")
     tau: float = _field(Stage2Section, "tau")
     detach: bool = _field(Stage2Section, "detach")
     w_min: float = _field(Stage2Section, "w_min")
     renormalise: bool = _field(Stage2Section, "renormalise")
+    bound_pull: bool = _field(Stage2Section, "bound_pull")
+    cooling_span: str = _field(Stage2Section, "cooling_span")
     shift_weight: float = _field(Stage2Section, "shift_weight")
     sft_weight: float = _field(Stage2Section, "sft_weight")
+    label_smoothing: float = _field(Stage2Section, "label_smoothing")
+    target_margin: float = _field(Stage2Section, "target_margin")
+    focus: float | None = _own(Stage2Section, "focus")
+    winner_penalty: float = _field(Stage2Section, "winner_penalty")
+    guidance: float = _field(Stage2Section, "guidance")
+    detach_null: bool = _field(Stage2Section, "detach_null")
+    image_weight: float = _field(Stage2Section, "image_weight")
+    anchor_weight: float = _field(Stage2Section, "anchor_weight")
     reference: str = _field(Stage2Section, "reference")
+
+    def __post_init__(self) -> None:
+        """Set what the method has of its own and was left out."""
+        super().__post_init__()
+        section = self.section()
+        self.beta, self.focus = section.beta, section.focus
 
     def section(self) -> Stage2Section:
         """Return the objective's settings, validated."""
-        names = ("objective", "beta", "floor", "tau", "detach", "w_min", "renormalise", "shift_weight", "sft_weight")
-        return self._validated(Stage2Section, (*names, "reference", "include_eos"))
+        names = (*settings_of(Stage2Section), "include_eos")
+        return self._validated(Stage2Section, tuple(n for n in names if getattr(self, n) is not None))

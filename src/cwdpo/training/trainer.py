@@ -108,7 +108,7 @@ class GroupTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=GroupCollator(self.encoder),
+            data_collator=GroupCollator(self.encoder, objective.twin),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -224,9 +224,14 @@ class GroupTrainer(Trainer):
     ) -> tuple[ObjectiveOutput, Scores]:
         """Score a batch under the policy and ask the objective. Policy and reference compute in the same type."""
         with self.accelerator.autocast():
-            reference = self.reference(model, batch) if self.reference is not None else None
+            reference = self._reference_of(model, batch)
             scores = scores_from_logits(self.scorer(model, batch))
         return self.objective(batch, scores, reference, totals, gate), scores
+
+    def _reference_of(self, model: Any, batch: Batch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        return (self.reference.per_token if self.objective.tokenwise_reference else self.reference)(model, batch)
 
     def _check_finite(self, loss: Tensor, scores: Scores, batch: Batch) -> None:
         if bool(torch.isfinite(loss)):
@@ -276,7 +281,7 @@ class GroupTrainer(Trainer):
         with inference(model):
             for inputs in dataloader:
                 batch: Batch = inputs["batch"]
-                rows += len(batch.groups)
+                rows += batch.prompts
                 output, _ = self.score_batch(model, batch, self.objective.counts(batch), gate=None)
                 tally.merge(output.tally)
         if not tally.sums:

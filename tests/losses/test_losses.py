@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,11 +24,17 @@ from cwdpo.losses import (
     nll_floor_penalty,
     rpo,
 )
-
-torch.set_num_threads(1)
-unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure
-
-PairObjective = Callable[[PairLogps], PairLoss]
+from pair_examples import (
+    PairObjective,
+    assert_coefficients_measured,
+    close,
+    doubles,
+    example_pairs,
+    far_pair,
+    make_pairs,
+    pair_batches,
+    unhurried,
+)
 
 # Every pair loss in every mode: what holds for all of them is tested on all of them.
 OBJECTIVES: dict[str, PairObjective] = {
@@ -41,71 +47,12 @@ OBJECTIVES: dict[str, PairObjective] = {
     "cw_dpo renormalised attached": lambda pairs: cw_dpo(pairs, beta=0.3, w_min=0.1, detach=False, renormalise=True),
     "dpo_shift": lambda pairs: dpo_shift(pairs, beta=0.3, weight=0.7),
     "rpo": lambda pairs: rpo(pairs, beta=0.3, alpha=1.5),
+    "cw_dpo bounded": lambda pairs: cw_dpo(pairs, beta=0.3, bound_pull=True),
+    "cw_dpo bounded renormalised attached": lambda pairs: cw_dpo(
+        pairs, beta=0.3, bound_pull=True, renormalise=True, detach=False
+    ),
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
-
-
-def doubles(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def close(measured: Tensor, *expected: float) -> None:
-    """Compare with hand numbers of seven decimals."""
-    torch.testing.assert_close(measured.detach().double(), doubles(*expected), atol=1e-7, rtol=0)
-
-
-def make_pairs(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_tokens: Tensor,
-    rejected_tokens: Tensor,
-) -> PairLogps:
-    return PairLogps(
-        chosen=chosen,
-        rejected=rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
-        chosen_tokens=chosen_tokens,
-        rejected_tokens=rejected_tokens,
-    )
-
-
-def example_pairs() -> PairLogps:
-    """Three pairs: a hard loser, an easy one, one far below the reference. Leaves that require gradients."""
-    return make_pairs(
-        doubles(-10.0, -8.0, -30.0).requires_grad_(),
-        doubles(-12.0, -20.0, -72.0).requires_grad_(),
-        doubles(-11.0, -9.0, -25.0),
-        doubles(-11.5, -17.0, -12.0),
-        torch.tensor([5, 4, 10]),
-        torch.tensor([6, 5, 12]),
-    )
-
-
-def far_pair() -> PairLogps:
-    """L = 12 tokens, ℓ̄_ref = −1, Δ_w = 0, Δ_l = −60: ℓ̄_θ(y_l) = (−12 − 60)/12 = −6."""
-    return make_pairs(
-        doubles(-12.0).requires_grad_(),
-        doubles(-72.0).requires_grad_(),
-        doubles(-12.0),
-        doubles(-12.0),
-        torch.tensor([12]),
-        torch.tensor([12]),
-    )
-
-
-logps = st.floats(-200.0, -0.01)
-counts = st.integers(1, 40)
-
-
-@st.composite
-def pair_batches(draw: st.DrawFn) -> PairLogps:
-    size = draw(st.integers(1, 4))
-    columns = [doubles(*draw(st.lists(logps, min_size=size, max_size=size))) for _ in range(4)]
-    tokens = [torch.tensor(draw(st.lists(counts, min_size=size, max_size=size))) for _ in range(2)]
-    return make_pairs(columns[0].requires_grad_(), columns[1].requires_grad_(), columns[2], columns[3], *tokens)
 
 
 # --- The input -------------------------------------------------------------------------------------------------------
@@ -151,6 +98,9 @@ def test_loss_is_log_2_where_policy_equals_reference(pairs: PairLogps):
         if name == "rpo":
             continue
         result = objective(same)
+        if "bounded renormalised" in name:  # scaled down to DPO's pull
+            assert (result.loss <= math.log(2)).all()
+            continue
         torch.testing.assert_close(result.loss, torch.full_like(result.loss, math.log(2)))
         assert not result.margin.any()
     # RPO adds α times the mean NLL of the winner.
@@ -261,12 +211,6 @@ def test_cooling_can_raise_the_loser_coefficient():
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------
-
-
-def assert_coefficients_measured(pairs: PairLogps, result: PairLoss) -> None:
-    chosen, rejected = torch.autograd.grad(result.loss.sum(), [pairs.chosen, pairs.rejected])
-    torch.testing.assert_close(result.winner_coefficient, -chosen)
-    torch.testing.assert_close(result.loser_coefficient, rejected)
 
 
 @every_objective

@@ -1,0 +1,111 @@
+"""Every objective of Stage 2 trains; those with a second image against a naive computation with altered files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainers import TRL_METRICS
+from torch.nn.functional import logsigmoid
+
+from cwdpo.data.alterations import Alteration
+from cwdpo.data.images import open_image
+from cwdpo.data.schema import ImageRef, PromptGroup
+from cwdpo.recipe import STAGE2_METHODS
+from tiny_training import differing, fresh, largest_difference, logps_of, rows, scores_of, train_dpo, weights
+
+VARIANTS: dict[str, dict[str, Any]] = {name: {"objective": name} for name in STAGE2_METHODS} | {
+    "cw_dpo bounded": {"bound_pull": True},
+    "cw_dpo differing": {"cooling_span": "differing"},
+    # A random model finds every response unlikely: the weight of a pair is about exp(−16).
+    "wpo": {"objective": "wpo", "learning_rate": 1e4},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_trains_in_any_cut(name: str, tmp_path: Path) -> None:
+    """Six updates of 4 prompts: the margin grows, TRL's metrics are logged, 4 × 1 and 1 × 4 end at the same weights."""
+    groups, found, start = rows(4, tmp_path, images=1, responses=[2, 3]), [], weights(fresh()[0])
+    for micro in (4, 1):
+        cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4 // micro}
+        run = tmp_path / f"{micro}"
+        trainer = train_dpo(*fresh(), groups, run, num_train_epochs=6, floor=-7.0, **cut | VARIANTS[name])
+        found.append(trainer)
+        assert (run / "reference").exists() == (name != "simpo")
+    logged = [row for row in found[0].state.log_history if "loss" in row]
+    assert len(logged) == 6
+    assert all(metric in row for row in logged for metric in TRL_METRICS)
+    assert logged[-1]["rewards/margins"] > logged[0]["rewards/margins"]
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    assert largest_difference(weights(found[0].model), weights(found[1].model), start) < 5e-5
+
+
+def with_pictures(groups: list[PromptGroup], kind: Any, seed: int) -> list[PromptGroup]:
+    """The same rows with altered pictures in memory, without any of the machinery of twins."""
+
+    def altered(group: PromptGroup) -> PromptGroup:
+        named = "" if kind == "blank" else f"{seed}/{group.id}/0"
+        picture = Alteration(kind, named).apply(open_image(group.images[0]))
+        return replace(group, images=(ImageRef(picture=picture),))
+
+    return [altered(group) for group in groups]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mdpo", "crop"), ("opa_dpo", "mask"), ("v_dpo", "blank")])
+def test_second_image_against_a_naive_computation(name: str, kind: str, tmp_path: Path) -> None:
+    """The second update's loss, from scores of two separate passes; the first has all log-ratios 0."""
+    groups = rows(4, tmp_path, images=1, responses=2)
+    args: dict[str, Any] = {"objective": name, "per_device_train_batch_size": 4, "beta": 0.5, "learning_rate": 0.05}
+    once = train_dpo(*fresh(), groups, tmp_path / "one", max_steps=1, **args)
+    twice = train_dpo(*fresh(), groups, tmp_path / "two", max_steps=2, **args)
+    pictures = with_pictures(groups, kind, seed=3)  # the seed of QUIET
+    model, processor = fresh()
+    own, other = (logps_of(once.model, processor, g) for g in (groups, pictures))
+    start, start_other = (logps_of(model, processor, g) for g in (groups, pictures))
+    shift, shift_other = own - start, other - start_other
+    batch, _ = scores_of(model, processor, groups)
+    w, l = batch.pairs()  # noqa: E741
+    if name == "v_dpo":
+        guided = 1.5 * own - 0.5 * other - start
+        want = -logsigmoid(0.5 * (guided[w] - guided[l]))
+    else:
+        seen, anchor = 0.5 * (shift - shift_other)[w], 0.5 * shift[w]
+        image = 1.0 if name == "mdpo" else 0.2
+        want = -logsigmoid(0.5 * (shift[w] - shift[l])) - image * logsigmoid(seen) - logsigmoid(anchor)
+    logged = [row["loss"] for row in twice.state.log_history if "loss" in row]
+    assert logged[1] == pytest.approx(float(want.mean()), rel=1e-5)
+    assert abs(logged[1] - logged[0]) > 1e-4
+
+
+def test_live_and_cached_reference_by_token(tmp_path: Path) -> None:
+    """Cooling the differing span needs the reference token by token, from either."""
+    groups, args = rows(4, tmp_path, images=1), {"cooling_span": "differing", "floor": -7.0, "num_train_epochs": 2}
+    found = [
+        train_dpo(*fresh(), groups, tmp_path / kind, reference=kind, per_device_train_batch_size=2, **args)
+        for kind in ("cached", "live")
+    ]
+    start = weights(fresh()[0])
+    assert largest_difference(weights(found[0].model), weights(found[1].model), start) < 2e-5
+    whole = train_dpo(
+        *fresh(), groups, tmp_path / "whole", per_device_train_batch_size=2, floor=-7.0, num_train_epochs=2
+    )
+    assert differing(weights(found[0].model), weights(whole.model))
+
+
+def test_the_seed_moves_the_crops(tmp_path: Path) -> None:
+    groups = rows(4, tmp_path, images=1)
+    args: dict[str, Any] = {"objective": "mdpo", "per_device_train_batch_size": 4, "max_steps": 2}
+    losses = [
+        [
+            r["loss"]
+            for r in train_dpo(*fresh(), groups, tmp_path / f"{i}", seed=s, **args).state.log_history
+            if "loss" in r
+        ]
+        for i, s in enumerate((1, 1, 2))
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+    assert torch.tensor(losses).isfinite().all()
