@@ -14,7 +14,7 @@ from cwdpo.report import write_report
 from cwdpo.scenes.grammar import PROMPT
 from cwdpo.scenes.rows import write_rows
 
-__all__ = ["ARMS", "EXTRA_ARMS", "demo_recipe", "run_demo"]
+__all__ = ["ARMS", "EXTRA_ARMS", "demo_recipe", "paired", "run_demo"]
 
 ARMS = {
     "sft_dpo": ("SFT → DPO", {"objective": "sft"}, {"objective": "dpo"}),
@@ -114,8 +114,8 @@ def run_demo(
         for arm, summary in done.items():
             after, before = _figures(summary["after"]), _figures(summary["before"])
             methods[arm] = {"name": runs[arm][1].name, **after, "before": before}
-    paired = {arm: _paired(out / "sft_dpo", out / arm) for arm in methods if arm != "sft_dpo"}
-    result = {"seed": seed, "pictures": _HELD_OUT - _PROBES, "methods": methods, "paired": paired}
+    differences = {arm: paired(out / "sft_dpo", out / arm) for arm in methods if arm != "sft_dpo"}
+    result = {"seed": seed, "pictures": _HELD_OUT - _PROBES, "methods": methods, "paired": differences}
     write_json(out / "summary.json", result)
     write_report([out / arm for arm in methods], out / "report.html", title="cwdpo demo")
     return result
@@ -126,7 +126,7 @@ def _figures(part: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {f"logp_{kind}": value for kind, value in part["logp"].items()}
 
 
-def _paired(one: Path, other: Path) -> dict[str, dict[str, float]]:
+def paired(one: Path, other: Path) -> dict[str, dict[str, float]]:
     """Return mean differences `other` − `one` over the same pictures, with 95 % intervals."""
     pairs = list(
         zip(

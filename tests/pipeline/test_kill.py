@@ -11,12 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, step_of, tiny_recipe, write_yaml
 
-LORA = {"model": {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}}}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"model": {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}}},
+    "second_image": {"stage1": {"enabled": False}, "stage2": {"objective": "mdpo"}, "probes": {"every": 0}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,7 @@ def uninterrupted(
     def run(kind: str) -> tuple[Path, Path, int]:
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            changes = LORA if kind == "lora" else {}
-            recipe = write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **changes))
+            recipe = write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **KINDS[kind]))
             code, call = cli_server.run("train", recipe, "--out", folder / "run", watch=folder / "run")
             assert code == 0, call.stderr
             made[kind] = (recipe, folder / "run", call.events)
@@ -55,6 +59,19 @@ def test_a_run_is_whole(uninterrupted: Callable[[str], tuple[Path, Path, int]]) 
         assert f"{stage}/model/processor_config.json" in files
 
 
+def test_a_method_without_reference_leaves_none(
+    tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> None:
+    changes = {"stage1": {"enabled": False}, "stage2": {"objective": "simpo"}, "probes": {"every": 0}}
+    recipe = write_yaml(tmp_path / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **changes))
+    code, call = cli_server.run("train", recipe, "--out", tmp_path / "run")
+    assert code == 0, call.stderr
+    assert not (tmp_path / "run" / "reference").exists()
+    assert "SimPO" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    first = rows_of(tmp_path / "run" / "stage2" / "metrics.jsonl")[0]
+    assert -20 < first["rewards/chosen"] < -10  # β·ℓ̄: the random model's ℓ̄ is about −8, and SimPO's β is 2
+
+
 def test_run_again_does_nothing(uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer) -> None:
     recipe, run, _ = uninterrupted("full")
     before = {name: (run / name).stat().st_mtime_ns for name in files_of(run)}
@@ -64,7 +81,7 @@ def test_run_again_does_nothing(uninterrupted: Callable[[str], tuple[Path, Path,
     assert changed == {"recipe.yaml", "manifest.json", "report.html"}
 
 
-@pytest.mark.parametrize(("kind", "kills", "seed"), [("full", 4, 0), ("lora", 2, 1)])
+@pytest.mark.parametrize(("kind", "kills", "seed"), [("full", 4, 0), ("lora", 2, 1), ("second_image", 2, 2)])
 def test_killed_while_writing(
     kind: str,
     kills: int,

@@ -50,7 +50,18 @@ def _regularizer(name: str, formula: str, *settings: str, paper: str = _THE_PAPE
     )
 
 
-def _pairs(name: str, title: str, formula: str, paper: str, arxiv: str, *settings: str, **more: Any) -> Method:
+def _pairs(
+    name: str,
+    title: str,
+    formula: str,
+    paper: str,
+    arxiv: str,
+    *settings: str,
+    defaults: Mapping[str, Any] | None = None,
+    reference: bool = True,
+    image: str = "",
+    note: str = "",
+) -> Method:
     return Method(
         key="stage2.objective",
         name=name,
@@ -59,7 +70,10 @@ def _pairs(name: str, title: str, formula: str, paper: str, arxiv: str, *setting
         paper=paper,
         arxiv=arxiv,
         settings=("beta", *settings),
-        **{"reference": True, **more},
+        defaults=defaults or {},
+        reference=reference,
+        image=image,
+        note=note,
     )
 
 

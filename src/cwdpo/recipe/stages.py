@@ -69,8 +69,20 @@ class Stage2Section(StageSection):
     """Stage 2: CW-DPO (paper, Eq. 6 and 7), or one of its relatives."""
 
     objective: Literal[
-        *("cw_dpo", "dpo", "dpo_shift", "rpo", "cdpo", "ipo", "simpo", "focal_dpo", "focalpo", "dpop", "wpo"),
-        *("mdpo", "v_dpo", "opa_dpo"),
+        "cw_dpo",
+        "dpo",
+        "dpo_shift",
+        "rpo",
+        "cdpo",
+        "ipo",
+        "simpo",
+        "focal_dpo",
+        "focalpo",
+        "dpop",
+        "wpo",
+        "mdpo",
+        "v_dpo",
+        "opa_dpo",
     ] = "cw_dpo"
     """The loss; `cwdpo methods` lists formulas, papers and which of the settings below each reads."""
     learning_rate: float = Field(default=1e-6, gt=0)
