@@ -22,7 +22,7 @@ def texts(groups: list[PromptGroup], kind: str) -> list[str]:
 
 
 def test_what_the_kinds_are() -> None:
-    found = with_kinds(TEST, list(KINDS), train=TRAIN, own={"a": "mine", "b": ""}, seed=1)
+    found = with_kinds(TEST, list(KINDS), train=TRAIN, written={"own": {"a": "mine", "b": ""}}, seed=1)
     assert [g.responses[:2] for g in found] == [g.responses for g in TEST]
     assert texts(found, "own") == ["mine"]  # no answer, no response
     train = {"one two three four five six seven", "x y", "a c", "only"}
@@ -60,7 +60,7 @@ def test_what_is_there_stays() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(DataError, match="probe kind 'odd' is unknown; take some of own, other_train"):
+    with pytest.raises(DataError, match="probe kind 'odd' is unknown; take some of own, chosen_paraphrase"):
         with_kinds(TEST, ["odd"])
     with pytest.raises(DataError, match="no other prompt to take the probe kind 'other_train'"):
         with_kinds(TEST, ["other_train"])

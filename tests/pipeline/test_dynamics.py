@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cwdpo.errors import RunError
+from cwdpo.errors import DataError, RunError
 from cwdpo.pipeline import Run, Silent
+from cwdpo.pipeline.dynamics import make_probe_set
+from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Recipe
 from cwdpo.report.figures import draw_figure
 
@@ -173,6 +175,31 @@ def test_own_probe_file(tiny_folder: Callable[[str], Path], run: tuple[Path, Lis
     Run(tmp_path / "run", asked).execute()
     row = lines(tmp_path / "run" / "stage2" / "probes.jsonl")[0]
     assert row["kinds"]["form_rewrite"]["count"] == 2
+
+
+def test_a_probe_set_is_built_and_pinned(tmp_path: Path) -> None:
+    """`cwdpo probes` writes the kinds asked for; a run takes the file at its hash, and refuses another content."""
+    from cwdpo.cli.app import app
+
+    (tmp_path / "r.yaml").write_text("data: {size: 8, held_out: 3}\n")
+    kinds = ["chosen_paraphrase", "chosen_form", "rejected_paraphrase", "rejected_form", "shuffled"]
+    asked = ["probes", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "p.jsonl"), "--run", str(tmp_path / "made")]
+    made = CliRunner().invoke(app, [*asked, "--set", f"probes.kinds=[{','.join(kinds)}]"])
+    assert made.exit_code == 0, made.output
+    rows = lines(tmp_path / "p.jsonl")
+    assert [r["role"] for r in rows[2]["responses"]] == ["chosen", *["rejected"] * 3, *kinds]
+    digest = made.output.split("probes.digest=")[1].strip()
+    again = CliRunner().invoke(app, [*asked, "--set", f"probes.kinds=[{','.join(kinds)}]"])
+    assert again.output.split("probes.digest=")[1].strip() == digest
+
+    probes = {"path": str(tmp_path / "p.jsonl"), "digest": digest, "prompts": 2}
+    asked_run = Recipe.model_validate({"data": {"size": 8, "held_out": 3}, "probes": probes})
+    found = make_probe_set(RunDirectory(tmp_path / "run", asked_run, Silent()))
+    assert [g.to_json()["responses"] for g in found] == [r["responses"] for r in rows[:2]]
+    rows[0]["responses"][4]["text"] += " and more"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError, match=r"p\.jsonl: its content is [0-9a-f]+, but probes\.digest is"):
+        make_probe_set(RunDirectory(tmp_path / "run", asked_run, Silent()))
 
 
 def test_stop_on_diagnosis(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

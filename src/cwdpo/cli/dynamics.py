@@ -1,4 +1,4 @@
-"""Commands that look at what training does: compare, influence, figure."""
+"""Commands that look at what training does: probes, compare, influence, figure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,28 @@ class Objective(StrEnum):
     sft_c = "sft_c"
     dpo = "dpo"
     cw_dpo = "cw_dpo"
+
+
+def probes(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its section probes says which kinds of response.")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file to write, for probes.path.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. probes.prompts=128."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory to make it in; default runs/<name of the recipe file>-probes.")
+    ] = None,
+) -> None:
+    """Build a probe set from held-out rows: fixed prompts, each with many kinds of response, pinned by a hash.
+
+    [bold]cwdpo probes recipe.yaml --set probes.kinds=[own,chosen_paraphrase,random] --out probes.jsonl[/]
+    """
+    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.looking import build_probes
+
+    quiet_libraries()
+    build_probes(recipe, overrides or [], run or Path("runs") / f"{recipe.stem}-probes", out)
 
 
 def compare(
@@ -99,6 +121,7 @@ def figure(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
+    app.command()(probes)
     app.command()(compare)
     app.command()(influence)
     app.command()(figure)

@@ -1,4 +1,4 @@
-"""What `compare` and `influence` do, apart from parsing."""
+"""What `probes`, `compare` and `influence` do, apart from parsing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cwdpo.cli.commands import require_writable
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import CHOSEN, PromptGroup
-from cwdpo.errors import DataError, RecipeError
+from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.files import write_json, write_jsonl
 from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
+from cwdpo.recipe.files import load_recipe
 from cwdpo.scenes import base_path
 
-__all__ = ["compare_checkpoints", "influence_file"]
+__all__ = ["build_probes", "compare_checkpoints", "influence_file"]
 
 
 def _load(path: str, *, exact: bool = False) -> tuple[Any, Any]:
@@ -41,6 +44,32 @@ def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[
     if not found:
         raise DataError(f"{path}: no row can be used")
     return found
+
+
+def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> None:
+    """Write a probe set, print its kinds with an example each, and what to put into a recipe."""
+    from cwdpo.cli.console import RichReporter
+    from cwdpo.data.export import write_groups
+    from cwdpo.dynamics.probes import kind_of, probe_digest
+    from cwdpo.pipeline.dynamics import make_probe_set
+    from cwdpo.pipeline.rundir import RunDirectory
+
+    require_writable(out)
+    with RichReporter() as reporter:
+        groups = make_probe_set(RunDirectory(folder, load_recipe(path, overrides), reporter))
+    write_groups(out, groups)
+    digest = probe_digest(load_groups(DataSource(path=out, require="chosen")).groups)
+    table = Table(title=f"{len(groups)} prompts", title_justify="left", header_style="bold", box=None)
+    for column in ("kind", "prompts", "for instance"):
+        table.add_column(column, justify="right" if column == "prompts" else "left")
+    kinds = [[kind_of(r) for r in g.responses] for g in groups]
+    for kind in dict.fromkeys(k for each in kinds for k in each):
+        having = [g.responses[each.index(kind)].text for g, each in zip(groups, kinds, strict=True) if kind in each]
+        table.add_row(kind, str(len(having)), escape(one_line(having[0], 90)))
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(width=140, highlight=False)).print(table)
+    typer.echo(f"probes: {out}")
+    typer.echo(f"pin it: probes.path={out} probes.digest={digest}")
 
 
 def compare_checkpoints(

@@ -1,7 +1,8 @@
 """Further kinds of response for a probe set: what a model should find likely, unlikely, or not care about.
 
-After Ren & Sutherland (2025). None of them needs another model: answers of other prompts, sentences of equal length,
-shuffled words, and the model's own sample. Every draw depends on the seed and the prompt's id alone.
+After Ren & Sutherland (2025). Answers of other prompts, sentences of equal length and shuffled words are made here; the
+model's own sample and rewritten responses are written elsewhere and given. Every draw depends on the seed and the
+prompt's id alone.
 """
 
 from __future__ import annotations
@@ -12,10 +13,17 @@ from collections.abc import Mapping, Sequence
 from cwdpo.data.schema import CHOSEN, PromptGroup, Response
 from cwdpo.errors import DataError
 
-__all__ = ["KINDS", "with_kinds"]
+__all__ = ["KINDS", "WRITTEN", "with_kinds"]
+
+WRITTEN = ("own", "chosen_paraphrase", "chosen_form", "rejected_paraphrase", "rejected_form")
+"""Kinds whose texts are given."""
 
 KINDS = {
     "own": "a sample of the model itself, drawn once at the start",
+    "chosen_paraphrase": "the chosen response in other words",
+    "chosen_form": "something else said in the form of the chosen response",
+    "rejected_paraphrase": "the hardest rejected response in other words",
+    "rejected_form": "something else said in the form of that rejected response",
     "other_train": "the chosen response of another training prompt",
     "other_test": "the chosen response of another held-out prompt",
     "random": "a chosen response of some training prompt with as many words",
@@ -30,7 +38,7 @@ def with_kinds(
     kinds: Sequence[str],
     *,
     train: Sequence[PromptGroup] = (),
-    own: Mapping[str, str] | None = None,
+    written: Mapping[str, Mapping[str, str]] | None = None,
     seed: int = 0,
 ) -> list[PromptGroup]:
     """Add kinds of response to held-out prompts.
@@ -39,7 +47,7 @@ def with_kinds(
         groups: Held-out prompts with a chosen response.
         kinds: Keys of `KINDS`; kinds that a prompt has already are left as they are.
         train: Training prompts, for `other_train` and the random kinds.
-        own: The model's own answer by prompt id, for `own`; a prompt without one gets none.
+        written: For the kinds of `WRITTEN`, the texts by prompt id; a prompt without one gets no such response.
         seed: Of all draws.
 
     Returns:
@@ -50,7 +58,7 @@ def with_kinds(
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise DataError(f"probe kind {unknown[0]!r} is unknown; take some of {', '.join(KINDS)}")
-    return [_extended(group, groups, kinds, train, own or {}, seed) for group in groups]
+    return [_extended(group, groups, kinds, train, written or {}, seed) for group in groups]
 
 
 def _extended(
@@ -58,7 +66,7 @@ def _extended(
     groups: Sequence[PromptGroup],
     kinds: Sequence[str],
     train: Sequence[PromptGroup],
-    own: Mapping[str, str],
+    written: Mapping[str, Mapping[str, str]],
     seed: int,
 ) -> PromptGroup:
     gold = group.chosen.text
@@ -68,8 +76,8 @@ def _extended(
     for kind in kinds:
         if group.by_role(kind):
             continue
-        if kind == "own":
-            text = own.get(group.id, "")
+        if kind in WRITTEN:
+            text = written.get(kind, {}).get(group.id, "")
         elif kind == "other_train":
             text = chance[kind].choice(_golds(train, group, kind))
         elif kind == "other_test":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
+from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.dynamics.calibration import Calibration
 from cwdpo.dynamics.divergence import jensen_shannon, total_variation
 from cwdpo.dynamics.top_tokens import top_tokens
@@ -22,18 +22,28 @@ from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
 
-__all__ = ["ProbeSet", "kind_of"]
+__all__ = ["ProbeSet", "kind_of", "probe_digest"]
 
 _TINY = torch.finfo(torch.float32).tiny
 _KEPT_BYTES = 256 * 2**20
 """Encoded probes (pixels) smaller than this stay in memory between probes."""
 
 
-def kind_of(response: EncodedResponse) -> str:
+def kind_of(response: EncodedResponse | Response) -> str:
     """Return the kind under which a response is reported: chosen, a negative's difficulty, or its role."""
     if response.role == REJECTED and response.difficulty is not None:
         return response.difficulty
     return response.role
+
+
+def probe_digest(groups: Sequence[PromptGroup]) -> str:
+    """Return the content of probe prompts: messages, images, responses. Two runs compare where it is the same."""
+    parts: list[str] = []
+    for group in groups:
+        parts += [group.id, json.dumps([dict(m) for m in group.messages])]
+        parts += [image.digest() for image in group.images]
+        parts += [json.dumps(r.to_json()) for r in group.responses]
+    return text_digest(*parts)
 
 
 class ProbeSet:
@@ -65,12 +75,7 @@ class ProbeSet:
     @property
     def digest(self) -> str:
         """Content of the probe set (prompts, images, responses), so that two runs can be compared on the same one."""
-        parts: list[str] = []
-        for group in self.groups:
-            parts += [group.id, json.dumps([dict(m) for m in group.messages])]
-            parts += [image.digest() for image in group.images]
-            parts += [json.dumps(r.to_json()) for r in group.responses]
-        return text_digest(*parts)
+        return probe_digest(self.groups)
 
     def _batches(self) -> list[Batch]:
         if self._kept is not None:

@@ -80,6 +80,7 @@ class Lexicon:
     def __init__(self, source: Mapping[str, Any]) -> None:
         self._entries: dict[tuple[str, ...], list[Entry]] = {}
         self._lines: dict[str, list[tuple[str, ...]]] = {}
+        self._synonyms: dict[str, list[tuple[str, ...]]] = {}
         self._alike = {frozenset(pair) for pair in source["alike"]}
         self._relations: Mapping[str, Sequence[str]] = source["relations"]
         self._same = {word: group[0] for group in source["same_relations"] for word in group}
@@ -103,6 +104,7 @@ class Lexicon:
         for line in lines:
             synonyms = [_forms(word.strip(), kind) for word in line.split(",")]
             self._lines[group].append(synonyms[0])
+            self._synonyms[f"{kind}:{synonyms[0][0]}"] = synonyms
             for forms in synonyms:
                 for form in reversed(range(len(forms))):
                     self._put(forms[form], Entry(kind, group, synonyms[0][0], form))
@@ -167,6 +169,17 @@ class Lexicon:
             for forms in self._lines[entry.group]
             if forms[0] != entry.meaning and frozenset((forms[0], entry.meaning)) not in self._alike
         ]
+
+    def synonyms(self, entry: Entry, phrase: str) -> list[str]:
+        """Return what says the same as a phrase that `find` took for `entry`, in the same form; often nothing."""
+        if entry.kind == "relation":
+            same = [other for other in self._relations if self._same.get(other, other) == entry.meaning]
+            # `on the left` stands alone, `left of` does not.
+            fit = [other for other in same if other.endswith(" of") == phrase.lower().endswith(" of")]
+            return [other for other in fit if other != phrase.lower()]
+        lines = self._synonyms.get(entry.concept, [])
+        forms = [forms[min(entry.form, len(forms) - 1)] for forms in lines]
+        return [form for form in forms if form != phrase.lower()]
 
     def concepts(self, text: str) -> set[str]:
         """Return what a text speaks of: concepts, stems of other words, whose attribute, what stands where to what.

@@ -13,12 +13,13 @@ from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.dynamics.diagnosis import StageFacts
 from cwdpo.dynamics.influence import SampleLoss
 from cwdpo.dynamics.kinds import with_kinds
-from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.errors import RunError
+from cwdpo.dynamics.probes import ProbeSet, probe_digest
+from cwdpo.errors import DataError, RunError
 from cwdpo.evaluation.metrics import cider
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.models.generation import generate
-from cwdpo.pipeline.data import groups_of, load_source
+from cwdpo.negatives.rewrites import REWRITES, rewritten_by_rules
+from cwdpo.pipeline.data import groups_of, load_source, prepare_data
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scenes.grammar import is_correct
@@ -31,7 +32,7 @@ from cwdpo.training.diagnosis import DiagnosisCallback
 from cwdpo.training.early_stopping import ProbeEarlyStopping
 from cwdpo.training.influence import InfluenceCallback
 
-__all__ = ["StageDynamics", "probe_groups", "stage_dynamics"]
+__all__ = ["StageDynamics", "make_probe_set", "probe_groups", "stage_dynamics"]
 
 _BEAMS = 5
 """Width of the beam search at the probes, and answers kept of it (paper, §4.2)."""
@@ -182,6 +183,18 @@ def _influence(
     return InfluenceCallback(updates, observed, SampleLoss(section), scorer, folder, every=every, eta=eta)
 
 
+def make_probe_set(run: RunDirectory) -> list[PromptGroup]:
+    """Return the prompts of a recipe's probe set, in a directory where nothing needs to have been done before.
+
+    Raises:
+        UserError: What has to be mended, in one line.
+    """
+    with run.locked():
+        run.settle()
+        prepare_data(run)
+        return probe_groups(run)
+
+
 def probe_groups(run: RunDirectory) -> list[PromptGroup]:
     """Return the prompts of the probe set, with the kinds of response that the recipe asks for.
 
@@ -191,21 +204,29 @@ def probe_groups(run: RunDirectory) -> list[PromptGroup]:
     p = run.recipe.probes
     if p.path is not None:
         groups = list(load_source(run.recipe, p.path, format="auto", limit=None, image_root=None).groups)
+        if p.digest is not None and (found := probe_digest(groups)) != p.digest:
+            raise DataError(
+                f"{p.path}: its content is {found}, but probes.digest is {p.digest}: the probe prompts have changed; "
+                "bring the file back, or set probes.digest to the new content (readings of the two do not compare)"
+            )
     else:
         groups = list(groups_of(run, "held_out"))
     groups = [g for g in groups if g.by_role(CHOSEN)][: p.prompts]
     if not p.kinds or not groups:
         return groups
     train = [*groups_of(run, "stage1"), *groups_of(run, "stage2")]
-    own = _own_answers(run, groups) if "own" in p.kinds else {}
-    return with_kinds(groups, p.kinds, train=train, own=own, seed=p.seed)
+    written = {kind: rewritten_by_rules(groups, kind, p.seed) for kind in p.kinds if kind in REWRITES}
+    if "own" in p.kinds:
+        written["own"] = _own_answers(run, groups)
+    return with_kinds(groups, p.kinds, train=train, written=written, seed=p.seed)
 
 
 def _own_answers(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, str]:
     """Return a sample of the run's first model for every prompt."""
     p, path = run.recipe.probes, run.folder / "probes" / "own.jsonl"
-    if path.is_file():
-        return {row["id"]: row["text"] for row in read_jsonl(path)}
+    rows = list(read_jsonl(path)) if path.is_file() else []
+    if [(row["id"], row["seed"]) for row in rows] == [(group.id, p.seed) for group in groups]:
+        return {row["id"]: row["text"] for row in rows}
     run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
     model, encoder = run.inference_model(run.model_path), run.encoder(run.model_path)
     found: dict[str, str] = {}
@@ -221,5 +242,5 @@ def _own_answers(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, str]
             seed=p.seed + start,
         )
         found |= {group.id: answer[0] for group, answer in zip(part, answers, strict=True)}
-    write_jsonl(path, [{"id": name, "text": text} for name, text in found.items()])
+    write_jsonl(path, [{"id": name, "seed": p.seed, "text": text} for name, text in found.items()])
     return found

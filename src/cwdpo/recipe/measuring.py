@@ -10,7 +10,18 @@ from cwdpo.recipe.section import Section
 
 __all__ = ["EarlyStopSection", "EvaluationSection", "InfluenceSection", "ProbeSection"]
 
-ResponseKind = Literal["own", "other_train", "other_test", "random", "shuffled", "random_shuffled"]
+ResponseKind = Literal[
+    "own",
+    "chosen_paraphrase",
+    "chosen_form",
+    "rejected_paraphrase",
+    "rejected_form",
+    "other_train",
+    "other_test",
+    "random",
+    "shuffled",
+    "random_shuffled",
+]
 """Kinds of response that a probe can make up for itself."""
 
 
@@ -53,12 +64,14 @@ class ProbeSection(Section):
     tokens: int = Field(default=4, ge=0)
     """Of so many prompts, keep the likeliest tokens at every place of the gold response, at the start and now."""
     path: str | None = None
-    """Your own probe prompts: a data file whose responses may have any role. Default: the first held-out rows."""
-    kinds: list[Literal["own", "other_train", "other_test", "random", "shuffled", "random_shuffled"]] = Field(
-        default=[]
-    )
-    """Further kinds of response to follow beside chosen and rejected: the model's own sample, the answer to another
-    training or held-out prompt, a training answer of equal length, the shuffled words of the chosen one and of that."""
+    """Your own probe prompts: a data file whose responses may have any role (`cwdpo probes` writes such files).
+    Default: the first held-out rows."""
+    digest: str | None = None
+    """Content of that file as `cwdpo probes` prints it; another content is refused. null takes any."""
+    kinds: list[ResponseKind] = Field(default=[])
+    """Further kinds of response to follow beside chosen and rejected: the model's own sample, the chosen and the
+    hardest rejected response in other words or with something else said in its form, the answer to another training
+    or held-out prompt, a training answer of equal length, the shuffled words of the chosen one and of that."""
     seed: int = 0
     """Seed of the draws that these kinds need."""
     captions: int = Field(default=0, ge=0)
