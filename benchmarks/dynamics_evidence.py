@@ -1,31 +1,41 @@
 """Evidence for the learning dynamics on the embedded world, for N seeds; takes up where it was stopped.
 
-    python benchmarks/dynamics_evidence.py --out evidence --seeds 5
+    python benchmarks/dynamics_evidence.py --seeds 5 --out benchmarks/results/dynamics_evidence.json
 
-Per seed: SFT → DPO and SFT-C → CW-DPO with probes every 10 updates, per-prompt weights, influence and diagnosis; then a
-run a rule that should provoke it. From them: intervals over seeds for Figures 3, 4 and 6, the trend of every part of
-Figure 5, what early stopping would have saved for each signal and patience, and which rules spoke where. One JSON.
+Per seed: SFT → DPO and SFT-C → CW-DPO with probes every 10 updates, per-prompt weights, influence and diagnosis; the
+same DPO stage once more, stopped early; then, once, a run for every rule that should provoke it and healthy ones that
+should not. From them: intervals over seeds (Student's t) of every arm at the end of both stages, of the differences
+between arms paired by seed, of what early stopping saves and costs; Figures 3 to 6 and what they show in words; which
+rules spoke where. Every run is a directory: stopped at any moment, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import math
-import platform
-import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as notices
 
+from common import hardware
 from cwdpo.dynamics.stopping import SIGNALS, signal_value, watch
 from cwdpo.files import read_json, read_jsonl, write_json
-from cwdpo.pipeline import Run, Silent
+from cwdpo.pipeline import Run
 from cwdpo.recipe import Recipe
 from cwdpo.report.figures import draw_figure
+from cwdpo.report.seeds import seed_interval
+from provocations import HEALTHY, PROVOKED, run_provocation
 
 ARMS = {"sft_dpo": ("sft", "dpo"), "sftc_cw": ("sft_c", "cw_dpo")}
+EARLY = "dpo_early"
+EARLY_STOP = {"signal": "accuracy", "patience": 3}
+"""Decided before any of these runs was made: the default signal, three readings of patience."""
+MEASURES = ("tv", "js", "ece", "entropy", "cider", "correct")
 STAGE: dict[str, Any] = {
     "learning_rate": 3e-4,
     "batch_size": 32,
@@ -33,149 +43,186 @@ STAGE: dict[str, Any] = {
     "schedule": "constant_with_warmup",
     "save_steps": 50,
 }
-PROVOKED: dict[str, dict[str, Any]] = {
-    "healthy": {"stage2": {"objective": "cw_dpo", "learning_rate": 1e-4}},
-    "squeezing": {"stage2": {"objective": "dpo", "learning_rate": 1e-3}},
-    "dead_negatives": {"stage2": {"objective": "cw_dpo", "floor": 5.0}},
-    "over_cooling": {"stage2": {"objective": "cw_dpo", "floor": 4.0, "learning_rate": 3e-5}},
-    "no_learning": {"stage2": {"objective": "dpo", "learning_rate": 1e-9}},
-    "divergence": {"stage2": {"objective": "dpo", "learning_rate": 3e-2}},
-    "false_negatives": {"stage2": {"objective": "dpo"}, "swap": True},
-    "penalty_never_active": {"stage1": {"nll_reduction": "sum", "nll_floor": 0.5}, "only": "stage1"},
-    "penalty_always_active": {"stage1": {"nll_floor": 50.0}, "only": "stage1"},
-}
-"""What should provoke a rule; everything else is as in the runs above."""
+Row = dict[str, Any]
 
 
-class Loud(Silent):
-    def step(self, name: str, text: str) -> None:
-        print(f"  {text}", flush=True)
-
-
-def recipe(seed: int, size: int, held_out: int, one: dict[str, Any], two: dict[str, Any], **more: Any) -> Recipe:
-    probes = {"every": 10, "prompts": 256, "batch_size": 64, "influence": {}, **more.pop("probes", {})}
+def recipe(name: str, seed: int, one: Row, two: Row, options: argparse.Namespace, **more: Any) -> Recipe:
+    """The recipe of an arm; the data depend on the seed alone."""
+    probes = {"every": options.every, "prompts": options.probes, "batch_size": 64}
+    steps = {"max_steps": options.steps} if options.steps else {}
     return Recipe.model_validate(
         {
+            "name": name,
             "seed": seed,
-            "data": {"size": size, "held_out": held_out, "split_seed": seed},
+            "data": {"size": options.size, "held_out": options.held_out, "split_seed": seed},
             "negatives": {"seed": seed},
-            "stage1": {**STAGE, "epochs": 1, **one},
-            "stage2": {**STAGE, "epochs": 4, **two},
-            "probes": probes,
-            "evaluation": {"prompts": 1000, "batch_size": 250, "max_new_tokens": 24},
+            "stage1": {**STAGE, "epochs": 1, **steps, **one},
+            "stage2": {**STAGE, "epochs": 4, **steps, **two},
+            "evaluation": {"prompts": options.evaluated, "batch_size": 250, "max_new_tokens": 24},
             **more,
+            "probes": probes | more.get("probes", {}),
         }
     )
 
 
-def swapped(folder: Path, seed: int, size: int) -> str:
-    """Write a data set in which chosen and hard negative have changed places, and return its path."""
-    from cwdpo.scenes.rows import write_rows
-
-    rows = write_rows(folder, size, seed, "train")
-    for row in rows:
-        gold, hard = row["responses"][0], row["responses"][1]
-        gold["text"], hard["text"] = hard["text"], gold["text"]
-        row["responses"] = [gold, hard]
-    path = folder / "swapped.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def provoke(out: Path, size: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, changes in PROVOKED.items():
-        folder = out / "provoked" / name
-        one, two = dict(changes.get("stage1", {})), dict(changes.get("stage2", {}))
-        only = changes.get("only", "stage2")
-        one["enabled"], two["enabled"] = only == "stage1", only == "stage2"
-        more: dict[str, Any] = {"evaluation": {"prompts": 0}, "probes": {"influence": None, "prompts": 64}}
-        if changes.get("swap"):
-            data = {"path": swapped(folder / "source", 0, size), "held_out": 64}
-            more["data"] = {**data, "format": "cwdpo", "check_images": False}
-        asked = recipe(0, size, 64, {"objective": "sft_c", **one, "max_steps": 40}, {**two, "max_steps": 60}, **more)
-        Run(folder / "run", asked, Loud()).execute()
-        findings = read_json(folder / "run" / only / "diagnosis.json")["findings"]
-        found[name] = [f"{f['severity']}: {f['rule']} @{f['step']}" for f in findings]
-        print(f"provoke {name}: {found[name]}", flush=True)
+def run_arm(folder: Path, asked: Recipe) -> Row:
+    """Run an arm, or take it up, and return what it found."""
+    began = time.process_time()
+    summary = Run(folder, asked).execute()
+    found: Row = {"before": _measured(summary["before"]), "after": _measured(summary["after"]), "findings": {}}
+    for stage in ("stage1", "stage2"):
+        path = folder / stage / "diagnosis.json"
+        if path.is_file():
+            findings = read_json(path)["findings"]
+            found["findings"][stage] = [f"{f['severity']}: {f['rule']} @{f['step']}" for f in findings]
+    found["updates"] = read_json(folder / "stage2" / "done.json")["updates"]
+    print(f"{folder.name}: {time.process_time() - began:.0f} processor seconds in this call", flush=True)
     return found
 
 
-def saved_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What stopping early would have saved, for each signal and patience."""
-    found: list[dict[str, Any]] = []
+def _measured(part: Row) -> Row:
+    values = {key: part[key] for key in MEASURES if part.get(key) is not None}
+    return values | {f"logp_{kind}": value for kind, value in part["logp"].items()}
+
+
+def run_seed(runs: Path, seed: int, options: argparse.Namespace) -> Row:
+    """Run the arms of a seed."""
+    found: Row = {"seed": seed}
+    for arm, (one, two) in ARMS.items():
+        asked = recipe(
+            arm,
+            seed,
+            {"objective": one},
+            {"objective": two},
+            options,
+            probes={"influence": {"updates": 2, "observed": 3}},
+        )
+        found[arm] = run_arm(runs / f"{arm}_{seed}", asked)
+    full = runs / f"sft_dpo_{seed}"
+    rows = list(read_jsonl(full / "stage2" / "probes.jsonl"))
+    found["would_save"] = saved_steps(rows)
+    early = recipe(
+        EARLY,
+        seed,
+        {"objective": "sft", "enabled": False},
+        {"objective": "dpo"},
+        options,
+        model={"path": str(full / "stage1" / "model")},
+        probes={"early_stop": EARLY_STOP},
+    )
+    found[EARLY] = run_arm(runs / f"{EARLY}_{seed}", early)
+    found[EARLY]["saved"] = 1 - found[EARLY]["updates"] / found["sft_dpo"]["updates"]
+    return found
+
+
+def saved_steps(rows: list[Row]) -> list[Row]:
+    """What stopping early would have saved in a run that went on, for each signal and patience."""
+    found: list[Row] = []
     for signal, higher in SIGNALS.items():
         values = [signal_value(row, signal) for row in rows]
         for patience in (2, 3, 5, 8):
             verdict = watch(values, higher=higher, patience=patience)
             end = rows[verdict.stop]["step"] if verdict.stop is not None else rows[-1]["step"]
+            best = rows[verdict.best]
             found.append(
                 {
                     "signal": signal,
                     "patience": patience,
                     "saved": 1 - end / rows[-1]["step"],
-                    "best_step": rows[verdict.best]["step"],
-                    "accuracy_best": rows[verdict.best]["accuracy"],
+                    "best_step": best["step"],
+                    "accuracy_best": best["accuracy"],
                     "accuracy_end": rows[-1]["accuracy"],
                 }
             )
     return found
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds with its 95 % interval (Student's t)."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}
-    n = len(values)
-    mean = statistics.fmean(values)
-    half = t.get(n, 1.96) * statistics.stdev(values) / math.sqrt(n) if n > 1 else float("nan")
-    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": n}
+def intervals(seeds: list[Row], read: Callable[[Row], float | None]) -> Row:
+    """Mean over seeds with its 95 % interval; no ends of one seed."""
+    values = [v for row in seeds if (v := read(row)) is not None]
+    mean, low, high = seed_interval(values)
+    ends = {} if math.isnan(low) else {"low": low, "high": high}
+    return {"mean": mean, **ends, "seeds": len(values)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=4800)
-    parser.add_argument("--skip-provoked", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    per_seed: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    folders: dict[str, list[Path]] = {arm: [] for arm in ARMS}
-    for seed in range(args.seeds):
-        for arm, (one, two) in ARMS.items():
-            folder = args.out / f"{arm}_{seed}"
-            print(f"{arm}, seed {seed}", flush=True)
-            asked = recipe(seed, args.size, 1256, {"objective": one}, {"objective": two}, name=arm)
-            summary = Run(folder, asked, Loud()).execute()
-            rows = list(read_jsonl(folder / "stage2" / "probes.jsonl"))
-            findings = {s: read_json(folder / s / "diagnosis.json")["findings"] for s in ("stage1", "stage2")}
-            entropy = [row["entropy"] for row in read_jsonl(folder / "stage1" / "probes.jsonl")]
-            after = {k: summary["after"][k] for k in ("tv", "js", "ece", "entropy", "cider", "correct")}
-            per_seed[arm].append(
-                {
-                    "after": after | {"logp_chosen": summary["after"]["logp"]["chosen"]},
-                    "stage1_entropy": {"start": entropy[0], "end": entropy[-1]},
-                    "findings": {s: [f"{f['severity']}: {f['rule']}" for f in fs] for s, fs in findings.items()},
-                    "early_stop": saved_steps(rows),
-                }
-            )
-            folders[arm].append(folder)
-    runs = [folder for arm in ARMS for folder in folders[arm]]
-    notes = {str(n): draw_figure(n, runs, args.out / f"figure{n}.png") for n in (3, 4)}
-    notes |= {str(n): draw_figure(n, folders["sftc_cw"], args.out / f"figure{n}.png") for n in (5, 6)}
-    result = {
-        "machine": {"platform": platform.platform(), "torch": torch.__version__, "threads": 1},
-        "seeds": args.seeds,
-        "per_seed": per_seed,
-        "intervals": {
-            arm: {key: interval([row["after"][key] for row in rows]) for key in rows[0]["after"]}
-            for arm, rows in per_seed.items()
-        },
-        "figures": notes,
-        "provoked": {} if args.skip_provoked else provoke(args.out, 1200),
+def summarise(seeds: list[Row]) -> Row:
+    """Arms at the start and end of Stage 2, differences paired by seed, and early stopping."""
+    arms = [*ARMS, EARLY]
+    keys = list(seeds[0]["sft_dpo"]["after"])
+
+    def both(one: str, other: str, when: str) -> Row:
+        def difference(row: Row, key: str) -> float | None:
+            a, b = row[one][when].get(key), row[other][when].get(key)
+            return None if a is None or b is None else a - b
+
+        known = [k for k in keys if difference(seeds[0], k) is not None]
+        return {k: intervals(seeds, lambda row, k=k: difference(row, k)) for k in known}
+
+    def ends(arm: str, when: str) -> Row:
+        return {k: intervals(seeds, lambda row, k=k: row[arm][when].get(k)) for k in seeds[0][arm][when]}
+
+    return {
+        "arms": {arm: {when: ends(arm, when) for when in ("before", "after")} for arm in arms},
+        "after Stage 1, SFT-C minus SFT": both("sftc_cw", "sft_dpo", "before"),
+        "after Stage 2, CW-DPO minus DPO": both("sftc_cw", "sft_dpo", "after"),
+        "stopped early minus not, DPO": both(EARLY, "sft_dpo", "after"),
+        "steps saved by stopping early": intervals(seeds, lambda row: row[EARLY]["saved"]),
     }
-    write_json(args.out / "dynamics_evidence.json", result)
-    print(json.dumps({k: result[k] for k in ("intervals", "figures", "provoked")}, indent=1, ensure_ascii=False))
+
+
+def figures(runs: Path, seeds: int) -> dict[str, list[str]]:
+    """Draw the figures and return what they show in words."""
+    folders = {arm: [runs / f"{arm}_{seed}" for seed in range(seeds)] for arm in ARMS}
+    both = [folder for arm in ARMS for folder in folders[arm]]
+    notes = {f"figure {n}": draw_figure(n, both, runs / f"figure{n}.png") for n in (3, 4)}
+    for arm, name in (("sft_dpo", "DPO"), ("sftc_cw", "CW-DPO")):
+        notes |= {f"figure {n}, {name}": draw_figure(n, folders[arm], runs / f"figure{n}_{arm}.png") for n in (5, 6)}
+    return notes
+
+
+def provoke(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return what the diagnosis said of each provoking and healthy run."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found[name] = [f"{f['severity']}: {f['rule']} @{f['step']}" for f in run_provocation(folder, name)]
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def main(argv: list[str] | None = None) -> Row:
+    """Run everything and write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="Where the run directories go.")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write; default: in --runs.")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="Threads of torch.")
+    parser.add_argument("--size", type=int, default=4800, help="Training pictures.")
+    parser.add_argument("--tiny", action="store_true", help="Few pictures and updates, to see that the script runs.")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    notices.set_verbosity_error()
+    notices.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    options.every, options.probes, options.evaluated, options.steps = 10, 256, 1000, 0
+    if options.tiny:
+        options.size, options.every, options.probes, options.evaluated, options.steps = 96, 1, 6, 8, 4
+    options.held_out = options.probes + options.evaluated
+    machine = hardware()
+    seeds = [run_seed(options.runs, seed, options) for seed in range(options.seeds)]
+    result = {
+        "question": "What do the learning dynamics of SFT, SFT-C, DPO and CW-DPO show on the embedded world?",
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "out"},
+        "hardware": machine,
+        "early_stop": EARLY_STOP,
+        "rows": seeds,
+        "intervals": summarise(seeds),
+        "figures": figures(options.runs, options.seeds),
+        "provoked": provoke(
+            options.runs / "provoked", ("penalty_never_active",) if options.tiny else (*HEALTHY, *PROVOKED)
+        ),
+    }
+    write_json(options.out or options.runs / "dynamics_evidence.json", result)
+    return result
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as notices
 
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.pipeline import Run
@@ -153,6 +154,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[*HEALTHY, *PROVOKED])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    notices.set_verbosity_error()
+    notices.disable_progress_bar()
     for name in args.names:
         findings = run_provocation(args.out, name)
         print(json.dumps({name: [f"{f['severity']}: {f['rule']} @{f['step']}" for f in findings]}), flush=True)

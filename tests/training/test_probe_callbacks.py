@@ -221,17 +221,21 @@ def test_a_resumed_run_decides_the_same(tmp_path: Path) -> None:
     assert not differing(found[0][1], found[1][1])
 
 
-def test_stop_on_diagnosis(tmp_path: Path) -> None:
-    """A learning rate that ruins the model: training stops at a serious finding, after a checkpoint."""
+@pytest.mark.parametrize("make", [ours, theirs, plain])
+def test_stop_on_diagnosis(make: Any, tmp_path: Path) -> None:
+    """A learning rate that ruins the model: training stops at a serious finding, after a checkpoint, in any trainer."""
     model, processor = fresh()
     probes = ProbeCallback(probe_set(processor, tmp_path), AutoScorer("auto"), tmp_path / "probes", every=1)
-    diagnosis = DiagnosisCallback(probes, StageFacts(objective="dpo"), action="stop")
-    trainer = ours(model, processor, tmp_path / "run", [probes, diagnosis], learning_rate=3.0, max_steps=20)
+    facts = StageFacts(objective="sft" if make is plain else "dpo")
+    diagnosis = DiagnosisCallback(probes, facts, action="stop")
+    trainer = make(model, processor, tmp_path / "run", [probes, diagnosis], learning_rate=3.0, max_steps=20)
     trainer.train()
     assert diagnosis.stopped_by is not None
     assert diagnosis.stopped_by.severity == "serious"
     assert trainer.state.global_step < 20
-    assert (tmp_path / "run" / f"checkpoint-{trainer.state.global_step}" / "complete.json").is_file()
+    checkpoint = tmp_path / "run" / f"checkpoint-{trainer.state.global_step}"
+    assert (checkpoint / "trainer_state.json").is_file()
+    assert (checkpoint / "complete.json").is_file() or make is not ours
 
 
 def test_mistakes(tmp_path: Path) -> None:

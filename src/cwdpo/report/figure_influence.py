@@ -26,11 +26,16 @@ _ROWS = (
 )
 """Field, axis, what it is, and the direction that the paper claims: up, down, or neither."""
 
+_Rows = Sequence[Mapping[str, Any]]
+
 _PER_TOKEN = {"a_belief_sq", "g_observed_sq"}
 
 
 def figure5(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
-    """Draw the parts of the one-step influence over training: a column an update sample, a line an observed one."""
+    """Draw the parts of the one-step influence over training: a column an update sample, a line an observed one.
+
+    Of several runs the first is drawn; what is said of the paper's claims counts the lines of all.
+    """
     run = runs[0]
     stage = next((s for s in ("stage2", "stage1") if (run.folder / s / "influence.jsonl").is_file()), None)
     if stage is None:
@@ -63,20 +68,19 @@ def figure5(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
     panels[0][-1].legend(ncols=2, title="observed sample", title_fontsize=7.5)
     title = f"One-step influence during {run.objective(stage)} (after Figure 5), η = {rows[0]['eta']:g}"
     figure.suptitle(title, x=0.005, ha="left", fontsize=10, weight="bold")
-    return figure, [_claim(rows, *row) for row in _ROWS]
+    paths = [one.folder / stage / "influence.jsonl" for one in runs]
+    tables = [list(read_jsonl(path)) for path in paths if path.is_file()]
+    return figure, [_claim(tables, *row) for row in _ROWS]
 
 
-def _line(rows: Sequence[Mapping[str, Any]], update: str, observed: str, field: str) -> Line:
+def _line(rows: _Rows, update: str, observed: str, field: str) -> Line:
     kept = [r for r in rows if r["update"] == update and r["observed"] == observed and r["kind"] == "chosen"]
     return [(r["step"], r[field] / (r["tokens"] if field in _PER_TOKEN else 1)) for r in kept]
 
 
-def _claim(rows: Sequence[Mapping[str, Any]], field: str, label: str, what: str, claimed: int) -> str:
+def _claim(tables: Sequence[_Rows], field: str, label: str, what: str, claimed: int) -> str:
     """Say whether a part moves as the paper says, from Spearman's rank correlation of every line with the updates."""
-    pairs = list(dict.fromkeys((r["update"], r["observed"]) for r in rows))
-    if field == "g_update_sq":
-        pairs = list({u: (u, o) for u, o in pairs}.values())
-    trends = [_trend(_line(rows, u, o, field)) for u, o in pairs]
+    trends = [trend for rows in tables for trend in _trends(rows, field)]
     rising, falling = (sum(sign * t > 0.5 for t in trends) for sign in (1, -1))
     words = {0: "stays", 1: "rises", -1: "falls"}
     agree = {0: len(trends) - rising - falling, 1: rising, -1: falling}[claimed]
@@ -85,6 +89,13 @@ def _claim(rows: Sequence[Mapping[str, Any]], field: str, label: str, what: str,
         f"{label} ({what}): rises in {rising}, falls in {falling} of {len(trends)} lines; "
         f"the paper's claim that it {words[claimed]} {verdict}"
     )
+
+
+def _trends(rows: _Rows, field: str) -> list[float]:
+    pairs = list(dict.fromkeys((r["update"], r["observed"]) for r in rows))
+    if field == "g_update_sq":  # the same for every observed sample
+        pairs = list({u: (u, o) for u, o in pairs}.values())
+    return [_trend(_line(rows, u, o, field)) for u, o in pairs]
 
 
 def _trend(line: Line) -> float:
