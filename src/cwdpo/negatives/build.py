@@ -18,7 +18,7 @@ from cwdpo.negatives.policy import NegativePolicy, Weigher
 from cwdpo.negatives.sources import make_sources
 from cwdpo.recipe import EditorSection, SourceMix
 
-__all__ = ["Negatives", "Tally", "build_negatives"]
+__all__ = ["Builder", "Negatives", "Plan", "Tally", "build_negatives"]
 
 
 @dataclass
@@ -82,11 +82,12 @@ class Negatives:
 
 @dataclass
 class _Draw:
-    """One prompt's draw: what is wished for, what is left, what was taken."""
+    """One prompt's draw: what is wished for, what is left, what was taken; strict: a wish goes to its source alone."""
 
     group: PromptGroup
     wishes: list[str]
     left: dict[str, list[Candidate]]
+    strict: bool = False
     taken: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
     refused: set[str] = field(default_factory=set[str])
 
@@ -103,7 +104,7 @@ class _Draw:
         return new
 
     def _in_order(self, wish: str) -> Iterator[Candidate]:
-        for name in (wish, *(n for n in self.left if n != wish)):
+        for name in (wish, *(n for n in self.left if n != wish and not self.strict)):
             while self.left[name]:
                 yield self.left[name].pop()
 
@@ -114,33 +115,64 @@ class _Draw:
         self.wishes.append(candidate.source)
 
 
-class _Builder:
-    """What `build_negatives` does, step by step."""
+@dataclass
+class Plan:
+    """What is to be had for the prompts.
 
-    def __init__(self, groups: Sequence[PromptGroup], mix: SourceMix, seed: int) -> None:
-        self._groups, self._mix, self._seed = groups, mix, seed
+    Attributes:
+        wishes: By row id, the source that each negative is to come from.
+        strict: A wish goes to its source alone; otherwise any other source stands in.
+        kept: By row id, texts that the prompt has already.
+    """
+
+    wishes: dict[str, list[str]]
+    strict: bool
+    kept: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+def _first_plan(groups: Sequence[PromptGroup], mix: SourceMix, seed: int) -> Plan:
+    """Wish for what a prompt is to keep: of every source where updates draw anew, else one draw by share."""
+    if mix.pooled:
+        every = [name for name in mix.sources() for _ in range(mix.most)]
+        return Plan({g.id: every for g in groups}, strict=True)
+    shares = mix.shares()
+    names, weights = list(shares), list(shares.values())
+    drawn = {g.id: seeded(seed, g.id, "source").choices(names, weights=weights, k=mix.per_prompt) for g in groups}
+    return Plan(drawn, strict=False)
+
+
+class Builder:
+    """What `build_negatives` does, step by step.
+
+    Args:
+        groups: Prompts with chosen responses.
+        mix: Settings, filter.
+        seed: Fixes the draw.
+        plan: What is wished for.
+        names: The sources that will be asked.
+    """
+
+    def __init__(
+        self, groups: Sequence[PromptGroup], mix: SourceMix, seed: int, plan: Plan, names: Sequence[str]
+    ) -> None:
+        self._groups, self._mix, self._seed, self._plan = groups, mix, seed, plan
         self._judge = Judge(mix.filter)
-        self._shares = mix.shares()
-        self.tallies = {name: Tally() for name in self._shares}
+        self.tallies = {name: Tally() for name in names}
         self.dropped: list[dict[str, Any]] = []
-        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in self._shares} for g in groups}
-
-    def wishes(self, group: PromptGroup) -> list[str]:
-        """Return the source that each negative of a prompt is to come from."""
-        rng = seeded(self._seed, group.id, "source")
-        return rng.choices(list(self._shares), weights=list(self._shares.values()), k=self._mix.per_prompt)
+        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in names} for g in groups}
 
     def ask(self, sources: Mapping[str, Source]) -> None:
         """Fill the pools: cheap sources for every prompt, costly ones where wished for, or where nothing else is."""
+        wishes, strict = self._plan.wishes, self._plan.strict
         for name, source in sorted(sources.items(), key=lambda item: item[1].costly):
             asked = [
                 group
                 for group in self._groups
-                if not source.costly or name in self.wishes(group) or not any(self._pools[group.id].values())
+                if not source.costly or name in wishes[group.id] or not (strict or any(self._pools[group.id].values()))
             ]
             # A costly source is asked for what is wished from it, a cheap one for spare ones too.
-            most = self._mix.per_prompt
-            wanted = {g.id: (self.wishes(g).count(name) if source.costly else 0) or most for g in asked}
+            most = self._mix.most
+            wanted = {g.id: (wishes[g.id].count(name) if source.costly else 0) or most for g in asked}
             proposed = source.propose(asked, wanted) if asked else {}
             for group in asked:
                 for candidate in proposed.get(group.id, ()):
@@ -163,7 +195,9 @@ class _Builder:
         for group in self._groups:
             rng: random.Random = seeded(self._seed, group.id, "order")
             left = {name: rng.sample(pool, len(pool)) for name, pool in self._pools[group.id].items()}
-            draws.append(_Draw(group, self.wishes(group), left))
+            draw = _Draw(group, [*self._plan.wishes[group.id]], left, self._plan.strict)
+            draw.refused |= {Candidate(text, "").key for text in self._plan.kept.get(group.id, ())}
+            draws.append(draw)
         fresh = [(draw, new) for draw in draws if (new := draw.take())]
         while weigher is not None and fresh:
             weighed = weigher.logp_means(
@@ -194,7 +228,8 @@ def build_negatives(
     """Give every prompt its chosen response and `mix.per_prompt` rejected ones.
 
     The draw among sources depends on the seed and the row's id alone. A prompt that a source has nothing for (no
-    rejected response in the data, every hypothesis a gold one, all of them filtered) draws from the others.
+    rejected response in the data, every hypothesis a gold one, all of them filtered) draws from the others. Where every
+    update draws anew (`mix.pooled`), a prompt gets up to `mix.most` of every source instead.
 
     Args:
         groups: Prompts with chosen (and, for `dataset`, rejected) responses.
@@ -211,7 +246,7 @@ def build_negatives(
         DataError: No prompt got a negative.
         ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
     """
-    builder = _Builder(groups, mix, seed)
+    builder = Builder(groups, mix, seed, _first_plan(groups, mix, seed), mix.sources())
     common: dict[str, Any] = {"seed": seed, "folder": folder, "policy": policy, "progress": progress, "note": note}
     builder.ask(make_sources(groups, mix, editor=editor or EditorSection(), **common))
     weigher = Weigher(policy, folder, mix.batch_size) if mix.filter.logp is not None else None
@@ -230,7 +265,7 @@ def build_negatives(
     if not found:
         dropped = f" ({len(builder.dropped)} candidates were dropped: {folder / 'dropped.jsonl'})"
         raise DataError(
-            f"none of {len(groups)} prompts got a negative from {', '.join(mix.shares())}"
+            f"none of {len(groups)} prompts got a negative from {', '.join(mix.sources())}"
             f"{dropped if builder.dropped else ''}; give the data rejected responses, "
             "or set another source in negatives.stage1 and negatives.stage2, for instance beam: 1 or other: 1"
         )

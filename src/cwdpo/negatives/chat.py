@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +17,12 @@ import httpx2
 import tenacity
 
 from cwdpo._version import __version__
+from cwdpo.data.images import open_image
+from cwdpo.data.schema import ImageRef
 from cwdpo.errors import UserError, one_line
-from cwdpo.recipe import EditorSection
+from cwdpo.recipe import EndpointSection
 
-__all__ = ["ChatClient", "Reply", "ServiceError"]
+__all__ = ["ChatClient", "Reply", "ServiceError", "guess_tokens", "image_part"]
 
 _PASSING = {408, 409, 425, 429}
 """Status codes that may be gone in a moment, beside those from 500 on."""
@@ -26,9 +31,9 @@ _LONGEST_PAUSE = 60.0
 _REMEDIES = {
     401: "set the key in the environment variable {variable}",
     403: "set the key in the environment variable {variable}",
-    404: "see negatives.editor.base_url and negatives.editor.model",
-    400: "see negatives.editor (structured: json_object or none, for servers without schemas)",
-    422: "see negatives.editor (structured: json_object or none, for servers without schemas)",
+    404: "see address and model under {place}",
+    400: "see {place}{refused}",
+    422: "see {place}{refused}",
 }
 
 
@@ -42,6 +47,7 @@ class _Passing(Exception):
     def __init__(self, what: str, pause: float | None = None) -> None:
         super().__init__(what)
         self.pause = pause
+        self.where = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class Reply:
         sent: Tokens sent, as the server counts, or a guess.
         received: Tokens received.
         whole: Whether the answer ended by itself.
+        more: Further answers, where several were asked for.
     """
 
     text: str
     sent: int
     received: int
     whole: bool = True
+    more: tuple[str, ...] = ()
 
 
 def guess_tokens(text: str) -> int:
@@ -66,26 +74,54 @@ def guess_tokens(text: str) -> int:
     return -(-len(text) // 4)
 
 
+def image_part(ref: ImageRef, kind: str = "PNG", side: int | None = None, **settings: Any) -> dict[str, Any]:
+    """Return a picture as a part of a message.
+
+    Args:
+        ref: The picture.
+        kind: `PNG` or `JPEG`.
+        side: Make it smaller, so that no side is longer than this; None leaves it as it is.
+        **settings: Of Pillow, for writing it.
+    """
+    picture, buffer = open_image(ref), io.BytesIO()
+    if side is not None:
+        picture.thumbnail((side, side))
+    picture.save(buffer, kind, **settings)
+    content = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind.lower()};base64,{content}"}}
+
+
 class ChatClient:
     """Sends chat requests. Safe to use from several threads.
 
     Args:
-        settings: Endpoint, time limits, attempts, rate.
+        settings: Model, key, time limits, attempts, rate.
+        base_urls: The servers; every attempt goes to the next one in turn.
+        place: The section of the recipe, for errors.
+        refused: What else an error says of a request that the server finds wrong.
         pause: First pause before a request is sent again, in seconds; it doubles, with chance.
     """
 
-    def __init__(self, settings: EditorSection, pause: float = 1.0) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: EndpointSection,
+        base_urls: Sequence[str],
+        place: str,
+        *,
+        refused: str = "",
+        pause: float = 1.0,
+    ) -> None:
+        self._settings, self._place, self._refused = settings, place, refused
         self._key = os.environ.get(settings.key_variable, "").strip()
         headers = {"User-Agent": f"cwdpo/{__version__}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=settings.concurrency)
         self._http = httpx2.Client(headers=headers, timeout=settings.timeout, limits=limits)
-        self._stopped = threading.Event()
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        self._servers = itertools.cycle(base_urls)
         self._turns = _Turns(settings.requests_per_minute, self._stopped)
         self._growing = tenacity.wait_random_exponential(multiplier=pause, max=_LONGEST_PAUSE)
-        self._where = f"editor {settings.base_url}"
 
     def stop(self) -> None:
         """Send nothing any more: requests that wait for another attempt fail at once."""
@@ -113,7 +149,7 @@ class ChatClient:
         except _Passing as error:
             many = f"{self._settings.attempts} attempts failed, the last with: " if self._settings.attempts > 1 else ""
             raise ServiceError(
-                self._clean(f"{self._where}: {many}{error}; what was answered is kept, run the command again to go on")
+                self._clean(f"{error.where}{many}{error}; what was answered is kept, run the command again to go on")
             ) from None
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
@@ -123,42 +159,54 @@ class ChatClient:
 
     def _send(self, body: Mapping[str, Any]) -> Reply:
         self._turns.wait()
+        with self._lock:
+            server = next(self._servers)
+        where = f"{self._place.rpartition('.')[2]} {server}: "
+        try:
+            return self._read(self._post(server, body), body)
+        except _Passing as error:
+            error.where = where
+            raise
+        except ServiceError as error:
+            raise ServiceError(self._clean(f"{where}{error}")) from None
+
+    def _post(self, server: str, body: Mapping[str, Any]) -> httpx2.Response:
         if self._stopped.is_set():
             raise _Passing("stopped")
         try:
-            response = self._http.post(f"{self._settings.base_url}/chat/completions", json=body)
+            response = self._http.post(f"{server}/chat/completions", json=body)
         except httpx2.TimeoutException:
             raise _Passing(f"no answer in {self._settings.timeout:g} s") from None
         except httpx2.TransportError as error:
             raise _Passing(one_line(error, 160) or type(error).__name__) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ServiceError(self._clean(f"{self._where}: {one_line(error, 160)}")) from None
+            raise ServiceError(one_line(error, 160)) from None
         if response.status_code in _PASSING or response.status_code >= 500:
             raise _Passing(_told(response), _retry_after(response))
         if response.status_code != 200:
-            remedy = _REMEDIES.get(response.status_code, "see negatives.editor").format(
-                variable=self._settings.key_variable
-            )
-            raise ServiceError(self._clean(f"{self._where}: {_told(response)}; {remedy}"))
-        return self._read(response, body)
+            facts = {"variable": self._settings.key_variable, "place": self._place, "refused": self._refused}
+            remedy = _REMEDIES.get(response.status_code, "see {place}").format(**facts)
+            raise ServiceError(f"{_told(response)}; {remedy}")
+        return response
 
     def _read(self, response: httpx2.Response, body: Mapping[str, Any]) -> Reply:
         try:
             answer = json.loads(response.content)
             choice = answer["choices"][0]
-            text = choice["message"]["content"] or ""
+            texts = [each["message"]["content"] or "" for each in answer["choices"]]
         except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError):
             raise _Passing("the answer is no chat completion (cut short?)") from None
-        if not isinstance(text, str):
+        if not all(isinstance(text, str) for text in texts):
             raise _Passing("the answer is no chat completion (its content is no text)")
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         sent, received = usage.get("prompt_tokens"), usage.get("completion_tokens")
         return Reply(
-            text,
+            texts[0],
             sent if isinstance(sent, int) else guess_tokens(json.dumps(body["messages"])),
-            received if isinstance(received, int) else guess_tokens(text),
+            received if isinstance(received, int) else guess_tokens("".join(texts)),
             whole=choice.get("finish_reason") != "length",
+            more=tuple(texts[1:]),
         )
 
     def _clean(self, text: str) -> str:

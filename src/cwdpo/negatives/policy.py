@@ -50,7 +50,12 @@ class Weigher:
 
     def __init__(self, policy: NegativePolicy, folder: Path, batch_size: int) -> None:
         self._policy, self._batch_size = policy, batch_size
-        self._cache = ReferenceCache(folder / f"logps-{policy.digest[:16]}.sqlite")
+        self._cache = ReferenceCache(self.path(folder, policy.digest))
+
+    @staticmethod
+    def path(folder: Path, digest: str) -> Path:
+        """Return the file in which the scores of a model are kept."""
+        return folder / f"logps-{digest[:16]}.sqlite"
 
     def logp_means(
         self, groups: Sequence[PromptGroup], progress: Callable[[int, int], None] | None = None

@@ -22,7 +22,7 @@ from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.negatives import NegativePolicy, build_negatives
 from cwdpo.pipeline.rundir import RunDirectory
-from cwdpo.recipe import Recipe, SourceMix
+from cwdpo.recipe import ON_POLICY, Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.shared import AutoScorer
 
@@ -31,9 +31,11 @@ __all__ = [
     "load_source",
     "negative_policy",
     "prepare_data",
+    "read_part",
     "require_negatives",
     "takes_negatives",
     "with_negatives",
+    "write_part",
 ]
 
 
@@ -88,7 +90,7 @@ def prepare_data(run: RunDirectory) -> None:
     parts = {"stage1": split.stage1, "stage2": split.stage2, "held_out": held_out or split.held_out}
     require_negatives(run.recipe, parts)
     for name, groups in parts.items():
-        _write_part(run, folder / f"{name}.jsonl", [with_image_files(g, folder / "images") for g in groups])
+        write_part(run, folder / f"{name}.jsonl", [with_image_files(g, folder / "images") for g in groups])
     run.reporter.step("data", f"data: {d.path}")
     if bad:
         write_rejected(run.folder / "rejected_rows.jsonl", bad)
@@ -132,7 +134,7 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
     """
     for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", recipe.stage2.enabled)):
         mix: SourceMix = getattr(recipe.negatives, stage)
-        if needed and list(mix.shares()) == ["dataset"] and not any(g.by_role(REJECTED) for g in parts[stage]):
+        if needed and mix.sources() == ["dataset"] and not any(g.by_role(REJECTED) for g in parts[stage]):
             raise DataError(
                 f"{recipe.data.path}: no row of {stage} has a rejected response, and negatives.{stage} takes them from "
                 f"the data alone; set another source, for instance negatives.{stage}.beam=1 (written by the model) or "
@@ -140,7 +142,7 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
             )
 
 
-def _write_part(run: RunDirectory, path: Path, groups: Sequence[PromptGroup]) -> None:
+def write_part(run: RunDirectory, path: Path, groups: Sequence[PromptGroup]) -> None:
     """Write rows with image paths relative to `data` where the image lies in it: the run can be copied elsewhere."""
     write_jsonl(path, [_with_relative_images(group, run.folder / "data").to_json() for group in groups])
 
@@ -152,7 +154,8 @@ def _with_relative_images(group: PromptGroup, root: Path) -> PromptGroup:
     return replace(group, images=tuple(ImageRef(path=str(p)) for p in inside))
 
 
-def _read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> tuple[PromptGroup, ...]:
+def read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> tuple[PromptGroup, ...]:
+    """Read rows that `write_part` wrote."""
     root = run.folder / "data"
     source = DataSource(path=path, format="cwdpo", image_root=root, check_images=False, require=require)
     return load_groups(source).groups
@@ -171,7 +174,7 @@ def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ..
 def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
     """Return the rows of `stage1`, `stage2` or `held_out`."""
     path = run.folder / "data" / f"{part}.jsonl"
-    return _read_part(run, path, "response") if path.stat().st_size else ()
+    return read_part(run, path, "response") if path.stat().st_size else ()
 
 
 def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativePolicy:
@@ -203,16 +206,17 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
         )
         write_json(folder / "counts.json", built.counts)
         write_json(folder / "tallies.json", {"policy": policy.digest, "sources": built.tally_rows()})
-        _write_part(run, path, built.groups)
-        run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()))
+        write_part(run, path, built.groups)
+        kept = " to draw from at every update" if mix.pooled else ""
+        run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()) + kept)
         if built.dropped:
             run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
-    return list(_read_part(run, path, "chosen"))
+    return list(read_part(run, path, "chosen"))
 
 
 def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:
     """Whether negatives were made with another model than the one the stage now starts from (`cwdpo negatives`)."""
-    if not (mix.beam or mix.sample or mix.filter.logp is not None):
+    if not (set(mix.sources()) & set(ON_POLICY) or mix.filter.logp is not None):
         return False
     made = read_json(folder / "tallies.json") if (folder / "tallies.json").is_file() else {}
     return made.get("policy", digest) != digest

@@ -24,7 +24,7 @@ from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_mod
 from cwdpo.models.processors import load_processor
 from cwdpo.pipeline.models import require_model, require_tokenizer
 from cwdpo.pipeline.reporter import Reporter, Silent
-from cwdpo.recipe import EditorSection, Recipe
+from cwdpo.recipe import EditorSection, GeneratorSection, Recipe
 from cwdpo.recipe.files import recipe_differences
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
@@ -41,6 +41,7 @@ _FIRST_STEP = {
     "data.workers": None,
     "negatives.stage2": "negatives/stage2",
     **dict.fromkeys(f"negatives.editor.{key}" for key in EditorSection.ways()),
+    **dict.fromkeys(f"negatives.{s}.generator.{key}" for s in ("stage1", "stage2") for key in GeneratorSection.ways()),
     "stage2": "reference",
     "stage2.enabled": "negatives/stage2",
     "evaluation": "evaluation",

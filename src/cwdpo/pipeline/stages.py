@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from cwdpo.files import atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
 from cwdpo.pipeline.dynamics import stage_dynamics
+from cwdpo.pipeline.refresh import Refresher, make_picker
 from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Stage1Section, Stage2Section, StageSection, settings_of
@@ -41,7 +43,11 @@ def train_stage1(run: RunDirectory) -> None:
         groups = [g.with_responses(g.by_role(CHOSEN)[:1]) for g in groups_of(run, "stage1")]
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
     args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in settings_of(Stage1Section)})
-    _train(run, "stage1", s, run.model_path, groups, lambda model, **common: SFTCTrainer(model, args, groups, **common))
+
+    def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> SFTCTrainer:
+        return SFTCTrainer(model, args, groups, **common)
+
+    _train(run, "stage1", s, run.model_path, groups, make)
 
 
 def train_stage2(run: RunDirectory) -> None:
@@ -54,12 +60,17 @@ def train_stage2(run: RunDirectory) -> None:
     groups = [g for g in groups if g.by_role(REJECTED)]
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
     args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
-    cache = run.folder / "reference" / "logps.sqlite"
+    cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
 
-    def make(model: Any, **common: Any) -> CWDPOTrainer:
+    def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> CWDPOTrainer:
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 
-    _train(run, "stage2", s, start, groups, make)
+    refresher = None if refresh is None else Refresher(run, refresh, start, groups, cache)
+    _train(run, "stage2", s, start, groups, make, refresher)
+
+
+def _reference_path(run: RunDirectory) -> Path:
+    return run.folder / "reference" / "logps.sqlite"
 
 
 def _already_done(run: RunDirectory, stage: str) -> bool:
@@ -115,8 +126,33 @@ def _train(
     start: str,
     groups: Sequence[PromptGroup],
     make: Callable[..., Any],
+    refresher: Refresher | None = None,
 ) -> None:
-    """Train one stage, resuming from its last whole checkpoint."""
+    """Train one stage, resuming from its last whole checkpoint; in rounds where negatives are refreshed."""
+    while True:
+        checkpoint, broken = last_checkpoint(run.folder / stage / "checkpoints")
+        if broken:
+            run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
+        if refresher is not None:
+            refresher.begin_round(checkpoint)
+        if _train_round(run, stage, s, start, groups, make, checkpoint, refresher):
+            return
+        gc.collect()  # the round's model goes before the next one is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _train_round(
+    run: RunDirectory,
+    stage: str,
+    s: Stage1Section | Stage2Section,
+    start: str,
+    groups: Sequence[PromptGroup],
+    make: Callable[..., Any],
+    checkpoint: Path | None,
+    refresher: Refresher | None,
+) -> bool:
+    """Train up to the next refresh or the end of the stage; return whether the stage is finished."""
     recipe, folder = run.recipe, run.folder / stage
     model = run.trainable(start)
     encoder = run.encoder(start, model, include_eos=s.include_eos)
@@ -127,16 +163,24 @@ def _train(
     probes = dynamics.probes
     stop = StopOnSignal()
     speed = Throughput(folder / "throughput.json", probes.watch if probes else None)
+    moment = refresher.moment() if refresher is not None else None
     watch = TrainingWatch(f"{stage} · {getattr(s, 'objective', '')}", probes, run.reporter)
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop, watch]
-    trainer = make(model, processing_class=encoder.processor, callbacks=callbacks, scorer=scorer, encoder=encoder)
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop]
+    callbacks += [watch] if moment is None else [moment, watch]
+    scores = refresher.scores if refresher is not None else _reference_path(run)
+    trainer = make(
+        model,
+        groups if refresher is None else refresher.groups,
+        processing_class=encoder.processor,
+        callbacks=callbacks,
+        scorer=scorer,
+        encoder=encoder,
+        picker=make_picker(run, getattr(recipe.negatives, stage), scores),
+    )
     trainer.quiet()
     speed.attach(trainer)
     if probes is not None:
         probes.attach(trainer)
-    checkpoint, broken = last_checkpoint(folder / "checkpoints")
-    if broken:
-        run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
     if checkpoint is not None:
         run.reporter.note(f"going on from {checkpoint.name}")
     if isinstance(trainer, CWDPOTrainer) and trainer.caches_reference:
@@ -153,6 +197,8 @@ def _train(
     finally:
         stop.release()
         watch.close()
+    if moment is not None and moment.due and stop.received is None:
+        return False
     if speed.summary():
         run.reporter.note(speed.summary())
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
@@ -174,6 +220,7 @@ def _train(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if stop.received is not None:
         raise StoppedError(f"stopped after {stage}, which is finished. Run the same command again to go on")
+    return True
 
 
 def _sort_adapter_config(path: Path) -> None:

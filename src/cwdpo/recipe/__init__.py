@@ -1,21 +1,33 @@
 """What a run is: one YAML file, validated and documented field by field."""
 
 from cwdpo.recipe.data import DataSection
+from cwdpo.recipe.endpoints import EditorSection, EndpointSection, GeneratorSection
 from cwdpo.recipe.measuring import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model import LoraSection, ModelSection
-from cwdpo.recipe.negatives import EditorSection, FilterSection, NegativesSection, SourceMix
+from cwdpo.recipe.negatives import (
+    ON_POLICY,
+    FilterSection,
+    NegativesSection,
+    RefreshSection,
+    SchedulePoint,
+    SourceMix,
+    Stage2Mix,
+)
 from cwdpo.recipe.stages import Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.recipe.whole import Recipe
 
 __all__ = [
     "METHODS",
+    "ON_POLICY",
     "STAGE2_METHODS",
     "DataSection",
     "EarlyStopSection",
     "EditorSection",
+    "EndpointSection",
     "EvaluationSection",
     "FilterSection",
+    "GeneratorSection",
     "InfluenceSection",
     "LoraSection",
     "Method",
@@ -23,8 +35,11 @@ __all__ = [
     "NegativesSection",
     "ProbeSection",
     "Recipe",
+    "RefreshSection",
+    "SchedulePoint",
     "SourceMix",
     "Stage1Section",
+    "Stage2Mix",
     "Stage2Section",
     "StageSection",
     "settings_of",

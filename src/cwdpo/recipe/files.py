@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,12 +121,12 @@ def _known_part(location: Sequence[str]) -> Sequence[str]:
 def _fields_at(location: Sequence[str]) -> Mapping[str, Any]:
     model: type[BaseModel] = Recipe
     for name in location:
+        if name.isdigit():
+            continue  # an item of a list
         field = model.model_fields.get(name)
         if field is None:
             return {}
-        options = (
-            typing.get_args(field.annotation) if isinstance(field.annotation, types.UnionType) else (field.annotation,)
-        )
+        options = [field.annotation, *typing.get_args(field.annotation)]
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not found:
             return {}

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import re
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from cwdpo.recipe.endpoints import EditorSection, GeneratorSection
 from cwdpo.recipe.section import Section
 
-__all__ = ["EditorSection", "FilterSection", "NegativesSection", "SourceMix"]
+__all__ = [
+    "ON_POLICY",
+    "FilterSection",
+    "NegativesSection",
+    "RefreshSection",
+    "SchedulePoint",
+    "Shares",
+    "SourceMix",
+    "Stage2Mix",
+]
+
+_SOURCES = ("dataset", "other", "beam", "sample", "perturb", "shuffle", "edit")
+ON_POLICY = ("beam", "sample")
+"""Sources that the model itself writes."""
 
 
 class FilterSection(Section):
@@ -30,10 +44,10 @@ class FilterSection(Section):
     """Drop negatives with more words than this times the chosen response's. null drops none."""
 
 
-class SourceMix(Section):
-    """Which negatives a stage gets, as shares that need not add up to 1."""
+class Shares(Section):
+    """How much of each source, as shares that need not add up to 1."""
 
-    dataset: float = Field(default=1.0, ge=0)
+    dataset: float = Field(default=0.0, ge=0)
     """The rejected responses that came with the data."""
     other: float = Field(default=0.0, ge=0)
     """The chosen response of another image: easy, but there for any data."""
@@ -48,8 +62,43 @@ class SourceMix(Section):
     """The words of the chosen response in another order."""
     edit: float = Field(default=0.0, ge=0)
     """The chosen response with one fact changed by a language model (`negatives.editor`)."""
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares above 0, by source."""
+        return {name: share for name in _SOURCES if (share := getattr(self, name)) > 0}
+
+
+class SchedulePoint(Shares):
+    """The shares at one moment of a stage."""
+
+    at: float = Field(ge=0, le=1)
+    """The moment, as a share of the stage's updates: 0 is the first, 1 the last."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> SchedulePoint:
+        if not self.shares():
+            raise ValueError(f"schedule: every share at {self.at:g} is 0; give at least one source a share above 0")
+        return self
+
+    def portions(self) -> dict[str, float]:
+        """Return the shares above 0 so that they add up to 1."""
+        shares = self.shares()
+        return {name: share / sum(shares.values()) for name, share in shares.items()}
+
+
+class SourceMix(Shares):
+    """Which negatives a stage gets, as shares that need not add up to 1."""
+
+    dataset: float = Field(default=1.0, ge=0)
+    """The rejected responses that came with the data."""
+    schedule: list[SchedulePoint] = Field(default=[])
+    """Shares that change over the updates of the stage, in place of those above, linear between points and constant
+    outside of them: [{at: 0, perturb: 1}, {at: 1, beam: 1}] goes from one to the other."""
     per_prompt: int = Field(default=1, ge=1)
-    """How many negatives a prompt gets."""
+    """How many negatives a prompt gets in an update."""
+    candidates: int = Field(default=0, ge=0)
+    """0: a prompt's negatives are drawn once, before training. Above 0: so many are kept of every source, and every
+    update draws anew among them. With a schedule at least `per_prompt` are kept."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of `sample`."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -60,89 +109,103 @@ class SourceMix(Section):
     """Longest generated negative, in tokens."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts generated at once."""
+    generator: GeneratorSection = GeneratorSection()
+    """Servers that write `beam` and `sample`, for many GPUs."""
     perturb_difficulty: list[Literal["hard", "medium", "easy"]] = Field(default=["hard"], min_length=1)
     """What `perturb` makes, drawn from this list: one fact changed, two, or all that can be."""
     filter: FilterSection = FilterSection()
     """Which negatives are dropped."""
 
-    def shares(self) -> dict[str, float]:
-        """Return the shares above 0, by source."""
-        sources = ("dataset", "other", "beam", "sample", "perturb", "shuffle", "edit")
-        return {name: share for name in sources if (share := getattr(self, name)) > 0}
+    @property
+    def pooled(self) -> bool:
+        """Whether every update draws anew among the candidates of a prompt."""
+        return bool(self.schedule) or self.candidates > 0
+
+    @property
+    def most(self) -> int:
+        """Most negatives of one source that a prompt keeps."""
+        return max(self.per_prompt, self.candidates)
+
+    def sources(self) -> list[str]:
+        """Return the sources that have a share, at any moment."""
+        points: list[Shares] = [*self.schedule] or [self]
+        return [name for name in _SOURCES if any(name in point.shares() for point in points)]
+
+    def shares_at(self, moment: float) -> dict[str, float]:
+        """Return the shares at a moment of the stage, 0 the first update and 1 the last."""
+        if not self.schedule:
+            return self.shares()
+        if moment <= self.schedule[0].at:
+            return self.schedule[0].portions()
+        for before, after in pairwise(self.schedule):
+            if moment < after.at:
+                way = (moment - before.at) / (after.at - before.at)
+                one, other = before.portions(), after.portions()
+                mixed = {n: (1 - way) * one.get(n, 0.0) + way * other.get(n, 0.0) for n in self.sources()}
+                return {name: share for name, share in mixed.items() if share > 0}
+        return self.schedule[-1].portions()
 
     @model_validator(mode="after")
     def _some_source(self) -> SourceMix:
-        if not self.shares():
+        if not self.sources():
             raise ValueError("every share is 0; give at least one source a share above 0")
         return self
 
+    @model_validator(mode="after")
+    def _scheduled(self) -> SourceMix:
+        moments = [point.at for point in self.schedule]
+        if len(moments) == 1:
+            raise ValueError("schedule: has one point; give two or more, or set constant shares without a schedule")
+        if any(b <= a for a, b in pairwise(moments)):
+            raise ValueError(f"schedule: the points are at {moments}; `at` must grow from each to the next")
+        beside = {name: share for name, share in self.shares().items() if (name, share) != ("dataset", 1.0)}
+        if moments and beside:
+            name, share = next(iter(beside.items()))
+            raise ValueError(f"{name} = {share:g} stands beside a schedule; write the shares into its points")
+        return self
 
-class EditorSection(Section):
-    """The language model that writes the source `edit`, behind any OpenAI-compatible endpoint."""
 
-    base_url: str = ""
-    """Address of the endpoint up to and with its version, for instance http://localhost:8000/v1."""
-    model: str = ""
-    """Name of the model, as the endpoint calls it."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; where it is not set none is sent. The key is never written
-    anywhere."""
-    images: bool = False
-    """Show the picture to the model, for models that see."""
-    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
-    """What the endpoint is asked to hold the answer to. Whatever it sends is checked."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Temperature of the answers."""
-    max_tokens: int = Field(default=200, ge=16)
-    """Longest answer, in tokens."""
-    max_changes: int = Field(default=6, ge=1)
-    """Most words that an edit may insert, delete or exchange."""
-    rewrites: int = Field(default=2, ge=0)
-    """How often the model is told what is wrong with its answer and asked again."""
-    attempts: int = Field(default=6, ge=1)
-    """How often a request is sent while the server is busy, fails or does not answer, with growing pauses."""
-    timeout: float = Field(default=60.0, gt=0)
-    """Seconds to wait for an answer."""
-    concurrency: int = Field(default=8, ge=1, le=256)
-    """Requests under way at once."""
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    """Most requests begun in a minute; null sets no limit."""
-    price_input: float = Field(default=0.0, ge=0)
-    """Price of a million tokens that are sent."""
-    price_output: float = Field(default=0.0, ge=0)
-    """Price of a million tokens that come back."""
-    max_cost: float | None = Field(default=None, gt=0)
-    """Most that may be spent on a stage, in the currency of the prices. Nothing is asked where the estimate is above
-    it, and no more once it is reached."""
+class RefreshSection(Section):
+    """When the model writes `beam` and `sample` anew while it is trained. At least one of `every` and `below`."""
 
-    @staticmethod
-    def ways() -> tuple[str, ...]:
-        """Return the fields that say how to get answers and not which: they may change while a run is resumed."""
-        where = ("base_url", "key_variable", "timeout", "attempts", "concurrency", "requests_per_minute")
-        return (*where, "price_input", "price_output", "max_cost")
-
-    @field_validator("key_variable")
-    @classmethod
-    def _a_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # the value may be a key: it is not repeated
-            raise ValueError(
-                "negatives.editor.key_variable must be the name of an environment variable, in capitals, never the key"
-            )
-        return value
-
-    @field_validator("base_url")
-    @classmethod
-    def _an_address(cls, value: str) -> str:
-        if value and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
-            raise ValueError(
-                "negatives.editor.base_url must be like http://localhost:8000/v1, without user, password or query"
-            )
-        return value.rstrip("/")
+    every: int | None = Field(default=None, ge=1)
+    """After so many updates."""
+    below: float | None = Field(default=None, gt=0, lt=1)
+    """When mean w_c of the training pairs, as a row of metrics.jsonl has it (`stage2.log_steps`), is below this: the
+    negatives have gone easy."""
+    wait: int = Field(default=50, ge=1)
+    """Fewest updates before `below` asks for a refresh, and from one to the next."""
 
     @model_validator(mode="after")
-    def _priced(self) -> EditorSection:
-        if self.max_cost is not None and not self.price_input + self.price_output:
-            raise ValueError("negatives.editor.max_cost needs price_input and price_output (per million tokens)")
+    def _some_moment(self) -> RefreshSection:
+        if self.every is None and self.below is None:
+            raise ValueError("negatives.stage2.refresh needs every (updates) or below (mean w_c)")
+        return self
+
+
+class Stage2Mix(SourceMix):
+    """Which negatives the preference stage gets, as shares that need not add up to 1."""
+
+    curriculum: Literal["uniform", "frontier"] = "uniform"
+    """How an update draws among `candidates`. `frontier`: likelier where w_c (1 - w_c) is high, that is where
+    ℓ̄ is near stage2.floor, ℓ̄ being that of the stage's start or of the last refresh."""
+    refresh: RefreshSection | None = None
+    """Have the model write `beam` and `sample` anew while it is trained."""
+
+    @model_validator(mode="after")
+    def _dynamic(self) -> Stage2Mix:
+        if self.curriculum == "frontier" and self.candidates < 2:
+            raise ValueError(
+                "negatives.stage2.curriculum: frontier chooses among candidates; set negatives.stage2.candidates to 2 "
+                "or more"
+            )
+        if self.refresh is not None and not set(self.sources()) & set(ON_POLICY):
+            raise ValueError("negatives.stage2.refresh writes beam and sample anew; give one of them a share above 0")
+        if self.refresh is not None and self.generator.base_urls:
+            raise ValueError(
+                "negatives.stage2.refresh needs the model in training, which generator.base_urls do not serve; "
+                "leave one of the two out"
+            )
         return self
 
 
@@ -151,7 +214,7 @@ class NegativesSection(Section):
 
     stage1: SourceMix = SourceMix()
     """Negatives of SFT-C."""
-    stage2: SourceMix = SourceMix()
+    stage2: Stage2Mix = Stage2Mix()
     """Negatives of the preference stage."""
     editor: EditorSection = EditorSection()
     """Who writes the source `edit`."""
@@ -160,6 +223,7 @@ class NegativesSection(Section):
 
     @model_validator(mode="after")
     def _has_editor(self) -> NegativesSection:
-        if (self.stage1.edit or self.stage2.edit) and not (self.editor.base_url and self.editor.model):
+        asked = "edit" in (*self.stage1.sources(), *self.stage2.sources())
+        if asked and not (self.editor.base_url and self.editor.model):
             raise ValueError("the source edit needs negatives.editor.base_url and negatives.editor.model")
         return self

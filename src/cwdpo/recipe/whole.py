@@ -57,6 +57,19 @@ class Recipe(Section):
             raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
         if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
             raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
+        return self._fitting_negatives()
+
+    def _fitting_negatives(self) -> Recipe:
+        """Refuse what cannot go with negatives that change while a stage is trained."""
+        mix, early = self.negatives.stage2, self.probes.early_stop
+        if mix.curriculum == "frontier" and self.stage2.reference != "cached":
+            raise ValueError("negatives.stage2.curriculum: frontier needs stage2.reference: cached, whose ℓ̄ it takes")
+        if mix.refresh is not None and self.data.group_by_length:
+            raise ValueError(
+                "negatives.stage2.refresh changes the rows' lengths, which data.group_by_length orders by; use one"
+            )
+        if mix.refresh is not None and early is not None and "stage2" in early.stages:
+            raise ValueError("negatives.stage2.refresh and probes.early_stop in stage2 do not go together; use one")
         return self
 
     def warnings(self) -> list[str]:

@@ -16,7 +16,7 @@ from cwdpo.models.loading import load_weights
 from cwdpo.scoring.separate import base_model
 from cwdpo.training.callbacks import ProbeCallback
 
-__all__ = ["ProbeEarlyStopping"]
+__all__ = ["ProbeEarlyStopping", "restore_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class ProbeEarlyStopping(TrainerCallback):
             return
         best, folder = rows[self.verdict.best], self._best_folder(args)
         if self.restore_best and best["step"] < rows[-1]["step"] and folder.is_dir():
-            self.restored = _restore(model, folder)
+            self.restored = restore_weights(model, folder)
         if write:
             facts = {
                 "signal": self.signal,
@@ -121,7 +121,7 @@ class ProbeEarlyStopping(TrainerCallback):
             write_json(self.probes.folder / "early_stop.json", facts)
 
 
-def _restore(model: Any, folder: Path) -> bool:
+def restore_weights(model: Any, folder: Path) -> bool:
     """Load a checkpoint's weights (or adapters) in place; return whether that was possible."""
     if any(hasattr(p, "ds_id") or type(p).__name__ in ("DTensor", "FlatParameter") for p in model.parameters()):
         logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)

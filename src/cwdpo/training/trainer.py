@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,8 @@ class GroupTrainer(Trainer):
         reference: Where reference log-probabilities come from; needed by preference objectives.
         scorer: How responses are scored; default as `args.scorer` says.
         encoder: Prompt encoder; default made from the processor and `args`.
+        picker: Leaves out of a micro-batch what its update does not train on; given the number of the update, from 0,
+            and how many there are.
     """
 
     args: GroupTrainingArguments
@@ -88,10 +90,12 @@ class GroupTrainer(Trainer):
         reference: Reference | None = None,
         scorer: Scorer | None = None,
         encoder: PromptEncoder | None = None,
+        picker: Callable[[Batch, int, int], Batch] | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective
         self.reference = reference
+        self.picker = picker
         self.scorer: Scorer = scorer or args.make_scorer()
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
@@ -160,6 +164,9 @@ class GroupTrainer(Trainer):
         """Fetch the micro-batches of one update and count the denominators of its global batch."""
         with self.waiting:
             inputs, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.picker is not None:
+            update, updates = self.state.global_step, self.state.max_steps
+            inputs = [{**i, "batch": self.picker(i["batch"], update, updates)} for i in inputs]
         batches: list[Batch] = [i["batch"] for i in inputs]
         counts = _add_up(self.objective.counts(b) | {_TOKENS: float(_sequence_tokens(b))} for b in batches)
         totals = self._global_sums(counts)

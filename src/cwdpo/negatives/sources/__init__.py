@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.negatives.candidates import Source
@@ -13,6 +14,7 @@ from cwdpo.negatives.sources.edit import EditSource
 from cwdpo.negatives.sources.on_policy import OnPolicySource
 from cwdpo.negatives.sources.other import OtherSource
 from cwdpo.negatives.sources.perturb import PerturbSource
+from cwdpo.negatives.sources.served import ServedSource
 from cwdpo.negatives.sources.shuffle import ShuffleSource
 from cwdpo.recipe import EditorSection, SourceMix
 
@@ -29,12 +31,13 @@ def make_sources(
     editor: EditorSection,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Source]:
-    """Return the sources that have a share, by name."""
+    """Return the sources that have a share, or those of `names`, by name."""
     found: dict[str, Source] = {}
-    for name in mix.shares():
+    for name in names if names is not None else mix.sources():
         if name in ("beam", "sample"):
-            found[name] = OnPolicySource(name, mix, seed=seed, folder=folder, policy=policy, progress=progress)
+            found[name] = _on_policy(name, mix, seed, folder, policy, progress, note)
         elif name == "dataset":
             found[name] = DatasetSource()
         elif name == "other":
@@ -47,3 +50,18 @@ def make_sources(
             assert name == "perturb", name
             found[name] = PerturbSource(mix.perturb_difficulty, seed)
     return found
+
+
+def _on_policy(
+    name: Literal["beam", "sample"],
+    mix: SourceMix,
+    seed: int,
+    folder: Path,
+    policy: NegativePolicy,
+    progress: Callable[[int, int], None] | None,
+    note: Callable[[str], None] | None,
+) -> Source:
+    common: dict[str, Any] = {"seed": seed, "folder": folder, "progress": progress}
+    if mix.generator.base_urls:
+        return ServedSource(name, mix, digest=policy.digest, note=note, **common)
+    return OnPolicySource(name, mix, policy=policy, **common)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from cwdpo.data.images import open_image
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.files import text_digest
 from cwdpo.negatives.budget import Budget
 from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
-from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens
+from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, image_part
 from cwdpo.negatives.text import edit_distance, normalise, words
 from cwdpo.recipe import EditorSection
 
@@ -36,6 +33,7 @@ _TASK = (
     'false. Answer with JSON only: {"caption": "the wrong caption", "changed": "the kind"}, the kind being one of '
     f"{', '.join(KINDS)}. Where the caption states no fact of the kind asked for, change one of another kind."
 )
+_REFUSED = " (structured: json_object or none, for servers without schemas)"
 _IMAGE_SIDE = 768
 _IMAGE_TOKENS = 800
 """A guess, for the estimate."""
@@ -192,7 +190,8 @@ class EditSource:
         self._budget.require(cost, len(waiting))
 
     def _ask_all(self, waiting: Sequence[_Task], before: int, total: int) -> dict[_TaskKey, Candidate]:
-        client = ChatClient(self._settings, self._pause)
+        s = self._settings
+        client = ChatClient(s, [s.base_url], "negatives.editor", refused=_REFUSED, pause=self._pause)
         found: dict[_TaskKey, Candidate] = {}
         pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="edit")
         try:
@@ -292,13 +291,6 @@ def _reply(row: Mapping[str, Any]) -> Reply:
 def _with_images(body: Mapping[str, Any], group: PromptGroup) -> dict[str, Any]:
     """Return the request with the pictures in it."""
     system, first, *turns = body["messages"]
-    parts: list[dict[str, Any]] = []
-    for ref in group.images:
-        picture = open_image(ref)
-        picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        content = base64.b64encode(buffer.getvalue()).decode("ascii")
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{content}"}})
+    parts = [image_part(ref, "JPEG", _IMAGE_SIDE, quality=85) for ref in group.images]
     parts.append({"type": "text", "text": first["content"]})
     return {**body, "messages": [system, {"role": "user", "content": parts}, *turns]}

@@ -54,13 +54,13 @@ class OnPolicySource:
         self._policy, self._progress, self._seed = policy, progress, seed
         self._batch_size = mix.batch_size
         self._cache = TextCache(folder / f"{name}.jsonl")
-        count = max(mix.beam_width, mix.per_prompt)
+        count = max(mix.beam_width, mix.most)
         ways: dict[str, dict[str, Any]] = {
             "beam": {"num_beams": count, "num_return_sequences": count},
             "sample": {
                 "temperature": mix.temperature,
                 "top_p": mix.top_p,
-                "num_return_sequences": 2 * mix.per_prompt + 2,
+                "num_return_sequences": 2 * mix.most + 2,
             },
         }
         self.settings = {"max_new_tokens": mix.max_new_tokens, **ways[name]}
