@@ -109,13 +109,21 @@ class CliServer:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, *argv: str | Path, cwd: Path | None = None, kill_at: int = 0, watch: Path | None = None) -> Call:
+    def start(
+        self,
+        *argv: str | Path,
+        cwd: Path | None = None,
+        kill_at: int = 0,
+        kill_on: str = "",
+        watch: Path | None = None,
+    ) -> Call:
         """Begin a call.
 
         Args:
             *argv: The command line after `cwdpo`.
             cwd: Where.
             kill_at: SIGKILL at the n-th thing that the call does to files under `watch`; 0 never.
+            kill_on: SIGKILL when it has done something to a file there whose path holds this, at the next thing.
             watch: The run directory.
         """
         for call in self._calls[-1:]:
@@ -123,7 +131,7 @@ class CliServer:
         out = self._scratch / f"call-{len(self._calls)}"
         out.mkdir(parents=True)
         request = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._scratch), "out": str(out)}
-        request |= {"kill_at": kill_at, "watch": str(watch or "")}
+        request |= {"kill_at": kill_at, "kill_on": kill_on, "watch": str(watch or "")}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -182,7 +190,8 @@ def _child(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
-    counted = _watch(request["watch"], request["kill_at"], out) if request["watch"] else [0]
+    kill = (request["kill_at"], request["kill_on"])
+    counted = _watch(request["watch"], *kill, out) if request["watch"] else [0]
     code: Any = 0
     try:
         main()
@@ -204,9 +213,9 @@ def _child(request: dict[str, Any]) -> None:
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "sqlite3.connect"}
 
 
-def _watch(folder: str, kill_at: int, out: Path) -> list[int]:
+def _watch(folder: str, kill_at: int, kill_on: str, out: Path) -> list[int]:
     """Count what this process does to files under a folder, and kill it just before the `kill_at`-th."""
-    counted = [0]
+    counted, seen = [0], [False]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event not in _FILE_EVENTS or not args or not isinstance(args[0], str | os.PathLike):
@@ -217,7 +226,8 @@ def _watch(folder: str, kill_at: int, out: Path) -> list[int]:
         if event == "open" and len(args) > 2 and not int(args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             return
         counted[0] += 1
-        if counted[0] == kill_at:
+        strike, seen[0] = seen[0], seen[0] or (bool(kill_on) and kill_on in path.replace("/.", "/"))
+        if counted[0] == kill_at or strike:
             (out / "event").write_text(f"{event} {path[len(folder) + 1 :]}", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -26,9 +26,9 @@ def edited(caption: str, changed: str = "object") -> dict[str, Any]:
 
 
 def caption_of(body: dict[str, Any]) -> str:
-    """The caption that a request wants edited."""
+    """The caption that a request wants edited, or the prompt that it wants answered."""
     content = body["messages"][1]["content"]
-    text = content if isinstance(content, str) else content[-1]["text"]
+    text: str = content if isinstance(content, str) else content[-1]["text"]
     return text.splitlines()[0].removeprefix("Caption: ")
 
 

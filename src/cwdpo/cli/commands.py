@@ -20,7 +20,6 @@ from cwdpo.recipe import (
     ModelSection,
     NegativesSection,
     Recipe,
-    SourceMix,
     Stage1Section,
     Stage2Section,
 )
@@ -60,8 +59,9 @@ def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
     recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
     if data != "scenes" and detect_format(data) in ("captions", "karpathy"):
         # Captions come without negatives: half are the model's own, half are captions of other images.
-        mix = SourceMix(dataset=0, other=1, beam=1)
-        recipe = recipe.model_copy(update={"negatives": NegativesSection(stage1=mix, stage2=mix)})
+        mix = {"dataset": 0, "other": 1, "beam": 1}
+        negatives = NegativesSection.model_validate({"stage1": mix, "stage2": mix})
+        recipe = recipe.model_copy(update={"negatives": negatives})
     if model != "scenes":
         update: dict[str, Any] = {
             "model": ModelSection(path=model, dtype="bfloat16", freeze=["vision"], lora=LoraSection()),

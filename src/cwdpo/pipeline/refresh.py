@@ -129,13 +129,13 @@ class Refresher:
         )
         before, after = (self._mean_weight(weigher, groups) for groups in (old, built.groups))
         write_part(run, folder / "groups.jsonl", built.groups)
-        facts = {"new": {k: n for k, n in built.counts.items() if k != "old"}, "old": built.counts["old"]}
-        facts |= {"dropped": len(built.dropped), "w_c_before": before, "w_c_after": after}
-        row = {"step": step, "policy": policy.digest, **facts}
+        made = {source: n for source, n in built.counts.items() if source != "old"}
+        row: dict[str, Any] = {"step": step, "policy": policy.digest, "new": made, "old": built.counts["old"]}
+        row |= {"dropped": len(built.dropped), "w_c_before": before, "w_c_after": after}
         append_jsonl(self._path, row)
         self._rows.append(row)
-        new = ", ".join(f"{n} new from {source}" for source, n in facts["new"].items()) or "nothing new"
-        stayed = f", {facts['old']} old ones stay" if facts["old"] else ""
+        new = ", ".join(f"{n} new from {source}" for source, n in made.items()) or "nothing new"
+        stayed = f", {row['old']} old ones stay" if row["old"] else ""
         run.reporter.note(f"{new}{stayed}; mean w_c of on-policy negatives {before:.3f} before, {after:.3f} after")
 
     def _policy(self, checkpoint: Path) -> NegativePolicy:

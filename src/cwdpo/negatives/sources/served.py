@@ -58,7 +58,7 @@ class ServedSource:
             "beam": {"n": max(mix.beam_width, mix.most), "use_beam_search": True, "temperature": 0.0},
             "sample": {"n": 2 * mix.most + 2, "temperature": mix.temperature, "top_p": mix.top_p},
         }
-        self._settings = {"model": mix.generator.model, "max_tokens": mix.max_new_tokens, **ways[name]}
+        self._settings: dict[str, Any] = {"model": mix.generator.model, "max_tokens": mix.max_new_tokens, **ways[name]}
 
     def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
         """Return what the servers answer to each prompt, asking what is not kept yet.
@@ -97,19 +97,19 @@ class ServedSource:
 
     def _ask(self, client: ChatClient, group: PromptGroup, key: str) -> None:
         """Ask for one prompt's texts and keep them. A server that gives one sample a request is asked several times."""
-        messages, texts = _messages(group), list[str]()
-        while len(texts) < self._settings["n"]:
+        messages, texts, count = _messages(group), list[str](), int(self._settings["n"])
+        while len(texts) < count:
             body = {**self._settings, "messages": messages}
             if self.name == "sample":
-                body |= {"n": self._settings["n"] - len(texts), "seed": int(text_digest(key, str(len(texts)))[:7], 16)}
+                body |= {"n": count - len(texts), "seed": int(text_digest(key, str(len(texts)))[:7], 16)}
             reply = client.ask(body)
             texts += [reply.text.strip(), *(text.strip() for text in reply.more)]
-            if self.name == "beam" and len(texts) < self._settings["n"]:
+            if self.name == "beam" and len(texts) < count:
                 raise ServiceError(
-                    f"generator {self._servers.model}: {len(texts)} of {self._settings['n']} hypotheses came back; the "
-                    "server does no beam search (vLLM does): use sample in place of beam"
+                    f"generator {self._servers.model}: {len(texts)} of {count} hypotheses came back; the server "
+                    "does no beam search (vLLM does): use sample in place of beam"
                 )
-        self._cache.add({key: {"id": group.id, "texts": texts[: self._settings["n"]]}})
+        self._cache.add({key: {"id": group.id, "texts": texts[:count]}})
 
 
 def _messages(group: PromptGroup) -> list[dict[str, Any]]:

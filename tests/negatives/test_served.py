@@ -1,0 +1,211 @@
+"""On-policy negatives from servers that misbehave: several at once, nothing asked twice, clear errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_server import Answer, BadServer, serving
+from PIL import Image
+
+from cwdpo.data.schema import ImageRef, PromptGroup, Response
+from cwdpo.errors import RecipeError
+from cwdpo.negatives.chat import ServiceError
+from cwdpo.negatives.sources.served import ServedSource
+from cwdpo.recipe import SourceMix
+from cwdpo.recipe.files import load_recipe
+
+KEY = "sk-very-secret-9876543210"
+
+
+def rows(count: int, folder: Path) -> list[PromptGroup]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "red.png"
+    if not path.exists():
+        Image.new("RGB", (9, 5), "red").save(path)
+    found: list[PromptGroup] = []
+    for i in range(count):
+        parts = [{"type": "image"}, {"type": "text", "text": f"describe {i}"}]
+        messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": parts})
+        found.append(PromptGroup(f"row-{i}", (ImageRef(path=str(path)),), messages, (Response(f"car {i}"),)))
+    return found
+
+
+def source(
+    servers: list[BadServer], folder: Path, name: Any = "sample", notes: list[str] | None = None, **settings: Any
+):
+    generator = {"base_urls": [s.url for s in servers], "model": "policy", "attempts": 4, "timeout": 5.0} | settings
+    mix = SourceMix.model_validate(
+        {"dataset": 0, name: 1, "beam_width": 3, "max_new_tokens": 7, "generator": generator}
+    )
+    note = None if notes is None else notes.append
+    return ServedSource(name, mix, seed=0, folder=folder, digest="content", note=note, pause=0.01)
+
+
+def answers(*texts: Any) -> dict[str, Any]:
+    choices = [{"message": {"role": "assistant", "content": t}, "finish_reason": "stop"} for t in texts]
+    return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 9}}
+
+
+def good(prompt: str, count: int = 1) -> Answer:
+    return 200, answers(*(f" {prompt} text {k}" for k in range(4))), {}
+
+
+def texts(found: Any) -> dict[str, list[str]]:
+    return {key: [c.text for c in candidates] for key, candidates in found.items()}
+
+
+def expected(count: int) -> dict[str, list[str]]:
+    return {f"row-{i}": [f"describe {i} text {k}" for k in range(4)] for i in range(count)}
+
+
+def propose(which: ServedSource, groups: list[PromptGroup]) -> dict[str, list[str]]:
+    return texts(which.propose(groups, {g.id: 1 for g in groups}))
+
+
+def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
+    def plan(prompt: str, count: int) -> Answer:
+        time.sleep(0.05)
+        return good(prompt)
+
+    notes, groups = list[str](), rows(12, tmp_path)
+    with serving(plan) as one, serving(plan) as other:
+        assert propose(source([one, other], tmp_path / "n", notes=notes, concurrency=4), groups) == expected(12)
+        assert one.asked.total() == other.asked.total() == 6  # in turn
+        assert 1 < one.most_under_way + other.most_under_way <= 4 * 2
+        body = one.bodies[0]
+        assert body["model"] == "policy" and body["max_tokens"] == 7 and body["n"] == 4
+        assert body["temperature"] == 1.0 and body["top_p"] == 1.0 and isinstance(body["seed"], int)
+        assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+        url = body["messages"][1]["content"][0]["image_url"]["url"]
+        picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+        assert picture.size == (9, 5) and picture.getpixel((0, 0)) == (255, 0, 0)
+        # again, through one of the servers and by other ways: nothing is asked
+        assert propose(source([one], tmp_path / "n", concurrency=1), groups) == expected(12)
+        assert one.asked.total() + other.asked.total() == 12
+        # another model, or beam in place of sample, is another thing
+        propose(source([one], tmp_path / "n", model="another"), groups[:1])
+        assert one.asked.total() == 7
+    assert len(notes) == 1 and notes[0].startswith("sample: 12 prompts to policy at http://127.0.0.1:")
+
+
+def test_beam_search_is_asked_for_and_missed(tmp_path: Path):
+    groups = rows(2, tmp_path)
+    with serving(good) as server:
+        assert propose(source([server], tmp_path / "n", "beam"), groups) == {k: v[:3] for k, v in expected(2).items()}
+        assert server.bodies[0]["use_beam_search"] is True and server.bodies[0]["n"] == 3
+    with (
+        serving(lambda prompt, count: (200, answers("one"), {})) as server,
+        pytest.raises(ServiceError, match=r"1 of 3 hypotheses came back; the server does no beam search \(vLLM does\)"),
+    ):
+        propose(source([server], tmp_path / "m", "beam"), groups)
+
+
+def test_a_server_that_gives_one_sample_a_request_is_asked_on(tmp_path: Path):
+    with serving(lambda prompt, count: (200, answers(f"text {count}"), {})) as server:
+        found = propose(source([server], tmp_path / "n"), rows(1, tmp_path))
+        assert found == {"row-0": ["text 1", "text 2", "text 3", "text 4"]}
+        assert [b["n"] for b in server.bodies] == [4, 3, 2, 1] and len({b["seed"] for b in server.bodies}) == 4
+
+
+TROUBLES: dict[str, Answer] = {
+    "busy": (429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}),
+    "broken": (500, b"oops", {}),
+    "truncated": (200, b'{"choices": [{"message": {"content": "{\\"capt', {}),
+    "no text": (200, answers("fine", 7), {}),
+    "hung up": (200, b"half", {"Content-Length": "5000"}),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_another_server_stands_in_for_one_in_trouble(trouble: str, tmp_path: Path):
+    status, body, headers = TROUBLES[trouble]
+    with serving(lambda prompt, count: (status, body, dict(headers))) as bad, serving(good) as fine:
+        settings = {"timeout": 0.5} if trouble == "hung up" else {}
+        which = source([bad, fine], tmp_path / "n", concurrency=1, **settings)
+        assert propose(which, rows(4, tmp_path)) == expected(4)
+        assert fine.asked.total() == 4 and bad.asked.total() == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((401, {"error": {"message": f"bad key {KEY}"}}, {}), "401 Unauthorized: bad key …; set the key"),
+        ((404, {"error": "no such model"}, {}), "404 Not Found: no such model; see address and model under generator"),
+        ((503, b"", {}), "4 attempts failed, the last with: 503"),
+    ],
+)
+def test_servers_that_fail_for_good(answer: Answer, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    groups = rows(8, tmp_path / "images")
+
+    def plan(prompt: str, count: int) -> Answer:
+        status, body, headers = answer
+        return good(prompt) if int(prompt.split()[1]) < 3 else (status, body, dict(headers))
+
+    with serving(plan) as server:
+        with pytest.raises(ServiceError) as caught:
+            propose(source([server], tmp_path / "n", concurrency=1), groups)
+        text = str(caught.value)
+        assert text.startswith(f"generator {server.url}: ") and message in text and "\n" not in text and KEY not in text
+        kept = (tmp_path / "n" / "sample.jsonl").read_text()
+        assert kept.count("\n") == 3 and KEY not in kept
+        server.plan = good
+        assert propose(source([server], tmp_path / "n"), groups) == expected(8)
+        assert all(server.answered[f"describe {i}"] == 1 for i in range(8))
+
+
+def test_recipe_mistakes():
+    for change, what in (
+        (
+            "negatives.stage2.generator={base_urls: [http://me:secret@host/v1], model: m}",
+            "without user, password or query",
+        ),
+        ("negatives.stage2.generator={base_urls: [http://host/v1]}", "needs generator.model"),
+        ("negatives.stage2.generator={base_url: http://host/v1}", "did you mean `base_urls`"),
+        (f"negatives.stage2.generator.key_variable={KEY}", "must be the name of an environment variable"),
+    ):
+        with pytest.raises(RecipeError, match=what) as caught:
+            load_recipe(None, [change])
+        assert "secret" not in str(caught.value)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {tests!r})
+from test_served import propose, rows, source
+propose(source([SimpleNamespace(url={url!r})], Path({folder!r}) / "n", concurrency=3), rows(12, Path({folder!r})))
+"""
+
+
+def test_killed_nothing_that_was_answered_is_asked_again(tmp_path: Path):
+    def slow(prompt: str, count: int) -> Answer:
+        time.sleep(0.15)
+        return good(prompt)
+
+    with serving(slow) as server:
+        script = KILLED.format(tests=str(Path(__file__).parent), url=server.url, folder=str(tmp_path))
+        path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+        child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
+        deadline = time.monotonic() + 120
+        while server.answered.total() < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        time.sleep(0.3)
+        kept = (tmp_path / "n" / "sample.jsonl").read_text().count("\n")
+        assert 2 <= kept < 12
+        before = server.asked.total()
+        server.plan = good
+        assert propose(source([server], tmp_path / "n"), rows(12, tmp_path)) == expected(12)
+        assert server.asked.total() == before + 12 - kept
