@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ def test_a_draw_depends_on_seed_update_and_prompt_alone():
     assert picked(again(Batch(tuple(groups[7:9])), 3, 10)) == {k: whole[k] for k in ("row-7", "row-8")}
     assert picked(picker(Batch(tuple(groups)), 4, 10)) != whole
     assert picked(Picker(SourceMix.model_validate({"schedule": FALLING}), 5)(Batch(tuple(groups)), 3, 10)) != whole
+
+
+def test_a_twin_with_altered_images_keeps_what_its_prompt_keeps():
+    rejected = [EncodedResponse((1, i), REJECTED, "beam", None, f"{i}") for i in range(4)]
+    group = EncodedGroup("row", "", (5,), {}, {}, (EncodedResponse((1,), CHOSEN, "dataset", None, "gold"), *rejected))
+    twin = replace(group, altered=True, responses=tuple(replace(r, role=f"altered_{r.role}") for r in group.responses))
+    one, other = Picker(SourceMix(candidates=4, per_prompt=2), 0)(Batch((group, twin)), 0, 1).groups
+    assert len(one.responses) == 3 and [r.ids for r in one.responses] == [r.ids for r in other.responses]
 
 
 def test_the_schedule_is_followed_over_the_updates():

@@ -158,7 +158,7 @@ def test_what_does_not_go_together() -> None:
                 "negatives.stage2.curriculum=frontier",
                 "stage2.reference=live",
             ],
-            "needs stage2.reference: cached",
+            "it needs stage2.reference: cached",
         ),
         (
             [

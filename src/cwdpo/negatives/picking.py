@@ -72,15 +72,22 @@ class Picker:
             updates: Updates of the stage.
         """
         shares = self._mix.shares_at(update / max(1, updates - 1))
-        rejected = [[r for r in group.responses if r.role == REJECTED] for group in batch.groups]
-        everything = [r for row in rejected for r in row]
-        weights = iter(self._weigh(everything) if everything else [])
+        rejected = [r for group in batch.groups if not group.altered for r in group.responses if r.role == REJECTED]
+        weights = iter(self._weigh(rejected) if rejected else [])
+        gone: dict[str, list[EncodedResponse]] = {}
         groups: list[EncodedGroup] = []
-        for group, row in zip(batch.groups, rejected, strict=True):
-            chance = seeded(self._seed, group.id, f"update {update}")
-            drawn = draw([r.source for r in row], [next(weights) for _ in row], shares, self._mix.per_prompt, chance)
-            places = iter(range(len(row)))
-            kept = [r for r in group.responses if r.role != REJECTED or next(places) in drawn]
+        for group in batch.groups:
+            if group.altered:  # a twin with altered images, which comes after its prompt: the same responses go
+                texts = {r.ids for r in gone[group.id]}
+                kept = [r for r in group.responses if not r.role.endswith(REJECTED) or r.ids not in texts]
+            else:
+                row = [r for r in group.responses if r.role == REJECTED]
+                chance = seeded(self._seed, group.id, f"update {update}")
+                drawn = draw(
+                    [r.source for r in row], [next(weights) for _ in row], shares, self._mix.per_prompt, chance
+                )
+                gone[group.id] = [r for i, r in enumerate(row) if i not in drawn]
+                kept = [r for r in group.responses if not any(r is other for other in gone[group.id])]
             groups.append(replace(group, responses=tuple(kept)))
         return Batch(tuple(groups))
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from cwdpo.recipe.data import DataSection
 from cwdpo.recipe.measuring import EvaluationSection, ProbeSection
+from cwdpo.recipe.methods import STAGE2_METHODS
 from cwdpo.recipe.model import ModelSection
 from cwdpo.recipe.negatives import NegativesSection
 from cwdpo.recipe.section import Section
@@ -62,8 +63,12 @@ class Recipe(Section):
     def _fitting_negatives(self) -> Recipe:
         """Refuse what cannot go with negatives that change while a stage is trained."""
         mix, early = self.negatives.stage2, self.probes.early_stop
-        if mix.curriculum == "frontier" and self.stage2.reference != "cached":
-            raise ValueError("negatives.stage2.curriculum: frontier needs stage2.reference: cached, whose ℓ̄ it takes")
+        cached = STAGE2_METHODS[self.stage2.objective].reference and self.stage2.reference == "cached"
+        if mix.curriculum == "frontier" and not cached:
+            raise ValueError(
+                "negatives.stage2.curriculum: frontier takes ℓ̄ from the reference; it needs stage2.reference: cached "
+                "and an objective that has one"
+            )
         if mix.refresh is not None and self.data.group_by_length:
             raise ValueError(
                 "negatives.stage2.refresh changes the rows' lengths, which data.group_by_length orders by; use one"
