@@ -18,6 +18,7 @@ from cwdpo.errors import DataError, RunError
 from cwdpo.evaluation.metrics import cider
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.models.generation import generate
+from cwdpo.negatives.rewriter import Rewriter
 from cwdpo.negatives.rewrites import REWRITES, rewritten_by_rules
 from cwdpo.pipeline.data import groups_of, load_source, prepare_data
 from cwdpo.pipeline.rundir import RunDirectory
@@ -215,10 +216,20 @@ def probe_groups(run: RunDirectory) -> list[PromptGroup]:
     if not p.kinds or not groups:
         return groups
     train = [*groups_of(run, "stage1"), *groups_of(run, "stage2")]
-    written = {kind: rewritten_by_rules(groups, kind, p.seed) for kind in p.kinds if kind in REWRITES}
+    written = _rewritten(run, groups)
     if "own" in p.kinds:
         written["own"] = _own_answers(run, groups)
     return with_kinds(groups, p.kinds, train=train, written=written, seed=p.seed)
+
+
+def _rewritten(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, dict[str, str]]:
+    """Return rewritten responses by kind and prompt."""
+    p = run.recipe.probes
+    kinds = [kind for kind in p.kinds if kind in REWRITES]
+    if p.rewriter == "rules" or not kinds:
+        return {kind: rewritten_by_rules(groups, kind, p.seed) for kind in kinds}
+    rewriter = Rewriter(run.recipe.negatives.editor, run.folder / "probes", run.reporter.note)
+    return {kind: rewriter.rewrite(groups, kind) for kind in kinds}
 
 
 def _own_answers(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, str]:

@@ -72,6 +72,9 @@ class ProbeSection(Section):
     """Further kinds of response to follow beside chosen and rejected: the model's own sample, the chosen and the
     hardest rejected response in other words or with something else said in its form, the answer to another training
     or held-out prompt, a training answer of equal length, the shuffled words of the chosen one and of that."""
+    rewriter: Literal["rules", "editor"] = "rules"
+    """Who writes the kinds that say something in other words or in the same form: `rules` (the grammar of `scenes`, a
+    lexicon elsewhere), or the language model of `negatives.editor`."""
     seed: int = 0
     """Seed of the draws that these kinds need."""
     captions: int = Field(default=0, ge=0)

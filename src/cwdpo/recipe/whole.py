@@ -58,6 +58,9 @@ class Recipe(Section):
             raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
         if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
             raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
+        editor = self.negatives.editor
+        if self.probes.rewriter == "editor" and not (editor.base_url and editor.model):
+            raise ValueError("probes.rewriter: editor needs negatives.editor.base_url and negatives.editor.model")
         return self._fitting_negatives()
 
     def _fitting_negatives(self) -> Recipe:
