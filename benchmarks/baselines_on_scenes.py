@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from cwdpo.demo import demo_recipe, paired
 from cwdpo.files import atomic_directory, write_json, write_text
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     rows: list[dict[str, Any]] = []
     settings = {**vars(args), "demo": str(args.demo), "out": str(args.out)}
     machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "torch": torch.__version__}

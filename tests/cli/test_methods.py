@@ -12,7 +12,7 @@ from cwdpo.cli.app import app
 from cwdpo.cli.methods import method_rows
 from cwdpo.losses import PAIR_LOSSES, pair_loss
 from cwdpo.objectives.methods import IMAGE_OBJECTIVES, preference_objective
-from cwdpo.recipe import METHODS, STAGE2_METHODS, Stage1Section, Stage2Section, settings_of
+from cwdpo.recipe import METHODS, STAGE2_METHODS, Recipe, Stage1Section, Stage2Section, settings_of
 from pair_examples import example_pairs
 
 FIELDS = {
@@ -68,6 +68,14 @@ def test_own_defaults() -> None:
         assert getattr(Stage2Section.model_validate({"objective": name, key: 0.7}), key) == 0.7
     assert Stage2Section(objective="dpo").beta == 0.1
     assert Stage2Section(objective="focal_dpo").focus == 2.0
+
+
+def test_a_default_of_others_is_pointed_out() -> None:
+    """A recipe that `cwdpo init` wrote names β = .1; SimPO in it would hardly learn."""
+    found = Recipe(stage2=Stage2Section(objective="simpo", beta=0.1)).warnings()
+    assert any(w.startswith("stage2.beta = 0.1 is what other objectives take; SimPO has 2") for w in found)
+    for stage2 in ({"objective": "simpo"}, {"objective": "simpo", "beta": 2.5}, {"objective": "dpo", "beta": 0.1}):
+        assert not any("stage2.beta" in w for w in Recipe.model_validate({"stage2": stage2}).warnings())
 
 
 def test_the_command_shows_every_method() -> None:

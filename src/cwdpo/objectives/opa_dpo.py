@@ -21,8 +21,6 @@ class OPADPOObjective(PreferenceObjective):
     A twin of each prompt holds its chosen responses under the image with 30 % of it masked.
     """
 
-    every_chosen = True
-
     def __init__(self, settings: Stage2Section, seed: int = 0) -> None:
         super().__init__(settings)
         self.twin = Twins("mask", (CHOSEN,), seed)

@@ -18,15 +18,17 @@ __all__ = ["PreferenceObjective"]
 
 
 class PreferenceObjective:
-    """One loss per pair; a prompt with several rejected responses gives a pair for each."""
+    """One loss per pair; a prompt with several rejected responses gives a pair for each.
 
-    every_chosen = False
-    """Whether a prompt with several chosen responses gives a pair for each."""
+    With `every_chosen` one with several chosen responses likewise.
+    """
+
     twin: Callable[[PromptGroup], PromptGroup] | None = None
 
     def __init__(self, settings: Stage2Section) -> None:
         self.settings = settings
-        self.needs_reference = STAGE2_METHODS[settings.objective].reference
+        method = STAGE2_METHODS[settings.objective]
+        self.needs_reference, self.every_chosen = method.reference, method.every_chosen
         self.tokenwise_reference = settings.objective == "cw_dpo" and settings.cooling_span == "differing"
 
     def counts(self, batch: Batch) -> dict[str, float]:

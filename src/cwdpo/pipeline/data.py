@@ -16,7 +16,7 @@ from cwdpo.data import (
     with_image_files,
     write_rejected,
 )
-from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup
+from cwdpo.data.schema import CHOSEN, REJECTED, ImageRef, PromptGroup
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
@@ -34,6 +34,7 @@ __all__ = [
     "read_part",
     "require_negatives",
     "takes_negatives",
+    "with_every_chosen",
     "with_negatives",
     "write_part",
 ]
@@ -212,6 +213,16 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
         if built.dropped:
             run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
     return list(read_part(run, path, "chosen"))
+
+
+def with_every_chosen(groups: Sequence[PromptGroup], data: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """Give prompts that have their negatives all chosen responses of the data back, each once."""
+    known = {group.id: group.by_role(CHOSEN) for group in data}
+    found: list[PromptGroup] = []
+    for group in groups:
+        texts = {r.text: r for r in (*group.by_role(CHOSEN), *known.get(group.id, ()))}
+        found.append(group.with_responses((*texts.values(), *group.by_role(REJECTED))))
+    return found
 
 
 def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:

@@ -15,12 +15,12 @@ from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RecipeError, StoppedError
 from cwdpo.files import atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
-from cwdpo.pipeline.data import groups_of, takes_negatives, with_negatives
+from cwdpo.pipeline.data import groups_of, takes_negatives, with_every_chosen, with_negatives
 from cwdpo.pipeline.dynamics import stage_dynamics
 from cwdpo.pipeline.refresh import Refresher, make_picker
 from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
-from cwdpo.recipe import Stage1Section, Stage2Section, StageSection, settings_of
+from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
@@ -58,6 +58,8 @@ def train_stage2(run: RunDirectory) -> None:
     start = run.stage_model("stage1")
     groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
     groups = [g for g in groups if g.by_role(REJECTED)]
+    if STAGE2_METHODS[s.objective].every_chosen:
+        groups = with_every_chosen(groups, groups_of(run, "stage2"))
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
     args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh

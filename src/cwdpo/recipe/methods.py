@@ -24,6 +24,7 @@ class Method:
         defaults: What of these is its own where the recipe leaves it out.
         reference: It compares with a frozen reference.
         image: What is done to the image of a second pass; empty where there is none.
+        every_chosen: Every chosen response of a prompt makes pairs, not the first alone.
         note: What else it needs, or what to know.
     """
 
@@ -37,6 +38,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reference: bool = False
     image: str = ""
+    every_chosen: bool = False
     note: str = ""
 
 
@@ -60,6 +62,7 @@ def _pairs(
     defaults: Mapping[str, Any] | None = None,
     reference: bool = True,
     image: str = "",
+    every_chosen: bool = False,
     note: str = "",
 ) -> Method:
     return Method(
@@ -73,6 +76,7 @@ def _pairs(
         defaults=defaults or {},
         reference=reference,
         image=image,
+        every_chosen=every_chosen,
         note=note,
     )
 
@@ -192,6 +196,7 @@ METHODS: tuple[Method, ...] = (
         "2501.09695",
         *("image_weight", "anchor_weight"),
         image="mask",
+        every_chosen=True,
         note="every chosen response of a prompt, again under the image with 30 % masked; its data stages are not here",
     ),
 )

@@ -91,6 +91,13 @@ class Recipe(Section):
                 f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
                 "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
             )
+        method = STAGE2_METHODS[two.objective]
+        for name, own in method.defaults.items() if two.enabled else ():
+            if getattr(two, name) == Stage2Section.model_fields[name].default != own:
+                found.append(
+                    f"stage2.{name} = {getattr(two, name):g} is what other objectives take; {method.title} has {own:g} "
+                    "where the key is left out"
+                )
         return found
 
     def to_yaml(self) -> str:
