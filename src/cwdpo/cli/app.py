@@ -140,6 +140,28 @@ def negatives(
 
 
 @app.command()
+def benchmark(
+    name: Annotated[Literal["mmmu", "mmbench"], typer.Argument(help="Which: MMMU validation, or MMBench 1.1.")],
+    model: Annotated[str, typer.Option(help="Model directory or hub id.")],
+    data: Annotated[Path, typer.Option(help="MMMU's folder of Parquet files, or MMBench's .tsv.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of MMMU's draw where no option can be read.")] = 0,
+) -> None:
+    """Ask a model the questions of MMMU or MMBench and score its answers. A killed call goes on where it was.
+
+    [bold]cwdpo benchmark mmmu --model runs/a/stage2/model --data MMMU --out mmmu.json[/]
+    """
+    from cwdpo.cli.benchmark import run_benchmark
+    from cwdpo.cli.console import quiet_libraries
+
+    quiet_libraries()
+    run_benchmark(name, model, data, out, batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit, seed=seed)
+
+
+@app.command()
 def methods() -> None:
     """List the losses of both stages: formula, paper, settings with their defaults."""
     from cwdpo.cli.methods import methods_table

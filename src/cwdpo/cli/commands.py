@@ -25,7 +25,15 @@ from cwdpo.recipe import (
 )
 from cwdpo.recipe.files import commented_yaml, load_recipe
 
-__all__ = ["caption_images", "check_recipe", "require_writable", "score_file", "train_recipe", "write_recipe"]
+__all__ = [
+    "caption_images",
+    "check_recipe",
+    "inference_model",
+    "require_writable",
+    "score_file",
+    "train_recipe",
+    "write_recipe",
+]
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -105,7 +113,7 @@ def _batches(groups: list[PromptGroup], size: int) -> Iterator[list[PromptGroup]
         yield part
 
 
-def _inference_model(path: str) -> tuple[Any, Any]:
+def inference_model(path: str) -> tuple[Any, Any]:
     """Load a model for scoring or generation, with its prompt encoder."""
     import torch
 
@@ -140,8 +148,8 @@ def score_file(
         raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")
     require_writable(out)
     groups = list(load_groups(DataSource(path=data, require="response")).groups)
-    policy, encoder = _inference_model(model)
-    other = _inference_model(reference) if reference is not None else None
+    policy, encoder = inference_model(model)
+    other = inference_model(reference) if reference is not None else None
     scorer, rows = AutoScorer(), list[dict[str, Any]]()
     for part in _batches(groups, batch_size):
         batch = Batch(tuple(encoder.encode(g) for g in part))
@@ -181,7 +189,7 @@ def caption_images(
         PromptGroup(str(f), (ImageRef(path=str(f)),), (user_message(question),), (Response("", "none"),), origin=str(f))
         for f in files
     ]
-    loaded, encoder = _inference_model(model)
+    loaded, encoder = inference_model(model)
     kept = out.with_name(f".{out.name}.part")
     captions = caption_groups(
         lambda: loaded,
