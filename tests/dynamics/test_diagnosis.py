@@ -217,7 +217,9 @@ def test_length_drift() -> None:
     finding = found("length_drift", probes(answer_words=(10, 11, 12.5, 13)))
     assert finding is not None
     assert (finding.severity, finding.step) == ("warning", 20)
-    assert "longer" in finding.sentence
+    assert "longer" in finding.sentence and "stage2.learning_rate" in finding.remedy
+    first = found("length_drift", probes(answer_words=(10, 11, 12.5, 13)), (), SFTC)
+    assert first is not None and "stage1.learning_rate" in first.remedy
     shorter = found("length_drift", probes(answer_words=(10, 8, 6, 5)))
     assert shorter is not None
     assert shorter.severity == "serious"

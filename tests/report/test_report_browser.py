@@ -47,7 +47,7 @@ def test_the_script_runs_under_its_own_policy(tmp_path: Path) -> None:
     assert console == ""
     assert 'data-ready="yes"' in dom
     charts = re.findall(r'<svg class="chart"[^>]*>', dom)
-    assert len(charts) == 41 and all("aria-label=" in c for c in charts)
+    assert len(charts) == 45 and all("aria-label=" in c for c in charts)
 
 
 @needs_browser
@@ -61,6 +61,6 @@ def test_values_appear_under_the_pointer(width: int, tmp_path: Path) -> None:
     said = re.search(r'data-said="([^"]*)"', dom)
     assert said is not None
     tips = said[1].split("|")
-    assert len(tips) == 35 and "hidden" not in tips and "stayed" not in tips
+    assert len(tips) == 39 and "hidden" not in tips and "stayed" not in tips
     assert re.fullmatch(r"update \d+ chosen ?−0\.\d+ hard ?−[\d.]+ medium ?−[\d.]+ easy ?−[\d.]+", tips[0]), tips[0]
     assert 'data-wide="0"' in dom  # the page itself never scrolls sideways

@@ -93,9 +93,9 @@ def test_the_same_files_give_the_same_bytes(pair: tuple[Path, Path], tmp_path: P
 def test_every_drawing_says_what_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
     page = read(write_report(pair, tmp_path / "r.html"))
     charts = [i for i, (tag, a) in enumerate(page.tags) if tag == "svg" and a.get("class") == "chart"]
-    # Stage 2: 2 Δ, 2 log p, 6 scalars, 2 weights, 3 training, 2 rewards, 2 coefficients, 2 histograms = 21;
-    # Stage 1: 2 Δ, 2 log p, 6 scalars, 2 weights, 2 training = 14; 3 bars; 2 reliability; 1 of tokens.
-    assert len(charts) == 21 + 14 + 3 + 2 + 1
+    # Stage 2: 2 Δ, 2 log p, 8 scalars, 2 weights, 3 training, 2 rewards, 2 coefficients, 2 histograms = 23;
+    # Stage 1: 2 Δ, 2 log p, 8 scalars, 2 weights, 2 training = 16; 3 bars; 2 reliability; 1 of tokens.
+    assert len(charts) == 23 + 16 + 3 + 2 + 1
     for i in charts:
         assert [tag for tag, _ in page.tags[i + 1 : i + 3]] == ["title", "desc"]
     for image in page.all("img"):

@@ -240,7 +240,12 @@ def length_drift(stream: Stream, facts: StageFacts) -> Finding | None:
         "serious" if ratio[-1] >= 1.5 or ratio[-1] <= 1 / 1.5 else "warning",
         f"The model's own answers have become {'longer' if longer else 'shorter'}: {words[0]:.1f} words at the start, "
         f"{words[-1]:.1f} now.",
-        "Compare the lengths of chosen and rejected responses in the data; match them, or lower stage2.learning_rate.",
+        (
+            "Compare the lengths of chosen and rejected responses in the data; match them, "
+            if facts.preference
+            else "Make sure that the chosen responses are as long as answers should be, "
+        )
+        + f"or lower {facts.stage}.learning_rate.",
         stream.first_step(lambda i: ratio[i] >= 1.2 or ratio[i] <= 1 / 1.2),
         {"words_at_start": words[0], "words": words[-1]},
     )
