@@ -1,24 +1,19 @@
-"""Batched generation of negatives against one prompt at a time: 64 pictures of `scenes`, the shipped base, CPU or GPU.
+"""How much faster are on-policy negatives written in batches than one prompt at a time?
 
-    python benchmarks/generation_batched.py
+    python benchmarks/generation_batched.py --out benchmarks/results/generation_batched.json
 
-Prints JSON: median seconds of each, their quotient, and how many of the texts are the same.
+Pictures of `scenes`, the shipped base, a beam search as `negatives` does it, CPU or GPU; the sides take turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common import arguments, hardware, in_turns, paired_ratio, report, start, summary
 from cwdpo.data import DataSource, load_groups
 from cwdpo.models.generation import generate
 from cwdpo.models.loading import load_model
@@ -29,59 +24,48 @@ from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.encode import PromptEncoder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__doc__ or "")
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--beams", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[16, 64], help="Batch sizes beside 1.")
+    options = start(parser, argv)
+    if options.tiny:
+        options.pictures, options.sizes = 4, [4]
+    machine = hardware()
     model = load_model(ModelSection(path=str(base_path())), trainable=False)
     model = model.to("cuda") if torch.cuda.is_available() else model
     encoder = PromptEncoder(load_processor(str(base_path())))
+    texts: dict[int, list[list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(Path(folder), args.pictures, 0, "train")
+        write_rows(Path(folder), options.pictures, 0, "train")
         groups = load_groups(DataSource(path=Path(folder) / "train.jsonl", format="cwdpo")).groups
 
-        def write(size: int) -> list[list[str]]:
-            found: list[list[str]] = []
-            for start in range(0, len(groups), size):
-                found += generate(
+        def write(size: int) -> None:
+            texts[size] = []
+            for first in range(0, len(groups), size):
+                texts[size] += generate(
                     model,
                     encoder.tokenizer,
                     lambda prompts: encoder.prompt_inputs(prompts, padding=True),
-                    groups[start : start + size],
+                    groups[first : first + size],
                     max_new_tokens=24,
-                    num_beams=args.beams,
-                    num_return_sequences=args.beams,
+                    num_beams=options.beams,
+                    num_return_sequences=options.beams,
                 )
-            return found
 
-        write(args.pictures)
-        seconds: dict[int, list[float]] = {1: [], args.pictures: []}
-        texts: dict[int, Any] = {}
-        for _ in range(args.repeats):
-            for size in seconds:
-                began = time.perf_counter()
-                texts[size] = write(size)
-                seconds[size].append(time.perf_counter() - began)
-    one, batched = (statistics.median(seconds[size]) for size in (1, args.pictures))
-    same = sum(a == b for a, b in zip(texts[1], texts[args.pictures], strict=True))
-    result = {
-        "pictures": args.pictures,
-        "beams": args.beams,
-        "one by one": {"median": one, "all": seconds[1]},
-        "batched": {"median": batched, "all": seconds[args.pictures]},
-        "times faster": one / batched,
-        "prompts with the same texts": same,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "cuda": torch.cuda.is_available(),
-    }
-    print(json.dumps(result, indent=2))
+        sides = {str(size): (lambda size=size: write(size)) for size in (1, *options.sizes)}
+        seconds = in_turns(sides, options.repeats, warmup=0 if options.tiny else 1)
+    rows = [
+        {
+            "batch": size,
+            "seconds": summary(seconds[str(size)]),
+            "times_as_fast": paired_ratio(seconds["1"], seconds[str(size)]),
+            "prompts_with_the_same_texts": sum(a == b for a, b in zip(texts[1], texts[size], strict=True)),
+        }
+        for size in (1, *options.sizes)
+    ]
+    return report("batched generation against one prompt at a time", options, machine, rows)
 
 
 if __name__ == "__main__":
