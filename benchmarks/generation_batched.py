@@ -2,7 +2,8 @@
 
     python benchmarks/generation_batched.py --out benchmarks/results/generation_batched.json
 
-Pictures of `scenes`, the shipped base, a beam search as `negatives` does it, CPU or GPU; the sides take turns.
+Pictures of `scenes`, the shipped base, a beam search of width 5 and four samples a prompt as the sources `beam` and
+`sample` ask for them, CPU or GPU; the sides take turns.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from cwdpo.scenes import base_path
 from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.encode import PromptEncoder
 
+WAYS: dict[str, dict[str, Any]] = {
+    "beam": {"num_beams": 5, "num_return_sequences": 5},
+    "sample": {"num_return_sequences": 4, "temperature": 1.0},
+}
+
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__ or "")
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[16, 64], help="Batch sizes beside 1.")
     options = start(parser, argv)
     if options.tiny:
@@ -36,34 +41,37 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model = load_model(ModelSection(path=str(base_path())), trainable=False)
     model = model.to("cuda") if torch.cuda.is_available() else model
     encoder = PromptEncoder(load_processor(str(base_path())))
-    texts: dict[int, list[list[str]]] = {}
+    texts: dict[tuple[str, int], list[list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder), options.pictures, 0, "train")
         groups = load_groups(DataSource(path=Path(folder) / "train.jsonl", format="cwdpo")).groups
 
-        def write(size: int) -> None:
-            texts[size] = []
+        def write(way: str, size: int) -> None:
+            texts[way, size] = []
             for first in range(0, len(groups), size):
-                texts[size] += generate(
+                texts[way, size] += generate(
                     model,
                     encoder.tokenizer,
                     lambda prompts: encoder.prompt_inputs(prompts, padding=True),
                     groups[first : first + size],
                     max_new_tokens=24,
-                    num_beams=options.beams,
-                    num_return_sequences=options.beams,
+                    **WAYS[way],
                 )
 
-        sides = {str(size): (lambda size=size: write(size)) for size in (1, *options.sizes)}
+        keys = [(way, size) for way in WAYS for size in (1, *options.sizes)]
+        sides = {f"{way} {size}": (lambda way=way, size=size: write(way, size)) for way, size in keys}
         seconds = in_turns(sides, options.repeats, warmup=0 if options.tiny else 1)
     rows = [
         {
+            "way": way,
             "batch": size,
-            "seconds": summary(seconds[str(size)]),
-            "times_as_fast": paired_ratio(seconds["1"], seconds[str(size)]),
-            "prompts_with_the_same_texts": sum(a == b for a, b in zip(texts[1], texts[size], strict=True)),
+            "seconds": summary(seconds[f"{way} {size}"]),
+            "times_as_fast": paired_ratio(seconds[f"{way} 1"], seconds[f"{way} {size}"]),
+            "prompts_with_the_same_texts": sum(a == b for a, b in zip(texts[way, 1], texts[way, size], strict=True))
+            if way == "beam"
+            else None,
         }
-        for size in (1, *options.sizes)
+        for way, size in keys
     ]
     return report("batched generation against one prompt at a time", options, machine, rows)
 
