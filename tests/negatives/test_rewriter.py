@@ -76,3 +76,5 @@ def test_what_cannot_be_used() -> None:
 def test_the_recipe_asks_for_an_endpoint() -> None:
     with pytest.raises(RecipeError, match=r"probes.rewriter: editor needs negatives.editor.base_url"):
         load_recipe(base={"probes": {"rewriter": "editor"}})
+    with pytest.raises(RecipeError, match=r"probes.digest is the content of probes.path"):
+        load_recipe(base={"probes": {"digest": "ab"}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cwdpo.recipe.section import Section
 
@@ -86,6 +86,12 @@ class ProbeSection(Section):
     """Stop a stage when a signal of the probes no longer improves, and end with the best reading's weights."""
     influence: InfluenceSection | None = None
     """Follow the one-step influence of some training prompts on some probe prompts, at every probe."""
+
+    @model_validator(mode="after")
+    def _digest_of_a_file(self) -> ProbeSection:
+        if self.digest is not None and self.path is None:
+            raise ValueError("probes.digest is the content of probes.path; give that file too, or leave both out")
+        return self
 
 
 class EvaluationSection(Section):
