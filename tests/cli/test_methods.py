@@ -78,6 +78,13 @@ def test_a_default_of_others_is_pointed_out() -> None:
         assert not any("stage2.beta" in w for w in Recipe.model_validate({"stage2": stage2}).warnings())
 
 
+@pytest.mark.parametrize("stage2", [{"objective": "mdpo"}, {"cooling_span": "differing"}])
+def test_influence_is_refused_before_training(stage2: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"probes\.influence is not known for objectives with a second image"):
+        Recipe.model_validate({"stage2": stage2, "probes": {"influence": {}}})
+    Recipe.model_validate({"stage2": {**stage2, "enabled": False}, "probes": {"influence": {}}})
+
+
 def test_the_command_shows_every_method() -> None:
     done = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "200"})
     assert done.exit_code == 0

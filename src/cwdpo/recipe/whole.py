@@ -50,6 +50,13 @@ class Recipe(Section):
                 )
         if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
             raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
+        two = self.stage2
+        second_look = STAGE2_METHODS[two.objective].image or two.cooling_span == "differing"
+        if self.probes.influence is not None and two.enabled and second_look:
+            raise ValueError(
+                "probes.influence is not known for objectives with a second image, nor for cooling_span: differing; "
+                "leave probes.influence out"
+            )
         if not self.stage1.enabled and not self.stage2.enabled:
             raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
         if self.model.train_fully and self.model.lora is None:
