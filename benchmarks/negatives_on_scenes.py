@@ -30,6 +30,14 @@ SOURCES: dict[str, dict[str, Any]] = {
     "sample": {"sample": 1},
     "mixed": {"dataset": 1, "perturb": 1, "beam": 1, "sample": 1},
 }
+CHANGING: dict[str, dict[str, Any]] = {
+    "scheduled": {"schedule": [{"at": 0, "perturb": 1}, {"at": 1, "beam": 1}]},
+    "candidates": {"perturb": 1, "beam": 1, "candidates": 4},
+    "frontier": {"perturb": 1, "beam": 1, "candidates": 4, "curriculum": "frontier"},
+    "fresh": {"beam": 1, "refresh": {"every": 75}},
+}
+"""Negatives that change while Stage 2 is trained; asked for with `--sources`. `candidates` is what `frontier` is to be
+held against, and `beam` what `fresh` is."""
 OBJECTIVES = ("dpo", "cw_dpo")
 MEASURES = ("correct", "cider", "tv", "ece")
 # Two-sided 97.5 % points of Student's t by degrees of freedom.
@@ -38,7 +46,7 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 
 def recipe(seed: int, source: str, objective: str, size: int, prompts: int) -> dict[str, Any]:
     stage = {"learning_rate": 3e-4, "batch_size": 32, "micro_batch_size": 32, "log_steps": 20, "save_steps": 1000}
-    mix = {"dataset": 0, "max_new_tokens": 24, "batch_size": 64, **SOURCES[source]}
+    mix = {"dataset": 0, "max_new_tokens": 24, "batch_size": 64, **(SOURCES | CHANGING)[source]}
     return {
         "name": f"{source} {objective} {seed}",
         "seed": seed,
@@ -82,7 +90,7 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         for arm, seeds in found.items()
     }
     paired: dict[str, Any] = {}
-    for source in SOURCES:
+    for source in [*SOURCES, *CHANGING]:
         one, other = found.get(f"{source} / cw_dpo", {}), found.get(f"{source} / dpo", {})
         both = sorted(set(one) & set(other))
         if both:
@@ -112,7 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=4800)
     parser.add_argument("--prompts", type=int, default=1000, help="held-out pictures")
-    parser.add_argument("--sources", nargs="*", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--sources", nargs="*", default=list(SOURCES), choices=[*SOURCES, *CHANGING])
     args = parser.parse_args()
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in range(args.seeds):

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bad_server import Answer, BadServer, serving
 from PIL import Image
 
-from cwdpo.data.schema import ImageRef, PromptGroup, Response
+from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
 from cwdpo.errors import RecipeError
+from cwdpo.negatives import build_negatives
 from cwdpo.negatives.chat import ServiceError
 from cwdpo.negatives.sources.served import ServedSource
 from cwdpo.recipe import SourceMix
@@ -162,6 +164,17 @@ def test_servers_that_fail_for_good(answer: Answer, message: str, tmp_path: Path
         server.plan = good
         assert propose(source([server], tmp_path / "n"), groups) == expected(8)
         assert all(server.answered[f"describe {i}"] == 1 for i in range(8))
+
+
+def test_a_recipe_with_servers_loads_no_model(tmp_path: Path):
+    groups = rows(3, tmp_path / "images")
+    with serving(good) as server:
+        generator = {"base_urls": [server.url], "model": "policy"}
+        mix = SourceMix.model_validate({"dataset": 0, "beam": 1, "sample": 1, "beam_width": 3, "generator": generator})
+        nobody: Any = SimpleNamespace(digest="content")
+        found = build_negatives(groups, mix, seed=0, folder=tmp_path / "n", policy=nobody)
+    assert sum(found.counts.values()) == 3 and set(found.counts) <= {"beam", "sample"}
+    assert all(r.text.startswith("describe") for g in found.groups for r in g.by_role(REJECTED))
 
 
 def test_recipe_mistakes():

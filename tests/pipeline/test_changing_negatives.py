@@ -118,6 +118,26 @@ def test_killed_in_the_middle_of_a_refresh(
     assert_same_run(want, run)
 
 
+@pytest.mark.slow
+def test_rounds_of_adapters(tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]) -> None:
+    """The adapters of the moment write, and a kill in the middle changes nothing."""
+    recipe = changing_recipe(tmp_path, tiny_folder("qwen2_5_vl"))
+    change = ("--set", "model.lora={r: 2, alpha: 4, dropout: 0.1}", "--set", "stage2.learning_rate=0.1")
+    for name in ("whole", "killed"):
+        if name == "killed":
+            kill: Any = {"kill_on": "negatives/stage2/refresh-6/sample.jsonl", "watch": tmp_path / name}
+            code, call = cli_server.run("train", recipe, "--out", tmp_path / name, *change, **kill)
+            assert code == -signal.SIGKILL, call.stderr
+        code, call = cli_server.run("train", recipe, "--out", tmp_path / name, *change)
+        assert code == 0, call.stderr
+    rows = rows_of(tmp_path / "whole" / "stage2" / "refreshes.jsonl")
+    assert [row["step"] for row in rows] == [3, 6] and len({row["policy"] for row in rows}) == 2
+    folder = tmp_path / "whole" / "negatives" / "stage2"
+    made = [texts(p / "groups.jsonl", "sample") for p in (folder, folder / "refresh-3", folder / "refresh-6")]
+    assert made[0] != made[1] != made[2]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_refreshed_when_negatives_have_gone_easy(
     tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
