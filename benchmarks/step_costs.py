@@ -1,7 +1,7 @@
 """What do the additions cost: SFT-C beside SFT, CW-DPO beside DPO, probes on beside off?
 
 The first two: one step of each, in turns. Probes: one reading of the default probe set (64 prompts) beside one update
-of the default batch (32 prompts, micro-batches of 8); by default there is a reading every 20 updates.
+of the default batch (32 prompts, micro-batches of 8); by default there is a reading every 50 updates.
 `python benchmarks/step_costs.py --out benchmarks/results/step_costs.json`
 """
 
@@ -65,7 +65,7 @@ def _probes(model: Any, processor: Any, options: Any) -> list[dict[str, Any]]:
             side = ours(model, processor, data, lora=lora, objective="cw_dpo", cache=cache)
             read = probe_set(processor, held_out, options.probe_batch)
             seconds = in_turns({"step": side.step, "probe": lambda side=side, read=read: read(side)}, options.repeats)
-            # One prompt of a probe in prompts of training, then the defaults: 64 prompts every 20 updates of 32.
+            # One prompt of a probe in prompts of training, then the defaults: 64 prompts every 50 updates of 32.
             scale = options.prompts / options.probe_batch
             each = paired_ratio([s * scale for s in seconds["probe"]], seconds["step"])
             readings = each["median"] * probes.prompts / (probes.every * batch)

@@ -53,7 +53,7 @@ class InfluenceSection(Section):
 class ProbeSection(Section):
     """What is measured on held-out prompts while training."""
 
-    every: int = Field(default=20, ge=0)
+    every: int = Field(default=50, ge=0)
     """Updates between probes; 0 turns them off."""
     prompts: int = Field(default=64, ge=1)
     """Held-out prompts, the same ones throughout a run."""
