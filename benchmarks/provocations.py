@@ -82,8 +82,8 @@ def one(**settings: Any) -> dict[str, Any]:
 HEALTHY = {
     "healthy_sft": Provocation("stage1", one(objective="sft", learning_rate=1e-4), captions=16),
     "healthy_sft_c": Provocation("stage1", one(objective="sft_c", nll_floor=2.0, learning_rate=3e-4), captions=16),
-    "healthy_dpo": Provocation("stage2", one(objective="dpo", learning_rate=3e-5), hard_only, captions=16),
-    "healthy_cw_dpo": Provocation("stage2", one(objective="cw_dpo", learning_rate=1e-4), captions=16),
+    "healthy_dpo": Provocation("stage2", one(objective="dpo", learning_rate=1e-5), hard_only, captions=16),
+    "healthy_cw_dpo": Provocation("stage2", one(objective="cw_dpo", learning_rate=3e-5), captions=16),
 }
 """Nothing that needs a change may be found in these."""
 
@@ -95,7 +95,7 @@ PROVOKED = {
     "over_cooling": Provocation("stage2", one(objective="cw_dpo", floor=4.0, learning_rate=1e-5)),
     "penalty_never_active": Provocation("stage1", one(objective="sft_c", nll_reduction="sum", nll_floor=0.5)),
     "penalty_always_active": Provocation("stage1", one(objective="sft_c", nll_floor=50.0)),
-    "false_negatives": Provocation("stage2", one(objective="dpo", learning_rate=3e-5), swapped),
+    "false_negatives": Provocation("stage2", one(objective="dpo", learning_rate=1e-5), swapped),
     "reference_mismatch": Provocation("stage2", one(objective="dpo"), config={"attention_dropout": 0.5}),
     "divergence": Provocation("stage2", one(objective="dpo", learning_rate=3e-2)),
     "no_learning": Provocation("stage2", one(objective="dpo", learning_rate=1e-9)),
