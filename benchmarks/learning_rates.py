@@ -9,6 +9,8 @@ import argparse
 import datetime
 from pathlib import Path
 
+import torch
+
 from cwdpo.demo import ARMS, demo_recipe
 from cwdpo.files import write_json
 from cwdpo.pipeline import Run
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as in the demo: a second thread costs more than it gives
     rows = []
     for rate in args.rates:
         for arm in ARMS:
