@@ -4,22 +4,20 @@
 
 Stage 1 is trained once a seed and shared by the arms of that seed. Every arm is a run directory: stopped at any moment,
 the same command goes on, and what is done is not done again. Prints and writes `table.json`: correctness, CIDEr, TV,
-ECE of each arm over seeds with 95 % intervals, paired differences CW-DPO minus DPO, and precision and recall of the
-filter `support` against the exact meaning of the pictures.
+ECE of each arm over seeds with 95 % intervals, and paired differences CW-DPO minus DPO.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cwdpo.report.seeds import seed_interval
 
 SOURCES: dict[str, dict[str, Any]] = {
     "dataset": {"dataset": 1},
@@ -40,8 +38,6 @@ CHANGING: dict[str, dict[str, Any]] = {
 held against, and `beam` what `fresh` is."""
 OBJECTIVES = ("dpo", "cw_dpo")
 MEASURES = ("correct", "cider", "tv", "ece")
-# Two-sided 97.5 % points of Student's t by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def recipe(seed: int, source: str, objective: str, size: int, prompts: int) -> dict[str, Any]:
@@ -74,14 +70,11 @@ def run_arm(folder: Path, base: Path | None, values: dict[str, Any]) -> dict[str
                 shutil.copytree(base / part, folder / part)
     Run(folder, Recipe.model_validate(values)).execute()
     summary = json.loads(done.read_text(encoding="utf-8"))
-    tallies = json.loads((folder / "negatives" / "stage2" / "tallies.json").read_text(encoding="utf-8"))["sources"]
-    return {"after": summary["after"], "before": summary["before"], "tallies": tallies}
+    return {"after": summary["after"], "before": summary["before"]}
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    n = len(values)
-    half = STUDENT.get(n - 1, 1.96) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": float(np.mean(values)), "half": half, "seeds": n}
+    return dict(zip(("mean", "low", "high"), seed_interval(values), strict=True)) | {"seeds": len(values)}
 
 
 def table(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
@@ -95,23 +88,7 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         both = sorted(set(one) & set(other))
         if both:
             paired[source] = {m: interval([one[s]["after"][m] - other[s]["after"][m] for s in both]) for m in MEASURES}
-    return {"arms": arms, "cw_dpo minus dpo": paired, "filter": filter_quality(found)}
-
-
-def filter_quality(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Precision and recall of `support` at 1, from the unfiltered arms."""
-    quality: dict[str, Any] = {}
-    for name in ("beam", "sample"):
-        rows = [r["tallies"][name] for r in found.get(f"{name} / cw_dpo", {}).values()]
-        total = {key: sum(row[key] for row in rows) for key in ("proposed", "right", "suspects", "right_suspects")}
-        if total["proposed"]:
-            quality[name] = {
-                **total,
-                "share right": total["right"] / total["proposed"],
-                "precision": total["right_suspects"] / max(1, total["suspects"]),
-                "recall": total["right_suspects"] / max(1, total["right"]),
-            }
-    return quality
+    return {"arms": arms, "cw_dpo minus dpo": paired}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, RunError
 from cwdpo.files import read_json
 from cwdpo.pipeline import Run, Silent, run_side_by_side
 from cwdpo.recipe import Recipe
@@ -94,3 +95,37 @@ def test_a_bug_shows_where_it_is(tmp_path: Path, tiny_folder: Callable[[str], Pa
 
 def _broken() -> None:
     _ = 1 / 0
+
+
+def test_runs_end_when_the_one_that_asked_is_killed(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    folder = tiny_folder("qwen2_5_vl")
+    runs = {name: (tmp_path / name, recipe(folder, name, 1, **LONG)) for name in ("a", "b")}
+    asking = multiprocessing.get_context("spawn").Process(target=_ask, args=(runs,))
+    asking.start()
+    logs = [tmp_path / name / "stage1" / "metrics.jsonl" for name in runs]
+    _wait_for(lambda: all(log.is_file() for log in logs))
+    asking.kill()
+    asking.join()
+    _wait_for(lambda: all(_is_free(*run) for run in runs.values()))
+    for name in runs:
+        checkpoints = list((tmp_path / name / "stage1" / "checkpoints").glob("checkpoint-*"))
+        assert [c for c in checkpoints if (c / "complete.json").is_file()], name
+
+
+def _ask(runs: dict[str, tuple[Path, Recipe]]) -> None:
+    run_side_by_side(runs, processes=2, reporter=Silent())
+
+
+def _is_free(folder: Path, asked: Recipe) -> bool:
+    try:
+        with Run(folder, asked).locked():
+            return True
+    except RunError:
+        return False
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -20,9 +20,9 @@ from cwdpo._version import __version__
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import UserError, one_line
-from cwdpo.recipe import EndpointSection
+from cwdpo.recipe import EditorSection, EndpointSection
 
-__all__ = ["ChatClient", "Reply", "ServiceError", "guess_tokens", "image_part"]
+__all__ = ["ChatClient", "Reply", "ServiceError", "guess_tokens", "image_part", "structured_request"]
 
 _PASSING = {408, 409, 425, 429}
 """Status codes that may be gone in a moment, beside those from 500 on."""
@@ -67,6 +67,25 @@ class Reply:
     received: int
     whole: bool = True
     more: tuple[str, ...] = ()
+
+
+def structured_request(
+    settings: EditorSection, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the body of a request whose answer is to be JSON, held to it in the way that the server knows.
+
+    Args:
+        settings: Model, temperature, length, and what is asked of the server.
+        messages: The conversation so far.
+        schema: Name and JSON schema of the answer.
+    """
+    body: dict[str, Any] = {"model": settings.model, "messages": list(messages)}
+    body |= {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+    if settings.structured == "json_schema":
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif settings.structured == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
 
 
 def guess_tokens(text: str) -> int:

@@ -15,7 +15,7 @@ from cwdpo.files import text_digest
 from cwdpo.negatives.budget import Budget
 from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import gold_texts
-from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens
+from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, structured_request
 from cwdpo.negatives.rewrites import REWRITES, source_text
 from cwdpo.negatives.text import edit_distance, normalise, words
 from cwdpo.recipe import EditorSection
@@ -154,22 +154,10 @@ class Rewriter:
         return Reply(*self._cache[key])
 
     def _body(self, kind: str, text: str, turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        s = self._settings
-        body: dict[str, Any] = {
-            "model": s.model,
-            "messages": [
-                {"role": "system", "content": _TASKS[REWRITES[kind][1]] + _ANSWER},
-                {"role": "user", "content": f"Caption: {text}"},
-                *turns,
-            ],
-            "temperature": s.temperature,
-            "max_tokens": s.max_tokens,
-        }
-        if s.structured == "json_schema":
-            body["response_format"] = {"type": "json_schema", "json_schema": _SCHEMA}
-        elif s.structured == "json_object":
-            body["response_format"] = {"type": "json_object"}
-        return body
+        system = {"role": "system", "content": _TASKS[REWRITES[kind][1]] + _ANSWER}
+        return structured_request(
+            self._settings, [system, {"role": "user", "content": f"Caption: {text}"}, *turns], _SCHEMA
+        )
 
 
 class _Unread(str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -44,7 +45,7 @@ class Reporter(Protocol):
         ...
 
 
-class Teller:
+class Teller(ABC):
     """A reporter that says everything in one way; a run that speaks for itself has no name."""
 
     def step(self, name: str, text: str) -> None:
@@ -63,9 +64,9 @@ class Teller:
         """Show a stage while it trains; None when it ends."""
         self.beside("", "training", figures)
 
+    @abstractmethod
     def beside(self, run: str, kind: str, *facts: Any) -> None:
         """Say something of a run. See `Reporter.beside`."""
-        raise NotImplementedError
 
 
 class Silent(Teller):

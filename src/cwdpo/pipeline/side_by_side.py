@@ -56,7 +56,7 @@ def run_side_by_side(
         UserError: A run asks for something to be mended, or its process was killed.
     """
     if min(processes, len(runs)) < 2:
-        return {name: _execute_here(folder, recipe, reporter) for name, (folder, recipe) in runs.items()}
+        return {name: _execute_here(folder, recipe, reporter, named=True) for name, (folder, recipe) in runs.items()}
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     waiting, working = list(runs), dict[str, SpawnProcess]()
@@ -65,7 +65,9 @@ def run_side_by_side(
         while waiting or working:
             while waiting and len(working) < processes:
                 name = waiting.pop(0)
-                working[name] = context.Process(target=_execute_there, args=(name, *runs[name], events, prepare))
+                working[name] = context.Process(
+                    target=_execute_there, args=(name, *runs[name], events, os.getpid(), prepare)
+                )
                 working[name].start()
             try:
                 name, kind, *facts = events.get(timeout=1)
@@ -83,19 +85,22 @@ def run_side_by_side(
     return {name: summaries[name] for name in runs}
 
 
-def _execute_here(folder: Path, recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+def _execute_here(folder: Path, recipe: Recipe, reporter: Reporter, *, named: bool = False) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        reporter.step(folder.name, recipe.name)
+        if named:  # beside others, every line begins with the name
+            reporter.step(folder.name, recipe.name)
         return Run(folder, recipe, reporter).execute()
     finally:
         torch.set_num_threads(threads)
 
 
-def _execute_there(name: str, folder: Path, recipe: Recipe, events: Any, prepare: Callable[[], None] | None) -> None:
+def _execute_there(
+    name: str, folder: Path, recipe: Recipe, events: Any, parent: int, prepare: Callable[[], None] | None
+) -> None:
     """Execute a run in a process of its own, and send what it says, and its end, to the one that asked."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     try:
         if prepare is not None:
             prepare()

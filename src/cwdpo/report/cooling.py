@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from cwdpo.report.bars import HistogramRow, histogram_rows
 from cwdpo.report.blocks import Absent, Block, Figure, Panel, run_style
@@ -13,11 +13,11 @@ from cwdpo.report.curves import Stages, kind_style, line_panels, with_stage
 from cwdpo.report.records import KINDS, RunRecord, StageRecord, as_list, as_map, number
 from cwdpo.report.scale import text_of
 from cwdpo.report.svg import Series
+from cwdpo.report.weights import ordered_prompts, prompt_weights
 
 __all__ = ["cooling_figures"]
 
 _NEGATIVES = tuple(k for k in KINDS if k != "chosen")
-_ORDER = ("easy", "medium", "hard")
 
 
 def cooling_figures(runs: Sequence[RunRecord], stage: str) -> list[Block]:
@@ -40,53 +40,33 @@ def cooling_figures(runs: Sequence[RunRecord], stage: str) -> list[Block]:
 
 def _line(stage: StageRecord, kind: str) -> Series:
     """Return median and quartiles over the prompts of all seeds; the means, where single prompts were not kept."""
-    tables = [_weights(s.prompts, kind) for s in stage.seeds or [stage]]
-    steps = [step for step in tables[0] if all(step in table for table in tables)]
-    rows = [(step, sorted(w for table in tables for w in table[step])) for step in steps]
-    rows = [(step, values) for step, values in rows if values]
+    rows: list[tuple[float, np.ndarray]] = []
+    for step, values in _pooled(stage, kind).items():
+        known = values[np.isfinite(values)]
+        if known.size:
+            rows.append((step, np.quantile(known, (0.25, 0.5, 0.75))))
     style = kind_style(kind, stage.kinds)
     if not rows:
         return Series(kind, stage.probe("kinds", kind, "cooling_weight"), style)
-    band = [(step, _quantile(values, 0.25), _quantile(values, 0.75)) for step, values in rows]
-    return Series(kind, [(step, statistics.median(values)) for step, values in rows], style, band=band)
+    band = [(step, float(low), float(high)) for step, (low, _, high) in rows]
+    return Series(kind, [(step, float(middle)) for step, (_, middle, _) in rows], style, band=band)
 
 
-def _weights(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[float, list[float]]:
-    """Return w_c of every prompt at every reading, from ℓ̄ and the floor and τ that the first row keeps."""
-    first = as_map(rows[0]) if rows else {}
-    floor, tau = number(first.get("floor")), number(first.get("tau"))
-    if floor is None or tau is None or tau <= 0:
-        return {}
-    found: dict[float, list[float]] = {}
-    for row in rows:
-        step = number(row.get("step"))
-        values = [number(v) for v in as_list(as_map(row.get("logp_mean")).get(kind))]
-        if step is not None:
-            found[step] = [_sigmoid((v - floor) / tau) for v in values if v is not None]
-    return found
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    place = share * (len(values) - 1)
-    low = math.floor(place)
-    return values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+def _pooled(stage: StageRecord, kind: str) -> dict[float, np.ndarray]:
+    """Return w_c over the prompts of all seeds, at every reading that all of them have."""
+    tables: list[dict[float, np.ndarray]] = []
+    for seed in stage.seeds or [stage]:
+        weights = prompt_weights(seed.prompts, kind)
+        steps = [number(row.get("step")) for row in seed.prompts[: len(weights)]]
+        tables.append({step: line for step, line in zip(steps, weights, strict=True) if step is not None})
+    shared = [step for step in tables[0] if all(step in table for table in tables)]
+    return {step: np.concatenate([table[step] for table in tables]) for step in shared}
 
 
 def _order_note(run: RunRecord, stage: StageRecord) -> str:
     """Say for how many prompts easy < medium < hard holds at every reading after the start (the paper's Figure 6)."""
-    always = total = 0
-    for seed in stage.seeds or [stage]:
-        # w_c rises with ℓ̄, so that the order of one is the order of the other.
-        tables = [as_map(row.get("logp_mean")) for row in seed.prompts[1:]]
-        columns = [[[number(v) for v in as_list(t.get(kind))] for kind in _ORDER] for t in tables]
-        prompts = list(zip(*(zip(*table, strict=False) for table in columns), strict=False))
-        known = [p for p in prompts if all(v is not None for reading in p for v in reading)]
-        always += sum(all(r[0] < r[1] < r[2] for r in p) for p in known)  # type: ignore[operator]
-        total += len(known)
+    counts = [ordered_prompts(seed.prompts) for seed in stage.seeds or [stage]]
+    always, _, total = (sum(column) for column in zip(*counts, strict=True))
     if not total:
         return ""
     return (

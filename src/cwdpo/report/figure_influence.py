@@ -14,6 +14,7 @@ from cwdpo.errors import RunError
 from cwdpo.files import read_jsonl
 from cwdpo.report.figure_style import Line, clean, colour_of
 from cwdpo.report.records import RunRecord
+from cwdpo.report.weights import DIFFICULTIES, ordered_prompts, prompt_weights
 
 __all__ = ["figure5", "figure6"]
 
@@ -109,7 +110,7 @@ def _trend(line: Line) -> float:
 
 # -- figure 6 ----------------------------------------------------------------------------------------------------------
 
-_DIFFICULTIES = {"easy": "#0072B2", "medium": "#E69F00", "hard": "#009E73"}
+_COLOURS = {"easy": "#0072B2", "medium": "#E69F00", "hard": "#009E73"}
 """The paper's colours, in tones that colour-blind readers can tell apart."""
 
 
@@ -117,19 +118,19 @@ def figure6(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
     """Draw w_c of each difficulty over Stage 2: three prompts, and all prompts with their quartiles."""
     files = [run.folder / "stage2" / "probe_prompts.jsonl" for run in runs]
     read = [list(read_jsonl(path)) for path in files if path.is_file()]
-    read = [rows for rows in read if rows and all(d in rows[0]["logp_mean"] for d in _DIFFICULTIES)]
+    read = [rows for rows in read if rows and all(d in rows[0]["logp_mean"] for d in DIFFICULTIES)]
     if not read:
         raise RunError(f"{runs[0].folder}: figure 6 needs probe_prompts.jsonl with easy, medium and hard negatives")
     figure = Figure(figsize=(11.0, 2.7), layout="constrained")
     panels: Any = figure.subplots(1, 4, sharey=True)
-    weights = [_weights(rows) for rows in read]
+    weights = [{kind: prompt_weights(rows, kind) for kind in DIFFICULTIES} for rows in read]
     steps = [row["step"] for row in read[0]]
     for place, axes in enumerate(panels[:3]):
-        for difficulty, colour in _DIFFICULTIES.items():
+        for difficulty, colour in _COLOURS.items():
             values = weights[0][difficulty][:, place] if place < weights[0][difficulty].shape[1] else []
             axes.plot(steps[: len(values)], values, color=colour, label=difficulty, marker="o", markersize=2.2)
         clean(axes, f"probe {place + 1}", x="update", y="cooling weight w_c" if place == 0 else "")
-    for difficulty, colour in _DIFFICULTIES.items():
+    for difficulty, colour in _COLOURS.items():
         shared = min(len(w[difficulty]) for w in weights)
         pooled = np.concatenate([w[difficulty][:shared] for w in weights], axis=1)
         axes = panels[3]
@@ -142,27 +143,14 @@ def figure6(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
     panels[0].legend(title="negatives", title_fontsize=7.5)
     title = f"Cooling weights by difficulty, {runs[0].objective('stage2')} (after Figure 6)"
     figure.suptitle(title, x=0.005, ha="left", fontsize=10, weight="bold")
-    return figure, [_order_note(weights)]
+    return figure, [_order_note(read)]
 
 
-def _weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return w_c (Eq. 6) as `[readings, prompts]` by difficulty; NaN where a prompt has no such negative."""
-    floor, tau = rows[0]["floor"], rows[0]["tau"]
-    found: dict[str, np.ndarray] = {}
-    for difficulty in _DIFFICULTIES:
-        values = [[math.nan if v is None else v for v in row["logp_mean"][difficulty]] for row in rows]
-        found[difficulty] = 1 / (1 + np.exp((floor - np.asarray(values, dtype=float)) / tau))
-    return found
-
-
-def _order_note(weights: Sequence[Mapping[str, np.ndarray]]) -> str:
+def _order_note(read: Sequence[_Rows]) -> str:
     """Say for how many prompts easy < medium < hard holds at every reading after the start, and at the last one."""
-    always = last = total = 0
-    for w in weights:
-        ordered = (w["easy"] < w["medium"]) & (w["medium"] < w["hard"])
-        always += int(ordered[1:].all(0).sum())
-        last += int(ordered[-1].sum())
-        total += ordered.shape[1]
+    always, last, total = (sum(column) for column in zip(*map(ordered_prompts, read), strict=True))
+    if not total:
+        return "no prompt has easy, medium and hard negatives at every reading"
     return (
         f"easy < medium < hard at every reading after the start for {always} of {total} prompts "
         f"({always / total:.0%}), at the last reading for {last} ({last / total:.0%})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
@@ -16,15 +16,15 @@ from cwdpo.scoring.shared import AutoScorer
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
 
 
-def _field(section: type, name: str) -> Any:
+def _field(section: type[BaseModel], name: str) -> Any:
     """A dataclass field with the default and the description of a recipe field."""
-    info = section.model_fields[name]  # type: ignore[attr-defined]
+    info = section.model_fields[name]
     return field(default=info.default, metadata={"help": info.description})
 
 
-def _own(section: type, name: str) -> Any:
+def _own(section: type[BaseModel], name: str) -> Any:
     """The same without a default: left out, it is the method's own."""
-    return field(default=None, metadata={"help": section.model_fields[name].description})  # type: ignore[attr-defined]
+    return field(default=None, metadata={"help": section.model_fields[name].description})
 
 
 @dataclass
@@ -67,7 +67,7 @@ class GroupTrainingArguments(TrainingArguments):
         """
         return None
 
-    def _validated(self, section: type, names: tuple[str, ...]) -> Any:
+    def _validated(self, section: type[BaseModel], names: tuple[str, ...]) -> Any:
         try:
             return section(**{name: getattr(self, name) for name in names})
         except ValidationError as error:

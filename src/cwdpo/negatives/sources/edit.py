@@ -18,7 +18,7 @@ from cwdpo.files import text_digest
 from cwdpo.negatives.budget import Budget
 from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
-from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, image_part
+from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, image_part, structured_request
 from cwdpo.negatives.text import edit_distance, normalise, words
 from cwdpo.recipe import EditorSection
 
@@ -259,17 +259,7 @@ class EditSource:
         first: dict[str, Any] = {"role": "user", "content": "\n".join(lines)}
         if s.images:
             first["images"] = [image.digest() for image in group.images]
-        body: dict[str, Any] = {
-            "model": s.model,
-            "messages": [{"role": "system", "content": _TASK}, first, *turns],
-            "temperature": s.temperature,
-            "max_tokens": s.max_tokens,
-        }
-        if s.structured == "json_schema":
-            body["response_format"] = {"type": "json_schema", "json_schema": _SCHEMA}
-        elif s.structured == "json_object":
-            body["response_format"] = {"type": "json_object"}
-        return body
+        return structured_request(s, [{"role": "system", "content": _TASK}, first, *turns], _SCHEMA)
 
     def _guess(self, body: Mapping[str, Any]) -> int:
         images = sum(len(message.get("images", ())) for message in body["messages"])
