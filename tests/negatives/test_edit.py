@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from bad_server import Answer, caption_of, completion, edited, serving
 
+from cwdpo.chat.client import Reply, ServiceError
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
 from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.chat import Reply, ServiceError
 from cwdpo.negatives.sources.edit import Edit, EditSource, edit_problem, read_edit
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.files import load_recipe
@@ -230,9 +230,7 @@ def test_the_cap_is_kept(tmp_path: Path):
     # a request: about 350 tokens sent and 25 back are guessed, 100 and 20 are counted by the server
     prices = {"price_input": 1000.0, "price_output": 1000.0}
     with serving(good) as server:
-        with pytest.raises(
-            ServiceError, match=r"12 requests that cost about .* more than negatives.editor.max_cost = 1;"
-        ):
+        with pytest.raises(ServiceError, match=r"12 requests cost about .* more than negatives.editor.max_cost = 1;"):
             source(server.url, tmp_path, max_cost=1, **prices).propose(*asked(rows(12), 1))
         assert not server.asked  # nothing was asked
         source(server.url, tmp_path, max_cost=1, **prices).propose(*asked(rows(1), 1))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from bad_server import Answer, completion, serving
 
+from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
-from cwdpo.negatives.chat import ServiceError
 from cwdpo.negatives.rewriter import Rewriter, rewrite_problem
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.files import load_recipe

@@ -17,10 +17,10 @@ import pytest
 from bad_server import Answer, BadServer, serving
 from PIL import Image
 
+from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
 from cwdpo.errors import RecipeError
 from cwdpo.negatives import build_negatives
-from cwdpo.negatives.chat import ServiceError
 from cwdpo.negatives.sources.served import ServedSource
 from cwdpo.recipe import SourceMix
 from cwdpo.recipe.files import load_recipe

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cwdpo.chat.budget import Budget
+from cwdpo.chat.cache import TextCache
+from cwdpo.chat.client import ChatClient, Reply, guess_tokens, structured_request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.files import text_digest
-from cwdpo.negatives.budget import Budget
-from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import gold_texts
-from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, structured_request
 from cwdpo.negatives.rewrites import REWRITES, source_text
 from cwdpo.negatives.text import edit_distance, normalise, words
 from cwdpo.recipe import EditorSection

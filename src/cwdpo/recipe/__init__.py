@@ -1,7 +1,7 @@
 """What a run is: one YAML file, validated and documented field by field."""
 
 from cwdpo.recipe.data import DataSection
-from cwdpo.recipe.endpoints import EditorSection, EndpointSection, GeneratorSection
+from cwdpo.recipe.endpoints import EditorSection, EndpointSection, GeneratorSection, JudgeSection, WriterSection
 from cwdpo.recipe.measuring import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model import LoraSection, ModelSection
@@ -29,6 +29,7 @@ __all__ = [
     "FilterSection",
     "GeneratorSection",
     "InfluenceSection",
+    "JudgeSection",
     "LoraSection",
     "Method",
     "ModelSection",
@@ -42,5 +43,6 @@ __all__ = [
     "Stage2Mix",
     "Stage2Section",
     "StageSection",
+    "WriterSection",
     "settings_of",
 ]

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from cwdpo.chat.budget import Budget
+from cwdpo.chat.cache import TextCache
+from cwdpo.chat.client import ChatClient, Reply, guess_tokens, image_part, structured_request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.files import text_digest
-from cwdpo.negatives.budget import Budget
-from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
-from cwdpo.negatives.chat import ChatClient, Reply, guess_tokens, image_part, structured_request
 from cwdpo.negatives.text import edit_distance, normalise, words
 from cwdpo.recipe import EditorSection
 

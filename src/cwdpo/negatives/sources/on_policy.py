@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cwdpo.chat.cache import TextCache
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
-from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import Candidate
 from cwdpo.negatives.policy import NegativePolicy
 from cwdpo.recipe import SourceMix

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
+from cwdpo.chat.cache import TextCache
+from cwdpo.chat.client import ChatClient, ServiceError, image_part
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
-from cwdpo.negatives.cache import TextCache
 from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.chat import ChatClient, ServiceError, image_part
 from cwdpo.negatives.sources.on_policy import prompt_digest
 from cwdpo.recipe import SourceMix
 

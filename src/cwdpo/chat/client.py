@@ -20,7 +20,7 @@ from cwdpo._version import __version__
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import UserError, one_line
-from cwdpo.recipe import EditorSection, EndpointSection
+from cwdpo.recipe import EndpointSection, WriterSection
 
 __all__ = ["ChatClient", "Reply", "ServiceError", "guess_tokens", "image_part", "structured_request"]
 
@@ -70,7 +70,7 @@ class Reply:
 
 
 def structured_request(
-    settings: EditorSection, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]
+    settings: WriterSection, messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the body of a request whose answer is to be JSON, held to it in the way that the server knows.
 

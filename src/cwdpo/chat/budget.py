@@ -6,8 +6,8 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from cwdpo.negatives.chat import Reply, ServiceError
-from cwdpo.recipe import EditorSection
+from cwdpo.chat.client import Reply, ServiceError
+from cwdpo.recipe import WriterSection
 
 __all__ = ["Budget"]
 
@@ -19,7 +19,7 @@ class Budget:
         settings: Prices and cap.
     """
 
-    def __init__(self, settings: EditorSection) -> None:
+    def __init__(self, settings: WriterSection) -> None:
         self._settings, self._lock = settings, threading.Condition()
         self.spent = 0.0
         self._reserved = self._dearest = 0.0
@@ -44,8 +44,8 @@ class Budget:
         cap = self._settings.max_cost
         if cap is not None and self.spent + estimate > cap:
             raise ServiceError(
-                f"editing needs {requests} requests that cost about {estimate:.4g} ({self.spent:.4g} is spent), more "
-                f"than negatives.editor.max_cost = {cap:g}; raise it, lower the share of edit, or read fewer rows"
+                f"{requests} requests cost about {estimate:.4g} ({self.spent:.4g} is spent), more than "
+                f"{self._settings.place}.max_cost = {cap:g}; raise it or ask for less"
             )
 
     @contextmanager
@@ -63,8 +63,8 @@ class Budget:
             while cap is not None and self.spent + self._reserved + amount > cap:
                 if not self._reserved:
                     raise ServiceError(
-                        f"negatives.editor.max_cost = {cap:g} is reached ({self.spent:.4g} spent); what was answered "
-                        "is kept: raise it and run the command again to go on"
+                        f"{self._settings.place}.max_cost = {cap:g} is reached ({self.spent:.4g} spent); what was "
+                        "answered is kept: raise it and run the command again to go on"
                     )
                 self._lock.wait()
             self._reserved += amount
