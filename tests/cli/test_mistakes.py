@@ -526,6 +526,22 @@ def test_recipe_changed_where_it_does_not_matter(
     assert code == 0, call.stderr
 
 
+def test_a_key_that_came_later_and_a_model_that_moved(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path, cli_server: CliServer
+) -> None:
+    values, folder = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    kept = tmp_path / "run" / "recipe.yaml"
+    older = yaml.safe_load(kept.read_text())
+    del older["stage2"]["renormalise"], older["negatives"]["stage2"]["refresh"]
+    _text(kept, yaml.safe_dump(older))
+    model = _copied(Path(values["model"]["path"]), tmp_path / "model")
+    code, call = cli_server.run(
+        "train", folder / "recipe.yaml", "--set", f"model.path={model}", "--out", tmp_path / "run"
+    )
+    assert code == 0, call.stderr
+
+
 def test_data_changed(cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     values, folder = finished
     shutil.copytree(folder, tmp_path / "copy")
@@ -548,10 +564,6 @@ def test_model_changed(
     settings = json.loads((model / "config.json").read_text())
     _text(model / "config.json", json.dumps(settings | {"new": 1}))
     shutil.copytree(folder / "run", tmp_path / "run")
-    _text(
-        tmp_path / "run" / "recipe.yaml",
-        (tmp_path / "run" / "recipe.yaml").read_text().replace(values["model"]["path"], str(model)),
-    )
     recipe = write_yaml(tmp_path / "recipe.yaml", values | {"model": {"path": str(model)}})
     assert "has changed since the step negatives/stage1" in cli("train", recipe, "--out", tmp_path / "run").line
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from cwdpo._version import __version__
 from cwdpo.data import ImageLimits
@@ -35,6 +36,7 @@ STEPS = ("data", "negatives/stage1", "stage1", "negatives/stage2", "reference", 
 
 _FIRST_STEP = {
     "name": None,
+    "model.path": None,  # its content counts, and the manifest has it
     "report_to": None,
     "probes.on_diagnosis": None,
     "data": "data",
@@ -128,6 +130,8 @@ class RunDirectory:
             before = None
         if not isinstance(before, dict):
             raise RunError(f"{path}: is not the recipe that a run keeps; choose another --out")
+        with contextlib.suppress(ValidationError):  # a key that came later was at its default then
+            before = Recipe.model_validate(before).model_dump(mode="json")
         for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
             first = _first_step(difference.split(" ")[0])
             if first is not None and (begun := self.begun(first)):
