@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process of its own, told of by one reporter."""
+"""Several runs at once, in processes of their own, told of by one reporter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -58,31 +58,49 @@ def run_side_by_side(
     if min(processes, len(runs)) < 2:
         return {name: _execute_here(folder, recipe, reporter, named=True) for name, (folder, recipe) in runs.items()}
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    waiting, working = list(runs), dict[str, SpawnProcess]()
+    events, waiting = context.Queue(), list(runs)
+    workers = [_Worker(context, events, prepare) for _ in range(min(processes, len(runs)))]
     summaries: dict[str, dict[str, Any]] = {}
     try:
-        while waiting or working:
-            while waiting and len(working) < processes:
-                name = waiting.pop(0)
-                working[name] = context.Process(
-                    target=_execute_there, args=(name, *runs[name], events, os.getpid(), prepare)
-                )
-                working[name].start()
+        while len(summaries) < len(runs):
+            for worker in workers:
+                if worker.run is None and waiting:
+                    worker.begin(waiting.pop(0), runs)
             try:
                 name, kind, *facts = events.get(timeout=1)
             except queue.Empty:
-                _notice_the_dead(working, runs)
+                _notice_the_dead(workers, runs)
                 continue
             if kind == _ENDED:
                 summaries[name] = _unpack(*facts)
-                working.pop(name).join()
+                next(worker for worker in workers if worker.run == name).run = None
             else:
                 reporter.beside(runs[name][1].name, kind, *facts)
     except BaseException:
-        _stop(working, events)
+        _stop(workers, events)
         raise
+    for worker in workers:
+        worker.dismiss()
+        worker.process.join()
     return {name: summaries[name] for name in runs}
+
+
+class _Worker:
+    """A process that executes one run after another."""
+
+    def __init__(self, context: SpawnContext, events: Any, prepare: Callable[[], None] | None) -> None:
+        self.run: str | None = None
+        self._tasks = context.SimpleQueue()
+        self.process = context.Process(target=_work, args=(self._tasks, events, os.getpid(), prepare))
+        self.process.start()
+
+    def begin(self, name: str, runs: Mapping[str, tuple[Path, Recipe]]) -> None:
+        self.run = name
+        self._tasks.put((name, *runs[name]))
+
+    def dismiss(self) -> None:
+        """Let the process end when its run has."""
+        self._tasks.put(None)
 
 
 def _execute_here(folder: Path, recipe: Recipe, reporter: Reporter, *, named: bool = False) -> dict[str, Any]:
@@ -96,21 +114,20 @@ def _execute_here(folder: Path, recipe: Recipe, reporter: Reporter, *, named: bo
         torch.set_num_threads(threads)
 
 
-def _execute_there(
-    name: str, folder: Path, recipe: Recipe, events: Any, parent: int, prepare: Callable[[], None] | None
-) -> None:
-    """Execute a run in a process of its own, and send what it says, and its end, to the one that asked."""
+def _work(tasks: Any, events: Any, parent: int, prepare: Callable[[], None] | None) -> None:
+    """Execute the runs that come, and send what they say, and their ends, to the one that asked."""
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    try:
-        if prepare is not None:
-            prepare()
-        summary = _execute_here(folder, recipe, _Relay(name, events))
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        events.put((name, _ENDED, None, error, ""))
-    except Exception as error:
-        events.put((name, _ENDED, None, error, traceback.format_exc()))
-    else:
-        events.put((name, _ENDED, summary, None, ""))
+    for name, folder, recipe in iter(tasks.get, None):
+        try:
+            if prepare is not None:
+                prepare()
+            summary = _execute_here(folder, recipe, _Relay(name, events))
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            events.put((name, _ENDED, None, error, ""))
+        except Exception as error:
+            events.put((name, _ENDED, None, error, traceback.format_exc()))
+        else:
+            events.put((name, _ENDED, summary, None, ""))
 
 
 def _unpack(summary: dict[str, Any] | None, error: BaseException | None, where: str) -> dict[str, Any]:
@@ -129,20 +146,21 @@ def _end_with_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _notice_the_dead(working: Mapping[str, SpawnProcess], runs: Mapping[str, tuple[Path, Recipe]]) -> None:
-    for name, process in working.items():
-        if process.exitcode:
+def _notice_the_dead(workers: Sequence[_Worker], runs: Mapping[str, tuple[Path, Recipe]]) -> None:
+    for worker in workers:
+        if worker.process.exitcode and worker.run is not None:
             raise RunError(
-                f"{runs[name][0]}: the process of this run ended with code {process.exitcode} (out of memory, or "
-                "killed?); run the same command again to go on"
+                f"{runs[worker.run][0]}: the process of this run ended with code {worker.process.exitcode} (out of "
+                "memory, or killed?); run the same command again to go on"
             )
 
 
-def _stop(working: Mapping[str, SpawnProcess], events: Any) -> None:
+def _stop(workers: Sequence[_Worker], events: Any) -> None:
     """Ask every run to save and stop, and wait until they have."""
-    for process in working.values():
-        process.terminate()
-    while any(process.is_alive() for process in working.values()):
+    for worker in workers:
+        worker.process.terminate()
+        worker.dismiss()
+    while any(worker.process.is_alive() for worker in workers):
         try:
             events.get(timeout=0.2)  # a process ends only when what it said has been taken
         except queue.Empty:
