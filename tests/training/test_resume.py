@@ -18,7 +18,7 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import TrainerCallback
 
-import cwdpo.training.trainer as trainer_module
+import cwdpo.training.sealed as sealed_module
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.scoring.separate import SeparateScorer
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
@@ -207,7 +207,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_a_whole_checkpoint_at_all_times(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older checkpoints go only after the new one has been marked complete."""
     whole_before: list[str | None] = []
-    seal = trainer_module.seal_checkpoint
+    seal = sealed_module.seal_checkpoint
 
     def watched(folder: Path) -> None:
         found, broken = last_checkpoint(folder.parent)
@@ -215,7 +215,7 @@ def test_a_whole_checkpoint_at_all_times(limit: int, tmp_path: Path, monkeypatch
         assert broken == [folder.name]
         seal(folder)
 
-    monkeypatch.setattr(trainer_module, "seal_checkpoint", watched)
+    monkeypatch.setattr(sealed_module, "seal_checkpoint", watched)
     kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "save_total_limit": limit}
     train_sft(*fresh(), rows(4, tmp_path, images=0), tmp_path / "run", **kept)
     assert whole_before == [None, "checkpoint-1", "checkpoint-2", "checkpoint-3"]

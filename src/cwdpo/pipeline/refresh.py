@@ -28,7 +28,7 @@ from cwdpo.training.callbacks import trim_rows
 from cwdpo.training.early_stopping import restore_weights
 from cwdpo.training.refreshing import RefreshMoment, is_due
 
-__all__ = ["Refresher", "make_picker"]
+__all__ = ["Refresher", "Rounds", "make_picker"]
 
 _MEASURED = 500
 """Prompts on whose negatives mean w_c is measured, where the curriculum does not need all of them."""
@@ -50,7 +50,36 @@ def make_picker(run: RunDirectory, mix: SourceMix, scores: Path) -> Picker | Non
     return Picker(mix, run.recipe.negatives.seed, weigh)
 
 
-class Refresher:
+class Rounds:
+    """What a stage trains on where its negatives stay: one round.
+
+    Args:
+        groups: Prompts with their negatives.
+        scores: Log-probabilities of these under the model that the stage starts from.
+    """
+
+    def __init__(self, groups: Sequence[PromptGroup], scores: Path) -> None:
+        self.first_groups, self._first_scores = list(groups), scores
+
+    @property
+    def groups(self) -> list[PromptGroup]:
+        """The prompts of this round, always as many and in the same order."""
+        return self.first_groups
+
+    @property
+    def scores(self) -> Path:
+        """Log-probabilities of this round's candidates under the policy that wrote the newest of them."""
+        return self._first_scores
+
+    def moment(self) -> RefreshMoment | None:
+        """Return the callback that ends this round, or None where the stage's end does."""
+        return None
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Take up the round that a checkpoint belongs to; None where training has not begun."""
+
+
+class Refresher(Rounds):
     """The rounds of a Stage 2 whose on-policy negatives are refreshed.
 
     Every refresh is a row of `stage2/refreshes.jsonl`, written last, and a folder `negatives/stage2/refresh-<update>`.
@@ -66,9 +95,9 @@ class Refresher:
     def __init__(
         self, run: RunDirectory, settings: RefreshSection, start: str, groups: Sequence[PromptGroup], scores: Path
     ) -> None:
+        super().__init__(groups, scores)
         self._run, self._settings, self._start = run, settings, start
         self._mix = run.recipe.negatives.stage2
-        self._first, self._first_scores = list(groups), scores
         self._path = run.folder / "stage2" / "refreshes.jsonl"
         self._rows: list[dict[str, Any]] = []
 
@@ -79,7 +108,7 @@ class Refresher:
     def groups(self) -> list[PromptGroup]:
         """The prompts of this round, always as many and in the same order."""
         if not self._rows:
-            return self._first
+            return self.first_groups
         return list(read_part(self._run, self._folder(self._rows[-1]["step"]) / "groups.jsonl", "chosen"))
 
     @property
@@ -98,7 +127,7 @@ class Refresher:
     def _last(self) -> int:
         return self._rows[-1]["step"] if self._rows else 0
 
-    def begin_round(self, checkpoint: Path | None) -> None:
+    def begin(self, checkpoint: Path | None) -> None:
         """Take up the round that a checkpoint belongs to, refreshing first where that is due.
 
         Args:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from cwdpo.errors import DataError, ModelError, NonFiniteError
-from cwdpo.files import read_json, write_json
 from cwdpo.models.generation import RandomState, capture_random, inference, restore_random
-from cwdpo.models.loading import load_weights, sequence_limit
+from cwdpo.models.loading import sequence_limit
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.reference import Reference, Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.training.checkpoints import seal_checkpoint
 from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
+from cwdpo.training.sealed import SealedTrainer
 from cwdpo.training.throughput import Stopwatch
 
 __all__ = ["GroupTrainer"]
-
-_METERS = "meters.json"
-"""File in a checkpoint: what was added up since the last logged row."""
 
 _TOKENS = "num_tokens"
 
@@ -55,7 +49,7 @@ class _Step:
         self.gate_sums, self.tally, self.losses = {}, Tally(), []
 
 
-class GroupTrainer(Trainer):
+class GroupTrainer(SealedTrainer):
     """Trains on prompt groups: score all responses of a prompt, ask the objective for the loss.
 
     The loss of an update is a sum over its global batch divided once by the global count, so the result does not
@@ -332,58 +326,13 @@ class GroupTrainer(Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, mark it complete, and only then delete older ones."""
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        limit = self.args.save_total_limit
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)
-        self.args.save_total_limit = None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        meters = self._meters()
-        if self.args.should_save:
-            write_json(folder / _METERS, meters)
-            seal_checkpoint(folder)
-            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights that a checkpoint was saved with.
-
-        Vision-language models are saved under other names than they have in memory. transformers' Trainer looks for
-        the latter and goes on with what it has where they are missing; we let the model class translate them.
-        """
-        target: Any = self.model if model is None else model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(target, "peft_config"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(target, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint."""
-        target: Any = self.model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(target, "peft_config"):
-            super()._load_best_model()
-        else:
-            load_weights(target, Path(str(self.state.best_model_checkpoint)))
-
-    def _meters(self) -> dict[str, Any]:
+    def meters(self) -> dict[str, Any]:
         """Return what was added up since the last logged row, over all ranks."""
         sums, counts = self._global_tally(self._tally)
-        loss: Any = self.accelerator.gather(self._tr_loss)
-        return {"sums": sums, "counts": counts, "loss": float(loss.mean()), "since": self._globalstep_last_logged}
+        return {"sums": sums, "counts": counts}
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the random state and what was added up for the next row, so that a resumed run logs the same rows."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or not (file := Path(checkpoint) / _METERS).is_file():
-            return
-        meters: dict[str, Any] = read_json(file)
-        self._tr_loss += meters["loss"]
-        self._globalstep_last_logged = meters["since"]
+    def restore_meters(self, meters: dict[str, Any]) -> None:
+        """Take up what `meters` returned, on one rank only: the next row adds up over all."""
         if self.is_world_process_zero():
             self._tally.sums = {name: torch.tensor(s, dtype=torch.float64) for name, s in meters["sums"].items()}
             self._tally.counts = meters["counts"]

@@ -1,0 +1,196 @@
+"""One stage while it is trained: from its last whole checkpoint, in rounds, to the model that it ends with."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cwdpo.errors import StoppedError
+from cwdpo.files import atomic_directory, read_json, write_json
+from cwdpo.models.loading import folder_digest
+from cwdpo.pipeline.dynamics import StageDynamics, stage_dynamics
+from cwdpo.pipeline.refresh import Rounds, make_picker
+from cwdpo.pipeline.reporter import TrainingWatch
+from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.scoring.features import FeatureCache
+from cwdpo.scoring.shared import AutoScorer
+from cwdpo.training.api import CWDPOTrainer
+from cwdpo.training.callbacks import MetricsFile, StopOnSignal
+from cwdpo.training.checkpoints import last_checkpoint
+from cwdpo.training.refreshing import RefreshMoment
+from cwdpo.training.throughput import Throughput
+from cwdpo.training.trainer import GroupTrainer
+
+__all__ = ["Stage"]
+
+
+@dataclass
+class _Round:
+    """A trainer and the callbacks that are asked for something after it has trained."""
+
+    trainer: GroupTrainer
+    dynamics: StageDynamics
+    stop: StopOnSignal
+    speed: Throughput
+    moment: RefreshMoment | None
+    watch: TrainingWatch
+
+    @property
+    def ends_for_refresh(self) -> bool:
+        """Whether it stopped because negatives are due to be written anew."""
+        return self.moment is not None and self.moment.due and self.stop.received is None
+
+    def train(self, checkpoint: Path | None) -> float | None:
+        """Make the updates that are left; return the seconds, None where no update was."""
+        try:
+            if checkpoint is not None and finished_updates(checkpoint):
+                # Killed between the last checkpoint and the model: transformers would make an update too many.
+                self.trainer._load_from_checkpoint(str(checkpoint))  # pyright: ignore[reportPrivateUsage]
+                self.dynamics.finish_late(self.trainer, checkpoint.parents[1])
+                return None
+            return self.trainer.train(str(checkpoint) if checkpoint else None).metrics.get("train_runtime")
+        finally:
+            self.stop.release()
+            self.watch.close()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is to be trained.
+
+    Attributes:
+        run: The run.
+        name: `stage1` or `stage2`.
+        section: Its settings.
+        start: The model that it starts from.
+        rounds: What it trains on, from refresh to refresh.
+        make: A model, prompt groups and what all trainers take, to the stage's trainer.
+    """
+
+    run: RunDirectory
+    name: str
+    section: Stage1Section | Stage2Section
+    start: str
+    rounds: Rounds
+    make: Callable[..., GroupTrainer]
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.run.folder / self.name
+
+    def train(self) -> None:
+        """Train, resuming from the last whole checkpoint; in rounds where negatives are refreshed.
+
+        Raises:
+            StoppedError: A signal came; a checkpoint is saved.
+        """
+        while True:
+            checkpoint, broken = last_checkpoint(self.folder / "checkpoints")
+            if broken:
+                self.run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
+            self.rounds.begin(checkpoint)
+            if self._train_round(checkpoint):
+                return
+            gc.collect()  # the round's model goes before the next one is loaded
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train_round(self, checkpoint: Path | None) -> bool:
+        """Train up to the next refresh or the end of the stage; return whether the stage is finished."""
+        now = self._round()
+        trainer = now.trainer
+        if checkpoint is not None:
+            self.run.reporter.note(f"going on from {checkpoint.name}")
+        if isinstance(trainer, CWDPOTrainer) and trainer.caches_reference:
+            self._fill_reference(trainer, resuming=checkpoint is not None)
+        seconds = now.train(checkpoint)
+        state = trainer.state
+        if now.ends_for_refresh:
+            return False
+        if now.speed.summary():
+            self.run.reporter.note(now.speed.summary())
+        if now.stop.received is not None and state.global_step < state.max_steps:
+            raise StoppedError(
+                f"stopped after update {state.global_step} of {self.name}; a checkpoint is saved. "
+                "Run the same command again to go on"
+            )
+        now.dynamics.conclude(self.run, self.name)
+        self._finish(trainer, seconds, state.global_step or finished_updates(checkpoint))
+        if now.stop.received is not None:
+            raise StoppedError(f"stopped after {self.name}, which is finished. Run the same command again to go on")
+        return True
+
+    def _round(self) -> _Round:
+        """Load the model and put a trainer and its callbacks together."""
+        run, s, m = self.run, self.section, self.run.recipe.model
+        model = run.trainable(self.start)
+        encoder = run.encoder(self.start, model, include_eos=s.include_eos)
+        cache = FeatureCache.of(m.vision_cache_gib, m.vision_cache_folder, m.vision_cache_folder_gib)
+        scorer = AutoScorer(m.scorer, bfloat16=m.dtype == "bfloat16", cache=cache)
+        dynamics = stage_dynamics(run, self.name, s, encoder, scorer, self.folder, self.rounds.first_groups)
+        probes = dynamics.probes
+        stop, moment = StopOnSignal(), self.rounds.moment()
+        speed = Throughput(self.folder / "throughput.json", probes.watch if probes else None)
+        watch = TrainingWatch(f"{self.name} · {s.objective}", probes, run.reporter)
+        callbacks = [MetricsFile(self.folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop]
+        trainer = self.make(
+            model,
+            self.rounds.groups,
+            processing_class=encoder.processor,
+            callbacks=[*callbacks, *([moment] if moment is not None else []), watch],
+            scorer=scorer,
+            encoder=encoder,
+            picker=make_picker(run, getattr(run.recipe.negatives, self.name), self.rounds.scores),
+        )
+        trainer.quiet()
+        speed.attach(trainer)
+        if probes is not None:
+            probes.attach(trainer)
+        return _Round(trainer, dynamics, stop, speed, moment, watch)
+
+    def _fill_reference(self, trainer: CWDPOTrainer, *, resuming: bool) -> None:
+        """Score the stage's rows under the reference, and show how far that is."""
+        dataset: Any = trainer.train_dataset
+        total, done = len(dataset), 0
+
+        def report(prompts: int) -> None:
+            nonlocal done
+            done += prompts
+            self.run.reporter.progress("reference log-probabilities", done, total)
+
+        trainer.fill_reference(resuming=resuming, progress=report)
+
+    def _finish(self, trainer: GroupTrainer, seconds: float | None, updates: int) -> None:
+        """Keep the model, mark the stage finished, and let its checkpoints go."""
+        with atomic_directory(self.folder / "model") as temporary:
+            trainer.save_model(str(temporary))
+            (temporary / "training_args.bin").unlink(missing_ok=True)
+            _sort_adapter_config(temporary / "adapter_config.json")
+        facts = {"start": folder_digest(self.start), "model": folder_digest(self.folder / "model")}
+        self.run.finish(self.name, {"updates": updates, **facts, "seconds": seconds})
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def finished_updates(checkpoint: Path | None) -> int:
+    """Return the number of updates where a checkpoint is the one after the last update, else 0."""
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint is not None else {"global_step": 0}
+    return state["global_step"] if 0 < state.get("max_steps", 0) <= state["global_step"] else 0
+
+
+def _sort_adapter_config(path: Path) -> None:
+    """Put the names of layers in order: peft keeps them as sets, whose order differs from process to process."""
+    if not path.is_file():
+        return
+    settings: dict[str, Any] = read_json(path)
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(settings.get(name), list):
+            settings[name] = sorted(settings[name])
+    write_json(path, settings)

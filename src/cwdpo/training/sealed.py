@@ -1,0 +1,83 @@
+"""Checkpoints that count only when they are whole, and that also hold what was added up since the last logged row."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from cwdpo.files import read_json, write_json
+from cwdpo.models.loading import load_weights
+from cwdpo.training.checkpoints import seal_checkpoint
+
+__all__ = ["SealedTrainer"]
+
+_METERS = "meters.json"
+"""File in a checkpoint: what was added up since the last logged row."""
+
+
+class SealedTrainer(Trainer):
+    """transformers' Trainer with checkpoints that a kill cannot spoil.
+
+    Vision-language models are saved under other names than they have in memory. transformers' Trainer looks for the
+    latter and goes on with what it has where they are missing; here the model class translates them.
+    """
+
+    def meters(self) -> dict[str, Any]:
+        """Return what was added up since the last logged row, over all ranks."""
+        return {}
+
+    def restore_meters(self, meters: dict[str, Any]) -> None:
+        """Take up what `meters` returned."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, mark it complete, and only then delete older ones."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        limit = self.args.save_total_limit
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        loss: Any = self.accelerator.gather(self._tr_loss)
+        row = {"loss": float(loss.mean()), "since": self._globalstep_last_logged, **self.meters()}
+        if self.args.should_save:
+            write_json(folder / _METERS, row)
+            seal_checkpoint(folder)
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights that a checkpoint was saved with."""
+        target: Any = self.model if model is None else model
+        if self._weights_are_whole(target):
+            load_weights(target, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        target: Any = self.model
+        if self._weights_are_whole(target):
+            load_weights(target, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
+
+    def _weights_are_whole(self, model: Any) -> bool:
+        """Whether checkpoints hold all weights in one piece: not shards, not an adapter."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random state and what was added up for the next row, so that a resumed run logs the same rows."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not (file := Path(checkpoint) / _METERS).is_file():
+            return
+        row: dict[str, Any] = read_json(file)
+        self._tr_loss += row["loss"]
+        self._globalstep_last_logged = row["since"]
+        self.restore_meters(row)
