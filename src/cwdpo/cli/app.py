@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cwdpo._version import __version__
-from cwdpo.cli.dynamics import register
+from cwdpo.cli import dynamics, evaluation
 
 __all__ = ["app"]
 
@@ -223,4 +223,5 @@ def caption(
     typer.echo(f"wrote {count} captions to {out}")
 
 
-register(app)
+dynamics.register(app)
+evaluation.register(app)

@@ -65,7 +65,7 @@ def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
     if out.exists() and not force:
         raise RecipeError(f"{out}: is there already; choose another --out or pass --force")
     recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
-    if data != "scenes" and detect_format(data) in ("captions", "karpathy"):
+    if data != "scenes" and detect_format(data) in ("captions", "coco", "karpathy"):
         # Captions come without negatives: half are the model's own, half are captions of other images.
         mix = {"dataset": 0, "other": 1, "beam": 1}
         negatives = NegativesSection.model_validate({"stage1": mix, "stage2": mix})

@@ -20,6 +20,7 @@ FORMATS: Mapping[str, str] = {
     "llamafactory": "LLaMA-Factory: dataset_info.json, or conversations/instruction with chosen and rejected",
     "swift": "ms-swift: messages, rejected_response, images",
     "karpathy": "Karpathy's JSON (COCO, Flickr): images[] with filename, split, sentences[]",
+    "coco": "COCO's captions JSON (COCO, NoCaps): images[] with file_name, annotations[] with caption",
     "captions": "a folder of images with a captions CSV",
 }
 """Formats that are read, and how each is known."""
@@ -109,19 +110,23 @@ def _of_json(path: Path) -> str | None:
     """Tell Karpathy's one object from a list of rows, reading the file once where it is large."""
     with path.open("rb") as handle:
         begins = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if begins.startswith(b"{") and is_karpathy(path):
-        return "karpathy"
+    if begins.startswith(b"{") and (found := _of_images(path)) is not None:
+        return found
     return _of_rows(path, json_rows(path))
 
 
-def is_karpathy(path: Path) -> bool:
-    """Return whether a JSON file is one object with `images` that have `sentences`."""
+def _of_images(path: Path) -> str | None:
+    """Return the format of a JSON file that is one object with `images`: with `sentences`, or `annotations` beside."""
     try:
         document = json_document(path)
     except DataError:
-        return False  # JSON lines under the name .json, or broken: said elsewhere
+        return None  # JSON lines under the name .json, or broken: said elsewhere
     images = document.get("images") if isinstance(document, dict) else None
-    return isinstance(images, list) and any(isinstance(item, dict) and "sentences" in item for item in images)
+    if not isinstance(images, list):
+        return None
+    if any(isinstance(item, dict) and "sentences" in item for item in images):
+        return "karpathy"
+    return "coco" if isinstance(document.get("annotations"), list) else None
 
 
 def _of_rows(path: Path, rows: Any) -> str | None:

@@ -42,6 +42,7 @@ class DataSource:
         max_bad_share: Share of rows that may be skipped, 0 to 1.
         limits: What an image may be.
         check_images: Decode every image now; if not, only see that its file is there.
+        need_images: Whether images are asked for at all; if not, their files may be missing.
         workers: Threads that decode; None: one a core, at most 8.
         require: `chosen`, `pair` (chosen and rejected) or `response` (any answer).
         limit: Read at most this many rows; None: all.
@@ -58,6 +59,7 @@ class DataSource:
     max_bad_share: float = 0.05
     limits: ImageLimits = field(default_factory=ImageLimits)
     check_images: bool = True
+    need_images: bool = True
     workers: int | None = None
     require: Literal["chosen", "pair", "response"] = "chosen"
     limit: int | None = None
@@ -138,7 +140,8 @@ def load_groups(source: DataSource, *, progress: Callable[[int, int], None] | No
         if rows.count == source.limit:
             break
         rows.add(raw)
-    rows.check_images(progress)
+    if source.need_images:
+        rows.check_images(progress)
     groups, bad = rows.sorted()
     _refuse_too_many(source, bad, rows.count)
     return LoadedData(groups, bad, name, rows.count)

@@ -10,7 +10,7 @@ from typing import Any
 from cwdpo.data.dataset_info import find_entry, split_name
 from cwdpo.data.formats import FORMATS, detect_format
 from cwdpo.data.places import RowContext
-from cwdpo.data.readers.captions import CaptionChoice, read_captioned, read_karpathy
+from cwdpo.data.readers.captions import CaptionChoice, read_captioned, read_coco, read_karpathy
 from cwdpo.data.readers.llamafactory import read_llamafactory
 from cwdpo.data.readers.native import read_native
 from cwdpo.data.readers.swift import read_swift
@@ -67,6 +67,8 @@ def open_source(
     found = detect_format(path, split) if name == "auto" else name
     if found == "karpathy":
         return found, _karpathy(place, split), partial(read_karpathy, choice=choice)
+    if found == "coco":
+        return found, _coco(place), partial(read_coco, choice=choice)
     if found == "captions":
         return found, _captions(place), partial(read_captioned, choice=choice)
     if found == "llamafactory":
@@ -113,6 +115,30 @@ def _karpathy(path: Path, split: str | None) -> RawTable:
         raise DataError(f"{path}: no image of split {split or 'train'!r}; it has {', '.join(splits) or 'none'}")
     values = [row.value for row in rows[:_SAMPLES] if isinstance(row.value, Mapping)]
     samples = [str(Path(str(v.get("filepath") or "")) / str(v.get("filename"))) for v in values]
+    return RawTable(image_folder(path.parent, samples).absolute(), rows)
+
+
+def _coco(path: Path) -> RawTable:
+    """Gather the captions of each image of a COCO JSON; images without any are left out."""
+    if path.is_dir():
+        path = data_files(path, None)[0]
+    document = json_document(path)
+    images, notes = (document.get(key) if isinstance(document, dict) else None for key in ("images", "annotations"))
+    if not isinstance(images, list) or not isinstance(notes, list):
+        raise DataError(f"{path}: no lists 'images' and 'annotations', so not a captions JSON of COCO's form")
+    captions: dict[Any, list[Any]] = {}
+    for number, note in enumerate(notes, 1):
+        if not isinstance(note, Mapping) or "image_id" not in note or "caption" not in note:
+            raise DataError(f"{path}: annotation {number} has no image_id or no caption")
+        captions.setdefault(str(note["image_id"]), []).append(note["caption"])
+    rows = [
+        RawRow(number, {**value, "captions": captions[str(value.get("id"))]}, file=path.name)
+        for number, value in enumerate(images, 1)
+        if isinstance(value, Mapping) and str(value.get("id")) in captions
+    ]
+    if not rows:
+        raise DataError(f"{path}: no image has an annotation; the test split has no captions to compare with")
+    samples = [str(row.value.get("file_name")) for row in rows[:_SAMPLES]]
     return RawTable(image_folder(path.parent, samples).absolute(), rows)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["cider", "mean_interval", "words"]
+__all__ = ["cider", "cider_of_tokens", "mean_interval", "words"]
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -30,13 +30,17 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple
     Raises:
         ValueError: No picture, or one without references.
     """
-    from pycocoevalcap.cider.cider import Cider
-
     if not captions or any(not r for r in references):
         raise ValueError("CIDEr needs at least one picture, and references for each")
-    gold = {i: [words(r) for r in rows] for i, rows in enumerate(references)}
-    answers = {i: [words(c)] for i, c in enumerate(captions)}
-    score, each = Cider().compute_score(gold, answers)
+    return cider_of_tokens([words(c) for c in captions], [[words(r) for r in rows] for rows in references])
+
+
+def cider_of_tokens(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """Return CIDEr-D × 100 over the whole set and per caption, of texts that are tokenised already."""
+    from pycocoevalcap.cider.cider import Cider
+
+    gold = {i: list(rows) for i, rows in enumerate(references)}
+    score, each = Cider().compute_score(gold, {i: [c] for i, c in enumerate(captions)})
     return 100 * float(score), [100 * float(s) for s in each]
 
 

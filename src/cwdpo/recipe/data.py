@@ -16,12 +16,12 @@ class DataSection(Section):
 
     path: str = "scenes"
     """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot."""
-    format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "captions"] = "auto"
+    format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "coco", "captions"] = "auto"
     """How to read it. `auto` looks at the file."""
     image_root: str | None = None
     """Folder that relative image paths start from; default: the data file's folder."""
     prompt: str = "Describe the image in one sentence."
-    """The question for formats that hold captions only (karpathy, captions)."""
+    """The question for formats that hold captions only (karpathy, coco, captions)."""
     split: str | None = None
     """Which split of the file to read where it has several (karpathy: train includes restval)."""
     limit: int | None = Field(default=None, ge=1)

