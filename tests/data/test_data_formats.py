@@ -388,6 +388,48 @@ def test_karpathy_without_filepath_finds_the_images_folder(karpathy: Path) -> No
     assert colour(load(karpathy, image_root=karpathy.parent / "images")[0]) == "red"
 
 
+@pytest.fixture
+def nocaps(pictures: Path) -> Path:
+    """The shape of NoCaps' validation file: captions beside the images, in any order, and domains."""
+    images = [
+        {"id": 7, "file_name": "red.png", "domain": "in-domain"},
+        {"id": 8, "file_name": "green.png", "domain": "out-domain"},
+        {"id": 9, "file_name": "blue.jpg", "domain": "near-domain"},
+    ]
+    notes = [{"id": i, "image_id": image, "caption": f"c {i}"} for i, image in enumerate((8, 7, 8))]
+    path = pictures / "nocaps_val.json"
+    path.write_text(json.dumps({"images": images, "annotations": notes, "info": {}, "licenses": []}))
+    return path
+
+
+def test_coco_and_nocaps(nocaps: Path) -> None:
+    assert detect_format(nocaps) == "coco"
+    red, green = load(nocaps)  # blue has no captions
+    assert (red.id, red.references, red.facts) == ("7", ("c 1",), {"domain": "in-domain"})
+    assert (green.id, texts(green), green.references) == ("8", (["c 0"], []), ("c 0", "c 2"))
+    assert (colour(red), colour(green)) == ("red", "green")
+    assert len(load(nocaps, captions="each")) == 3
+    document = json.loads(nocaps.read_text())
+    for image in document["images"]:
+        del image["domain"]
+    nocaps.write_text(json.dumps(document))
+    assert load(nocaps)[0].facts == {}
+    nocaps.write_text(json.dumps({**document, "annotations": [{"image_id": 7}]}))
+    with pytest.raises(DataError, match="annotation 1 has no image_id or no caption"):
+        load(nocaps)
+    nocaps.write_text(json.dumps({**document, "annotations": []}))
+    with pytest.raises(DataError, match="no image has an annotation"):
+        load(nocaps)
+
+
+def test_images_that_nobody_looks_at_may_be_missing(karpathy: Path) -> None:
+    for file in (karpathy.parent / "images").iterdir():
+        file.unlink()
+    assert len(load(karpathy, need_images=False)) == 2
+    with pytest.raises(DataError, match="no such file"):
+        load(karpathy)
+
+
 def test_random_captions_depend_on_seed_and_image_not_on_order(karpathy: Path) -> None:
     def picks(seed: int) -> dict[str, str]:
         return {g.id: g.chosen.text for g in load(karpathy, split="all", captions="random", seed=seed)}

@@ -22,12 +22,24 @@ from cwdpo.data.schema import ImageRef
 from cwdpo.errors import UserError, one_line
 from cwdpo.recipe import EndpointSection, WriterSection
 
-__all__ = ["ChatClient", "Reply", "ServiceError", "guess_tokens", "image_part", "structured_request"]
+__all__ = [
+    "ChatClient",
+    "Reply",
+    "ServiceError",
+    "guess_request",
+    "guess_tokens",
+    "image_part",
+    "structured_request",
+    "with_pictures",
+]
 
 _PASSING = {408, 409, 425, 429}
 """Status codes that may be gone in a moment, beside those from 500 on."""
 
 _LONGEST_PAUSE = 60.0
+_IMAGE_SIDE = 768
+_IMAGE_TOKENS = 800
+"""A guess, for the estimate."""
 _REMEDIES = {
     401: "set the key in the environment variable {variable}",
     403: "set the key in the environment variable {variable}",
@@ -91,6 +103,20 @@ def structured_request(
 def guess_tokens(text: str) -> int:
     """Return about how many tokens a text has, for endpoints that do not count: four characters each."""
     return -(-len(text) // 4)
+
+
+def guess_request(body: Mapping[str, Any]) -> int:
+    """Return about how many tokens a request has whose messages are texts, with pictures listed under `images`."""
+    images = sum(len(message.get("images", ())) for message in body["messages"])
+    return guess_tokens("".join(message["content"] for message in body["messages"])) + _IMAGE_TOKENS * images
+
+
+def with_pictures(body: Mapping[str, Any], images: Sequence[ImageRef]) -> dict[str, Any]:
+    """Return a request whose first message of the user lists pictures under `images` with the pictures in it."""
+    system, first, *turns = body["messages"]
+    parts = [image_part(ref, "JPEG", _IMAGE_SIDE, quality=85) for ref in images]
+    parts.append({"type": "text", "text": first["content"]})
+    return {**body, "messages": [system, {"role": "user", "content": parts}, *turns]}
 
 
 def image_part(ref: ImageRef, kind: str = "PNG", side: int | None = None, **settings: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from cwdpo.evaluation.tokens import Tokenizer
 from cwdpo.files import text_digest, write_json, write_jsonl
 from cwdpo.pipeline.reporter import Reporter
 
-__all__ = ["EvaluationData", "chosen_metrics", "run_evaluation"]
+__all__ = ["EvaluationData", "chosen_metrics", "chosen_tokenizer", "folder_name", "run_evaluation"]
 
 _DRAWN = 500
 """Pictures of `scenes` where no limit is given."""
@@ -107,10 +107,10 @@ def run_evaluation(
     names = chosen_metrics(metrics)
     if (model is None) == (captions is None):
         raise RecipeError("give either --model, to caption the pictures, or --captions, a file of captions")
-    folder = out or Path("evaluation") / _name(str(model if captions is None else captions.with_suffix("")))
+    folder = out or Path("evaluation") / folder_name(str(model if captions is None else captions.with_suffix("")))
     require_writable(folder / "metrics.json")
     with RichReporter() as reporter:
-        way = _tokenizer(tokenizer, reporter)
+        way = chosen_tokenizer(tokenizer, reporter)
         groups = data.read(folder, need_images=captions is None)
         references = references_of(groups)
         if captions is not None:
@@ -141,16 +141,16 @@ def run_evaluation(
     write_jsonl(folder / "rows.jsonl", rows)
     write_json(folder / "metrics.json", {**settings, **found, "versions": _versions(names)})
     kept.unlink(missing_ok=True)
-    print_measures(found)
+    _print_measures(found)
     typer.echo(f"metrics: {folder / 'metrics.json'}")
 
 
-def _name(path: str) -> str:
+def folder_name(path: str) -> str:
     """Return a folder's name from a model's path: `runs/a/stage2/model` is `runs-a-stage2-model`."""
     return "-".join(part for part in Path(path).parts if part.strip("./"))[-120:]
 
 
-def _tokenizer(asked: Literal["auto", "ptb", "words"], reporter: Reporter) -> Tokenizer:
+def chosen_tokenizer(asked: Literal["auto", "ptb", "words"], reporter: Reporter) -> Tokenizer:
     """Return the tokenizer, and say so where figures will not compare with papers'.
 
     Raises:
@@ -214,12 +214,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def print_measures(found: Mapping[str, Any]) -> None:
+def _print_measures(found: Mapping[str, Any]) -> None:
     """Print the table: all pictures with intervals, hypotheses of a beam, domains; then what could not be had."""
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=160, highlight=False)
-    title = f"{found['pictures']} pictures, {found['references']} references; × 100, length in tokens"
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    console.print(f"{found['pictures']} pictures, {found['references']} references; × 100, length in tokens")
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     beam, domains = found.get("beam"), found.get("domains", {})
     columns = ["", "all", "95 %"]
     columns += [f"mean of {beam['hypotheses']}", f"best of {beam['hypotheses']}"] if beam else []

@@ -1,4 +1,4 @@
-"""Commands that say how good captions are: evaluate."""
+"""Commands that say how good captions are: evaluate, winrate."""
 
 from __future__ import annotations
 
@@ -65,6 +65,56 @@ def evaluate(
     )
 
 
+def winrate(
+    captions_a: Annotated[
+        Path, typer.Argument(help="Captions: JSON lines of cwdpo evaluate or caption, COCO results.")
+    ],
+    captions_b: Annotated[Path, typer.Argument(help="Captions of the same pictures, to compare with.")],
+    data: Annotated[str, typer.Option(help="The pictures with their references, any known format.")],
+    by: Annotated[
+        Literal["cider", "scenes", "judge"],
+        typer.Option(help="CIDEr-D; whether a caption is right, on scenes; or a language model, asked in both orders."),
+    ] = "cider",
+    judge_model: Annotated[str | None, typer.Option(help="The judge, as its endpoint calls it.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Its OpenAI-compatible address, for instance http://localhost:8000/v1.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="More of the judge: images=true, structured=none, price_input=0.1, price_output=0.4, max_cost=2, …",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a file that has several; default test, for Karpathy's JSON.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default winrate/<A>-vs-<B>.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
+    tokenizer: Annotated[
+        Literal["auto", "ptb", "words"], typer.Option(help="For cider; ptb is COCO's (Java), words needs no Java.")
+    ] = "auto",
+) -> None:
+    """Compare two sets of captions picture by picture: how often A is better than B, with a 95 % interval.
+
+    A judge's answers are kept in OUT/judge.jsonl as they come: a killed call goes on and pays nothing twice.
+
+    [bold]cwdpo winrate a.jsonl b.jsonl --data test.jsonl --by judge --judge-url URL --judge-model NAME[/]
+    """
+    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.evaluate import EvaluationData
+    from cwdpo.cli.winrate import run_winrate
+
+    quiet_libraries()
+    chosen = EvaluationData(data, split, images, None, limit)
+    judge = [f"{key}={value}" for key, value in (("model", judge_model), ("base_url", judge_url)) if value is not None]
+    run_winrate(captions_a, captions_b, chosen, by, [*judge, *(overrides or [])], out, tokenizer)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(evaluate)
+    app.command()(winrate)

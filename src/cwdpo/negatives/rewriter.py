@@ -11,7 +11,7 @@ from typing import Any
 
 from cwdpo.chat.budget import Budget
 from cwdpo.chat.cache import TextCache
-from cwdpo.chat.client import ChatClient, Reply, guess_tokens, structured_request
+from cwdpo.chat.client import ChatClient, Reply, guess_request, guess_tokens, structured_request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.files import text_digest
@@ -107,7 +107,7 @@ class Rewriter:
         bodies = [self._body(kind, text, []) for _, text in tasks]
         new = [body for body in bodies if _key(body) not in self._cache]
         if new:
-            sent = sum(_guess(body) for body in new)
+            sent = sum(guess_request(body) for body in new)
             received = sum(guess_tokens(text) + 20 for _, text in tasks)
             self._budget.require(self._budget.cost(sent, received), len(new))
             if self._note is not None:
@@ -145,7 +145,7 @@ class Rewriter:
     def _answer(self, client: ChatClient, body: dict[str, Any]) -> Reply:
         key = _key(body)
         if key not in self._cache:
-            with self._budget.reserved(self._budget.cost(_guess(body), self._settings.max_tokens)):
+            with self._budget.reserved(self._budget.cost(guess_request(body), self._settings.max_tokens)):
                 reply = client.ask(body)
                 self._budget.count(reply)
                 with self._lock:
@@ -181,7 +181,3 @@ def _caption(reply: Reply) -> str:
 
 def _key(body: Mapping[str, Any]) -> str:
     return text_digest(json.dumps(body, sort_keys=True))
-
-
-def _guess(body: Mapping[str, Any]) -> int:
-    return guess_tokens("".join(message["content"] for message in body["messages"]))

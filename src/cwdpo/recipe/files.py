@@ -7,7 +7,7 @@ import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.whole import Recipe
 
-__all__ = ["commented_yaml", "load_recipe", "recipe_differences"]
+__all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
+
+S = TypeVar("S", bound=BaseModel)
 
 
 def load_recipe(
@@ -50,6 +52,26 @@ def load_recipe(
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, where)) from None
+
+
+def load_section(model: type[S], overrides: Sequence[str], where: str) -> S:
+    """Make one section from `key=value` settings alone.
+
+    Args:
+        model: The section.
+        overrides: As for `load_recipe`, without the section's name.
+        where: What an error calls the section.
+
+    Raises:
+        RecipeError: A key is unknown, or a value breaks its rule.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where, model)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -92,34 +114,34 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
     """Return the first mistake as one line: where, key, value, rule, remedy."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = list(_fields_at(location[:-1]))
+        known = list(_fields_at(location[:-1], root))
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
         return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
-    key = ".".join(_known_part(location)) or "recipe"
+    key = ".".join(_known_part(location, root)) or "recipe"
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return one_line(f"{where}: {rule}{more}", 600)
     return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
 
 
-def _known_part(location: Sequence[str]) -> Sequence[str]:
+def _known_part(location: Sequence[str], root: type[BaseModel]) -> Sequence[str]:
     """Return a location up to its last field: what follows is the item of a list, or a member of a union."""
     for end in range(len(location), 0, -1):
-        if location[end - 1] in _fields_at(location[: end - 1]):
+        if location[end - 1] in _fields_at(location[: end - 1], root):
             return location[:end]
     return location
 
 
-def _fields_at(location: Sequence[str]) -> Mapping[str, Any]:
-    model: type[BaseModel] = Recipe
+def _fields_at(location: Sequence[str], root: type[BaseModel]) -> Mapping[str, Any]:
+    model = root
     for name in location:
         if name.isdigit():
             continue  # an item of a list

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cwdpo.chat.budget import Budget
 from cwdpo.chat.cache import TextCache
-from cwdpo.chat.client import ChatClient, Reply, guess_tokens, image_part, structured_request
+from cwdpo.chat.client import ChatClient, Reply, guess_request, guess_tokens, structured_request, with_pictures
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.files import text_digest
@@ -34,9 +34,6 @@ _TASK = (
     f"{', '.join(KINDS)}. Where the caption states no fact of the kind asked for, change one of another kind."
 )
 _REFUSED = " (structured: json_object or none, for servers without schemas)"
-_IMAGE_SIDE = 768
-_IMAGE_TOKENS = 800
-"""A guess, for the estimate."""
 
 
 class Edit(BaseModel):
@@ -177,7 +174,7 @@ class EditSource:
 
     def _announce(self, waiting: Sequence[_Task]) -> None:
         """Say what is about to be asked and what it will cost, and stop where that is too much."""
-        sent = sum(self._guess(self._body(task, [])) for task in waiting)
+        sent = sum(guess_request(self._body(task, [])) for task in waiting)
         received = sum(guess_tokens(task.group.chosen.text) + 20 for task in waiting)
         cost = self._budget.cost(sent, received)
         if self._note is not None:
@@ -242,8 +239,8 @@ class EditSource:
         with asking:
             if key in self._cache:
                 return
-            with self._budget.reserved(self._budget.cost(self._guess(body), self._settings.max_tokens)):
-                reply = client.ask(_with_images(body, group) if self._settings.images else body)
+            with self._budget.reserved(self._budget.cost(guess_request(body), self._settings.max_tokens)):
+                reply = client.ask(with_pictures(body, group.images) if self._settings.images else body)
                 self._budget.count(reply)
                 row = {"id": group.id, "reply": reply.text, "usage": [reply.sent, reply.received], "whole": reply.whole}
                 self._cache.add({key: row})
@@ -261,10 +258,6 @@ class EditSource:
             first["images"] = [image.digest() for image in group.images]
         return structured_request(s, [{"role": "system", "content": _TASK}, first, *turns], _SCHEMA)
 
-    def _guess(self, body: Mapping[str, Any]) -> int:
-        images = sum(len(message.get("images", ())) for message in body["messages"])
-        return guess_tokens("".join(m["content"] for m in body["messages"])) + _IMAGE_TOKENS * images
-
 
 _TaskKey = tuple[str, str, int]
 
@@ -276,11 +269,3 @@ def _key(task: _Task) -> _TaskKey:
 def _reply(row: Mapping[str, Any]) -> Reply:
     sent, received = row["usage"]
     return Reply(row["reply"], sent, received, row["whole"])
-
-
-def _with_images(body: Mapping[str, Any], group: PromptGroup) -> dict[str, Any]:
-    """Return the request with the pictures in it."""
-    system, first, *turns = body["messages"]
-    parts = [image_part(ref, "JPEG", _IMAGE_SIDE, quality=85) for ref in group.images]
-    parts.append({"type": "text", "text": first["content"]})
-    return {**body, "messages": [system, {"role": "user", "content": parts}, *turns]}

@@ -1,0 +1,114 @@
+"""Two sets of captions of the same pictures: how often the first is better, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.errors import DataError
+from cwdpo.evaluation.intervals import bootstrap_mean
+from cwdpo.evaluation.judge import Judge, Opinion
+from cwdpo.evaluation.metrics import cider_of_tokens
+from cwdpo.evaluation.tokens import Tokenizer, tokenize
+from cwdpo.scenes.grammar import is_correct
+from cwdpo.scenes.world import Scene
+
+__all__ = ["by_cider", "by_judge", "by_scenes", "win_rate"]
+
+_EQUAL = 1e-6
+"""CIDEr-D (× 100) that differs by less is a tie: rounding."""
+
+Verdict = float | None
+"""1: the first caption is better, 0: the second, 0.5: a tie, None: nobody can say."""
+
+
+def by_cider(
+    ones: Sequence[str], others: Sequence[str], references: Sequence[Sequence[str]], tokenizer: Tokenizer
+) -> tuple[list[Verdict], list[dict[str, Any]]]:
+    """Compare by CIDEr-D against the references, whose document frequencies are those of all pictures here.
+
+    Returns:
+        A verdict for each picture, and its two figures.
+    """
+    flat = iter(tokenize([*ones, *others, *(text for rows in references for text in rows)], tokenizer))
+    a, b = ([next(flat) for _ in texts] for texts in (ones, others))
+    gold = [[next(flat) for _ in rows] for rows in references]
+    pairs = list(zip(cider_of_tokens(a, gold)[1], cider_of_tokens(b, gold)[1], strict=True))
+    verdicts: list[Verdict] = [0.5 if abs(x - y) < _EQUAL else float(x > y) for x, y in pairs]
+    return verdicts, [{"cider_a": x, "cider_b": y} for x, y in pairs]
+
+
+def by_scenes(
+    groups: Sequence[PromptGroup], ones: Sequence[str], others: Sequence[str]
+) -> tuple[list[Verdict], list[dict[str, Any]]]:
+    """Compare by whether a caption is wholly right of a picture of `scenes`; right beats wrong, all else is a tie.
+
+    Raises:
+        DataError: A row has no exact scene.
+    """
+    for group in groups:
+        if "scene" not in group.facts:
+            raise DataError(f"{group.origin or group.id}: has no scene; --by scenes needs data of the world `scenes`")
+    scenes = [Scene.from_json(group.facts["scene"]) for group in groups]
+    pairs = [(is_correct(x, s), is_correct(y, s)) for x, y, s in zip(ones, others, scenes, strict=True)]
+    return [(1 + x - y) / 2 for x, y in pairs], [{"right_a": x, "right_b": y} for x, y in pairs]
+
+
+def by_judge(
+    judge: Judge,
+    groups: Sequence[PromptGroup],
+    ones: Sequence[str],
+    others: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> tuple[list[Verdict], list[dict[str, Any]]]:
+    """Ask a judge about each pair in both orders. It must name the same caption twice, else the pair is a tie.
+
+    Pairs of equal captions are ties and are not asked.
+
+    Returns:
+        A verdict for each picture, None where an answer cannot be read; and both answers.
+    """
+    asked = [i for i, (x, y) in enumerate(zip(ones, others, strict=True)) if x.strip() != y.strip()]
+    some, gold = [groups[i] for i in asked], [references[i] for i in asked]
+    straight = [(ones[i], others[i]) for i in asked]
+    both = judge.opinions([*some, *some], [*gold, *gold], [*straight, *((y, x) for x, y in straight)])
+    verdicts: list[Verdict] = [0.5] * len(groups)
+    rows: list[dict[str, Any]] = [{"a_first": None, "b_first": None} for _ in groups]
+    for i, one, two in zip(asked, both[: len(asked)], both[len(asked) :], strict=True):
+        verdicts[i] = _agreed(one, two)
+        rows[i] = {"a_first": one, "b_first": two}
+    return verdicts, rows
+
+
+def _agreed(a_first: Opinion | None, b_first: Opinion | None) -> Verdict:
+    if a_first is None or b_first is None:
+        return None
+    return {("1", "2"): 1.0, ("2", "1"): 0.0}.get((a_first, b_first), 0.5)
+
+
+def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return wins, ties and losses of the first set, and its win rate (a tie counts half) with a 95 % interval.
+
+    Args:
+        verdicts: One for each picture; those that are None are left out and counted as `unread`.
+
+    Raises:
+        DataError: There is none.
+    """
+    known = [verdict for verdict in verdicts if verdict is not None]
+    if not known:
+        raise DataError(
+            "no pair could be compared: no answer of the judge can be read; try another model or structured"
+        )
+    low, high = bootstrap_mean(known)
+    return {
+        "pictures": len(verdicts),
+        "wins": known.count(1.0),
+        "ties": known.count(0.5),
+        "losses": known.count(0.0),
+        "unread": len(verdicts) - len(known),
+        "win_rate": sum(known) / len(known),
+        "low": low,
+        "high": high,
+    }
