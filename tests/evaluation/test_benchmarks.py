@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
+from cwdpo.cli.commands import inference_model
+from cwdpo.data.schema import Response
 from cwdpo.errors import DataError
 from cwdpo.evaluation.answers import draw_choice, open_is_right, read_choice, read_letter_or_text, read_open
-from cwdpo.evaluation.benchmarks import read_mmbench, read_mmmu, score_mmbench, score_mmmu
+from cwdpo.evaluation.benchmarks import READERS, read_mmbench, read_mmmu, score_mmbench, score_mmmu
+from cwdpo.scoring.batch import Batch
+from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.scoring.token_scores import scores_from_logits
 from tiny_models import tiny_image
 
 GOLDEN = json.loads((Path(__file__).parent / "mmmu_golden.json").read_text(encoding="utf-8"))
@@ -170,6 +176,32 @@ def test_mistakes(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"id": "x"}]), bad)
     with pytest.raises(DataError, match=r"validation-0\.parquet:1: not a row of MMMU"):
         read_mmmu(bad)
+
+
+@pytest.mark.parametrize("name", ["mmmu", "mmbench"])
+def test_options_by_likelihood(name: str, tmp_path: Path, tiny_folder: Any) -> None:
+    """The letters' log-probabilities are those of each letter scored alone, and the likeliest is taken."""
+    folder = str(tiny_folder("qwen2_5_vl"))
+    data = mmmu_folder(tmp_path) if name == "mmmu" else mmbench_file(tmp_path)
+    out = tmp_path / "scores.json"
+    argv = ["benchmark", name, "--model", folder, "--data", str(data), "--out", str(out), "--by", "likelihood"]
+    done = CliRunner().invoke(app, [*argv, "--batch-size", "2", "--max-new-tokens", "4"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(out.read_text(encoding="utf-8"))
+    model, encoder = inference_model(folder)
+    alone = replace(encoder, include_eos=False)
+    for question, row in zip(READERS[name](data), found["rows"], strict=True):
+        if not question.options:
+            assert row["logps"] is None and row["open"]
+            continue
+        for letter in question.options:
+            group = question.prompt.with_responses([Response(letter)])
+            scores = scores_from_logits(SeparateScorer()(model, Batch((alone.encode(group),))))
+            assert row["logps"][letter] == pytest.approx(scores.logp_sum.item(), abs=1e-4)
+        assert row["read"] == row["answer"] == max(row["logps"], key=row["logps"].get)
+        assert row["right"] == (row["read"] in question.gold)
+    assert found["unreadable"] == 0 and found["by"] == "likelihood" and "likelihood" in found["matching"]
+    assert not list(tmp_path.glob(".*.part"))
 
 
 @pytest.mark.parametrize("name", ["mmmu", "mmbench"])

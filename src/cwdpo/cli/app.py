@@ -145,6 +145,10 @@ def benchmark(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")],
     data: Annotated[Path, typer.Option(help="MMMU's folder of Parquet files, or MMBench's .tsv.")],
     out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
+    by: Annotated[
+        Literal["generation", "likelihood"],
+        typer.Option(help="Read the option from what the model writes, or take the letter that it finds likeliest."),
+    ] = "generation",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
@@ -158,7 +162,8 @@ def benchmark(
     from cwdpo.cli.console import quiet_libraries
 
     quiet_libraries()
-    run_benchmark(name, model, data, out, batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit, seed=seed)
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    run_benchmark(name, model, data, out, by=by, limit=limit, seed=seed, **settings)
 
 
 @app.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,34 +21,50 @@ def run_benchmark(
     data: Path,
     out: Path,
     *,
+    by: Literal["generation", "likelihood"],
     batch_size: int,
     max_new_tokens: int,
     limit: int | None,
     seed: int,
 ) -> None:
-    """Answer the questions greedily, score, print a table and write everything."""
-    from cwdpo.evaluation.benchmarks import READERS, score_mmbench, score_mmmu
+    """Answer the questions, score, print a table and write everything."""
+    from cwdpo.evaluation.benchmarks import READERS, Question, score_mmbench, score_mmmu
     from cwdpo.evaluation.captioning import caption_groups
+    from cwdpo.evaluation.likelihood import likeliest, option_logps
     from cwdpo.models.loading import folder_digest
     from cwdpo.scenes import base_path
+    from cwdpo.scoring.shared import AutoScorer
 
     require_writable(out)
     questions = READERS[name](data)[:limit]
     loaded, encoder = inference_model(model)
-    kept = out.with_name(f".{out.name}.part")
     digest = folder_digest(base_path() if model == "scenes" else model)
-    answers = caption_groups(
-        lambda: loaded,
-        encoder,
-        [question.prompt for question in questions],
-        kept,
-        key=text_digest(digest, name, *(str(question.prompt.messages) for question in questions)),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )
-    found = score_mmmu(questions, answers, seed=seed) if name == "mmmu" else score_mmbench(questions, answers)
-    write_json(out, {"model": model, "data": str(data), "limit": limit, "seed": seed, **found})
-    kept.unlink()
+    key = text_digest(digest, name, *(str(question.prompt.messages) for question in questions))
+    chosen = [q for q in questions if q.options] if by == "likelihood" else []
+    asked = [q for q in questions if not q.options] if by == "likelihood" else questions
+    parts = {way: out.with_name(f".{out.name}{way}.part") for way in ("", ".letters")}
+
+    def written(some: Sequence[Question]) -> list[str]:
+        groups = [question.prompt for question in some]
+        settings: dict[str, Any] = {"key": key, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        return caption_groups(lambda: loaded, encoder, groups, parts[""], **settings)
+
+    logps = dict[str, dict[str, float]]()
+    if chosen:
+        rows = option_logps(
+            lambda: loaded, encoder, chosen, AutoScorer(), parts[".letters"], key=key, batch_size=batch_size
+        )
+        logps = {question.id: row for question, row in zip(chosen, rows, strict=True)}
+    answers = {question.id: text for question, text in zip(asked, written(asked), strict=True)}
+    answers |= {identity: likeliest(row) for identity, row in logps.items()}
+    texts = [answers[question.id] for question in questions]
+    found = score_mmmu(questions, texts, seed=seed) if name == "mmmu" else score_mmbench(questions, texts)
+    if by == "likelihood":
+        found["matching"] = "likelihood: the letter with the largest log-probability; open questions as generated"
+        found["rows"] = [{**row, "logps": logps.get(row["id"])} for row in found["rows"]]
+    write_json(out, {"model": model, "data": str(data), "by": by, "limit": limit, "seed": seed, **found})
+    for part in parts.values():
+        part.unlink(missing_ok=True)
     _print(found)
 
 

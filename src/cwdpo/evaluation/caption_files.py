@@ -62,7 +62,7 @@ def _read_row(row: Any, where: str, error: Exception | None) -> tuple[str, list[
     if error is not None or not isinstance(row, Mapping):
         raise DataError(f"{where}: {error or 'a row must be an object'}")
     name = next((row[key] for key in _IDS if row.get(key) is not None), None)
-    texts = row["captions"] if isinstance(row.get("captions"), list) else [row.get("caption")]
+    texts: list[Any] = row["captions"] if isinstance(row.get("captions"), list) else [row.get("caption")]
     if not isinstance(name, (str, int)) or not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: a row needs {', '.join(_IDS[:3])} or the like, and caption or captions as text")
     return str(name), texts

