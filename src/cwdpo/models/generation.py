@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 __all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random"]
+
+
+_GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def generate(
 ) -> list[list[str]]:
     """Answer one batch of prompts.
 
+    Where a prompt gets several beams or samples, it is read once and its key-value cache copied for them. (By itself
+    `model.generate` copies the prompts first, and reads every copy.)
+
     Args:
         model: A transformers model with `generate`.
         tokenizer: Its tokenizer; padded on the left for the call.
@@ -85,20 +92,42 @@ def generate(
         tokenizer.padding_side = side
     device = next(model.parameters()).device
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in dict(inputs).items()}
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    common: dict[str, Any] = {"use_cache": True, "pad_token_id": pad}
+    sampling = _GREEDY
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    length, copies = inputs["input_ids"].shape[1], max(num_beams, num_return_sequences)
     with inference(model):
+        if copies > 1:
+            inputs = _read_once(model, inputs, copies, common)
         torch.manual_seed(seed)
         tokens = model.generate(
             **inputs,
             **sampling,
+            **common,
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-    new = tokens[:, inputs["input_ids"].shape[1] :]
+    new = tokens[:, length:]
     texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return [texts[i : i + num_return_sequences] for i in range(0, len(texts), num_return_sequences)]
+
+
+def _read_once(model: Any, inputs: dict[str, Any], copies: int, common: dict[str, Any]) -> dict[str, Any]:
+    """Run the prompts through the model and return inputs from which every beam or sample goes on.
+
+    The last token of a prompt is left to be read again, for what follows it is drawn from there. So the cache is cut by
+    one token, which windows and linear attention do not allow: such models get their inputs back.
+    """
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    kind = model.generation_config.cache_implementation
+    if kind is not None or not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return inputs
+    model.generate(
+        **inputs, **_GREEDY, **common, max_new_tokens=1, num_beams=1, num_return_sequences=1, past_key_values=cache
+    )
+    cache.crop(-1)
+    cache.batch_repeat_interleave(copies)
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"past_key_values": cache}
