@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -66,6 +68,13 @@ def disagreement(one: Side, other: Side) -> dict[str, float]:
     return {"loss": loss, "loss_difference": abs(loss - their_loss), "gradient_difference": gap / size}
 
 
+def _scratch() -> str:
+    """Return a new folder that goes when the process ends, for a side lives as long as anyone holds it."""
+    folder = tempfile.mkdtemp(prefix="cwdpo-benchmark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _arguments(folder: str, pairs: int, bf16: bool, checkpointing: bool) -> dict[str, Any]:
     return {
         "output_dir": folder,
@@ -117,7 +126,7 @@ def ours(
         copied: Leave `model` itself alone.
     """
     model = copy.deepcopy(model) if copied else model
-    folder = tempfile.mkdtemp(prefix="cwdpo-benchmark-")
+    folder = _scratch()
     common: dict[str, Any] = _arguments(folder, len(rows), bf16, checkpointing)
     common |= {"scorer": scorer, "vision_cache_gib": 8.0 if cache else 0.0, "logging_steps": 1}
     groups = groups_of(rows, responses)
@@ -165,7 +174,7 @@ def trl(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    folder = tempfile.mkdtemp(prefix="trl-benchmark-")
+    folder = _scratch()
     columns = [{name: row[name] for name in ("images", "prompt", "chosen", "rejected")} for row in rows]
     model = copy.deepcopy(model) if copied else model
     reference = None if lora else copy.deepcopy(model)

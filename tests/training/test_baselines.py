@@ -15,7 +15,11 @@ from cwdpo.data.alterations import Alteration
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.recipe import STAGE2_METHODS
-from tiny_training import differing, fresh, largest_difference, logps_of, rows, scores_of, train_dpo, weights
+from cwdpo.scoring.batch import Batch
+from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.training.api import CWDPOTrainer
+from cwdpo.training.config import CWDPOConfig
+from tiny_training import QUIET, differing, fresh, largest_difference, logps_of, rows, scores_of, train_dpo, weights
 
 VARIANTS: dict[str, dict[str, Any]] = {name: {"objective": name} for name in STAGE2_METHODS} | {
     "cw_dpo bounded": {"bound_pull": True},
@@ -78,6 +82,30 @@ def test_second_image_against_a_naive_computation(name: str, kind: str, tmp_path
     logged = [row["loss"] for row in twice.state.log_history if "loss" in row]
     assert logged[1] == pytest.approx(float(want.mean()), rel=1e-5)
     assert abs(logged[1] - logged[0]) > 1e-4
+
+
+@pytest.mark.parametrize("reference", ["cached", "live"])
+@pytest.mark.parametrize(("name", "scored"), [("v_dpo", 8), ("mdpo", 12)])
+def test_the_reference_scores_what_the_loss_takes(name: str, scored: int, reference: str, tmp_path: Path) -> None:
+    """4 prompts of 2 responses: V-DPO's reference looks at no grey image, mDPO's at 4 chosen ones under a crop."""
+    asked: list[int] = []
+
+    class Counted(SeparateScorer):
+        def __call__(self, model: Any, batch: Batch) -> Any:
+            asked.append(len(batch.responses))
+            return super().__call__(model, batch)
+
+    settings = {"objective": name, "reference": reference, "per_device_train_batch_size": 4, "max_steps": 1}
+    model, processor = fresh()
+    trainer = CWDPOTrainer(
+        model,
+        args=CWDPOConfig(str(tmp_path / "run"), **QUIET | settings),
+        train_dataset=rows(4, tmp_path, images=1, responses=2),
+        processing_class=processor,
+        scorer=Counted(),
+    )
+    trainer.train()
+    assert asked == [scored, {"v_dpo": 16, "mdpo": 12}[name]]
 
 
 def test_live_and_cached_reference_by_token(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def twin_reference(self) -> bool:
+        """Whether it wants them for twins too; where not, they are not computed, and NaN stands there."""
+        ...
+
+    @property
     def twin(self) -> Callable[[PromptGroup], PromptGroup] | None:
         """What gives every prompt a twin with altered images; None where there is none."""
         ...

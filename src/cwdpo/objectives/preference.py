@@ -24,6 +24,7 @@ class PreferenceObjective:
     """
 
     twin: Callable[[PromptGroup], PromptGroup] | None = None
+    twin_reference = True
 
     def __init__(self, settings: Stage2Section) -> None:
         self.settings = settings

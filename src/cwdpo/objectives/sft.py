@@ -23,6 +23,7 @@ class SFTObjective:
 
     needs_reference = False
     tokenwise_reference = False
+    twin_reference = False
     twin = None
 
     def __init__(self, settings: Stage1Section) -> None:

@@ -16,7 +16,12 @@ __all__ = ["VDPOObjective"]
 
 
 class VDPOObjective(PreferenceObjective):
-    """`losses.v_dpo`; a twin of each prompt holds its responses under a grey image of the same size."""
+    """`losses.v_dpo`; a twin of each prompt holds its responses under a grey image of the same size.
+
+    The policy alone looks at the grey image: the reference in the loss is that under the prompt's own.
+    """
+
+    twin_reference = False
 
     def __init__(self, settings: Stage2Section, seed: int = 0) -> None:
         super().__init__(settings)

@@ -70,6 +70,11 @@ class Batch:
         return sum(not g.altered for g in self.groups)
 
     @property
+    def own(self) -> Batch:
+        """The batch without twins; they come last, so all rows keep their numbers."""
+        return Batch(tuple(g for g in self.groups if not g.altered))
+
+    @property
     def responses(self) -> list[EncodedResponse]:
         """All responses, group by group."""
         return [r for g in self.groups for r in g.responses]

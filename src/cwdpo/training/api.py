@@ -228,7 +228,8 @@ class CWDPOTrainer(GroupTrainer):
             held_out: Any = self.eval_dataset
             parts = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
             loaders = [_in_order(d, self.data_collator, self.args) for d in parts if d is not None]
-            batches = (inputs["batch"] for loader in loaders for inputs in loader)
+            whole = (inputs["batch"] for loader in loaders for inputs in loader)
+            batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.scorer, batches, progress)
         self._filled = True

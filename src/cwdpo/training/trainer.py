@@ -232,7 +232,11 @@ class GroupTrainer(SealedTrainer):
     def _reference_of(self, model: Any, batch: Batch) -> Tensor | None:
         if self.reference is None:
             return None
-        return (self.reference.per_token if self.objective.tokenwise_reference else self.reference)(model, batch)
+        ask = self.reference.per_token if self.objective.tokenwise_reference else self.reference
+        if self.objective.twin_reference:
+            return ask(model, batch)
+        own = ask(model, batch.own)
+        return torch.cat([own, own.new_full((len(batch.responses) - len(own), *own.shape[1:]), torch.nan)])
 
     def _check_finite(self, loss: Tensor, scores: Scores, batch: Batch) -> None:
         if bool(torch.isfinite(loss)):
