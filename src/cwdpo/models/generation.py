@@ -125,13 +125,14 @@ def _read_once(model: Any, inputs: dict[str, Any], copies: int, common: dict[str
     kind = model.generation_config.cache_implementation
     if kind is not None or not all(type(layer) is DynamicLayer for layer in cache.layers):
         return inputs
-    cache.layers = [_PromptLayer() for _ in cache.layers]
+    layers = [_PromptLayer() for _ in cache.layers]
+    cache.layers[:] = layers
     model.generate(
         **inputs, **_GREEDY, **common, max_new_tokens=1, num_beams=1, num_return_sequences=1, past_key_values=cache
     )
     cache.crop(-1)
     cache.batch_repeat_interleave(copies)
-    for layer in cache.layers:
+    for layer in layers:
         layer.prompt = cache.get_seq_length()
     return {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"past_key_values": cache}
 
@@ -143,6 +144,7 @@ class _PromptLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Put what the beams have written in another order."""
+        assert self.keys is not None and self.values is not None
         for states in (self.keys, self.values):
             written = states[..., self.prompt :, :]
             written.copy_(written.index_select(0, beam_idx.to(written.device)))
