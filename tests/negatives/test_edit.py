@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_server import Answer, caption_of, completion, edited, serving
 
+from bad_server import Answer, caption_of, completion, edited, serving
 from cwdpo.chat.client import Reply, ServiceError
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from bad_server import Answer, completion, serving
 
+from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError

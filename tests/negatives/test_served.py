@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bad_server import Answer, BadServer, serving
 from PIL import Image
 
+from bad_server import Answer, BadServer, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
 from cwdpo.errors import RecipeError
