@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_server import BadServer, edited, serving
 
+from bad_server import BadServer, edited, serving
 from cwdpo.cli.negatives import sparkline
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
@@ -147,13 +147,13 @@ def test_the_page_escapes(tmp_path: Path) -> None:
     )  # fmt: skip
     tally = {"used": 1, "proposed": 1, "dropped": 1, "identical": 0, "suspects": 0, "exact": 0, "length_ratio": 1.0}
     found = survey([row], {evil: tally}, judge=Judge(FilterSection()), without=2)
-    dropped = [
-        {"id": evil, "source": evil, "text": evil, "reason": f"similarity to gold 0.91 (negatives filter: {evil})"}
-    ]
+    reasons = [f"similarity to gold 0.91 (negatives filter: {evil})"]
+    reasons += [f"unusable edit: {n} words were changed, at most 6 may be" for n in (7, 12)]
+    dropped = [{"id": evil, "source": evil, "text": evil, "reason": reason} for reason in reasons]
     page = write_negatives_page(found, dropped, tmp_path / "n.html", title=evil, facts=[evil], folder=tmp_path)
     html = page.read_text(encoding="utf-8")
     assert "<script" not in html and "&lt;script&gt;" in html and "2 prompts got no negative" in html
-    assert "1 · similarity to gold" in html
+    assert "1 · similarity to gold" in html and "2 · unusable edit: … words were changed, at most … may be" in html
 
 
 def test_survey_by_hand() -> None:

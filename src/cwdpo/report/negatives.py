@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ _BUDGET = 3_000_000
 
 _EXAMPLES = 5
 """Dropped candidates shown for each reason."""
+
+
+_FIGURE = re.compile(r"-?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def _pictures(survey: Survey, folder: Path) -> list[_Picture]:
 
 
 def _by_reason(dropped: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[Mapping[str, Any]]]]:
-    """Put dropped candidates together by the words of their reason up to its first figure."""
-    kinds = [str(row["reason"]) for row in dropped]
-    kinds = [reason.split(" (negatives filter")[0].rstrip("-0123456789. ") or reason for reason in kinds]
+    """Put dropped candidates together by the words of their reason, whatever its figures."""
+    kinds = [str(row["reason"]).split(" (negatives filter")[0] for row in dropped]
+    kinds = [_FIGURE.sub("…", kind).rstrip("… ") for kind in kinds]
     examples: dict[str, list[Mapping[str, Any]]] = {}
     for kind, row in zip(kinds, dropped, strict=True):
         if len(examples.setdefault(kind, [])) < _EXAMPLES:
