@@ -18,6 +18,7 @@ from cwdpo.pipeline.dynamics import StageDynamics, stage_dynamics
 from cwdpo.pipeline.refresh import Rounds, make_picker
 from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.pipeline.trackers import tracked
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
@@ -92,19 +93,18 @@ class Stage:
         Raises:
             StoppedError: A signal came; a checkpoint is saved.
         """
-        while True:
-            checkpoint, broken = last_checkpoint(self.folder / "checkpoints")
-            if broken:
-                self.run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
-            self.rounds.begin(checkpoint)
-            if self._train_round(checkpoint):
-                return
-            gc.collect()  # the round's model goes before the next one is loaded
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        with tracked(self.run.recipe.report_to, self.folder):
+            while not self._train_round():
+                gc.collect()  # the round's model goes before the next one is loaded
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
-    def _train_round(self, checkpoint: Path | None) -> bool:
+    def _train_round(self) -> bool:
         """Train up to the next refresh or the end of the stage; return whether the stage is finished."""
+        checkpoint, broken = last_checkpoint(self.folder / "checkpoints")
+        if broken:
+            self.run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
+        self.rounds.begin(checkpoint)
         now = self._round()
         trainer = now.trainer
         if checkpoint is not None:

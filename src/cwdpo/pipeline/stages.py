@@ -106,6 +106,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "train_sampling_strategy": "group_by_length" if recipe.data.group_by_length else "random",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": recipe.report_to or "none",
+        "run_name": f"{run.folder.name}/{stage}",
         "disable_tqdm": True,
         "include_eos": s.include_eos,
         "max_length": recipe.model.max_length,
