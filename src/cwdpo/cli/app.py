@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cwdpo._version import __version__
-from cwdpo.cli import dynamics, evaluation
+from cwdpo.cli import dynamics, evaluation, reproducing
 
 __all__ = ["app"]
 
@@ -230,3 +230,4 @@ def caption(
 
 dynamics.register(app)
 evaluation.register(app)
+reproducing.register(app)
