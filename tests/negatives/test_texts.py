@@ -71,6 +71,9 @@ def test_differences():
         ("new", "fast"),
         ("same", "."),
     ]
+    # a stop that is gone is no word; one word in common of 5 and 3 makes another sentence
+    assert differences("A red dog runs .", "A red dog runs") == [("same", "A red dog runs")]
+    assert differences("A red dog runs .", "The sea dog") == [("new", "The sea dog")]
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,21 @@ def rouge_l(candidate: Sequence[str], gold: Sequence[str]) -> float:
 
 
 def differences(gold: str, text: str) -> list[tuple[str, str]]:
-    """Return `text` against `gold` as runs of words: (`same`, words), (`new`, words), (`gone`, words of `gold`)."""
+    """Return `text` against `gold` as runs of words: (`same`, words), (`new`, words), (`gone`, words of `gold`).
+
+    A text that has less than half of its words in common with `gold`, in order, is one run of new words: word by word
+    such a pair cannot be read. Punctuation that is gone is passed over.
+    """
     one, other = gold.split(), text.split()
     matcher = difflib.SequenceMatcher(None, [normalise(w) or w for w in one], [normalise(w) or w for w in other], False)
+    if matcher.ratio() < 0.5:
+        return [("new", " ".join(other))]
     found: list[tuple[str, str]] = []
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
             found.append(("same", " ".join(other[c:d])))
             continue
-        if b > a:
+        if words(" ".join(one[a:b])):
             found.append(("gone", " ".join(one[a:b])))
         if d > c:
             found.append(("new", " ".join(other[c:d])))

@@ -92,7 +92,7 @@ class EditorSection(WriterSection):
 
     place: ClassVar[str] = "negatives.editor"
     max_changes: int = Field(default=6, ge=1)
-    """Most words that an edit may insert, delete or exchange."""
+    """Most words that an edit may insert, delete or exchange; half of the caption's where that is less (but 2)."""
     rewrites: int = Field(default=2, ge=0)
     """How often the model is told what is wrong with its answer and asked again."""
 

@@ -82,7 +82,7 @@ def edit_problem(edit: Edit, chosen: str, golds: Sequence[str], max_changes: int
         edit: What the model wrote.
         chosen: The right caption that it was to change.
         golds: All right captions of the picture.
-        max_changes: Most words inserted, deleted or exchanged.
+        max_changes: Most words inserted, deleted or exchanged; half of those of `chosen` where that is less (but 2).
     """
     new, old = words(edit.caption), words(chosen)
     if not new:
@@ -94,8 +94,9 @@ def edit_problem(edit: Edit, chosen: str, golds: Sequence[str], max_changes: int
     if not 0.5 <= len(new) / max(1, len(old)) <= 2:
         return f"the caption has {len(new)} words instead of {len(old)}"
     changes = edit_distance(old, new)
-    if changes > max_changes:
-        return f"{changes} words were changed, at most {max_changes} may be"
+    most = min(max_changes, max(2, len(old) // 2))
+    if changes > most:
+        return f"{changes} words were changed, at most {most} may be"
     return None
 
 
