@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -88,6 +89,15 @@ def test_java_and_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             CaptionScorer().measure(metric, TOKENS, GOLD)
     with pytest.raises(Unavailable, match="no Java was found"):
         tokenize(["a"], "ptb")
+
+
+@pytest.mark.timeout(60)  # a lock that METEOR's wrapper leaves held would wait for ever
+def test_meteor_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, lines in (("ends", ["exit 1"]), ("babbles", ["while read line; do echo no number; done"])):
+        fake_java(tmp_path / name, monkeypatch, "17", lines)
+        with pytest.raises(Unavailable, match="METEOR's Java ended or failed"):
+            CaptionScorer().measure("meteor", TOKENS, GOLD)
+        gc.collect()
 
 
 def spice_jars(folder: Path) -> Path:

@@ -100,7 +100,7 @@ def test_beams(cli: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Pa
 def test_captions_of_a_file_by_domain(cli: Callable[..., tuple[int, str]], pictures: Path, tmp_path: Path) -> None:
     captions = ["a red dog", "a blue bird", "the frog is green", "a red cat on the grass", "a man"]
     results = tmp_path / "results.json"
-    results.write_text(json.dumps([{"image_id": 100 + i, "caption": text} for i, text in enumerate(captions)]))
+    results.write_text(json.dumps([{"id": i, "image_id": 100 + i, "caption": text} for i, text in enumerate(captions)]))
     for file in (pictures / "images").iterdir():
         file.unlink()  # nobody looks at them
     argv = ["--captions", results, "--data", pictures / "nocaps.json", "--out", "e", "--tokenizer", "words"]
@@ -150,10 +150,11 @@ def test_mistakes(cli: Callable[..., tuple[int, str]], pictures: Path, tmp_path:
         (["--model", "nowhere/x/y"], "no such model directory"),
         (["--captions", "good.jsonl", "--metrics", "cider,spise"], "--metrics spise: is none of bleu, meteor"),
         (["--captions", "good.jsonl", "--split", "test"], "has no splits (captions); leave --split out"),
+        (["--captions", "good.jsonl", "--data", "good.jsonl", "--split", "test"], "good.jsonl: cannot tell its format"),
         (["--captions", "short.jsonl"], "no caption of 2 of the 5 pictures, the first is 3.png"),
         (["--captions", "twice.jsonl"], "twice.jsonl:6: a second caption of 0.png"),
         (["--captions", "uneven.jsonl"], "unequal numbers of captions"),
-        (["--captions", "odd.jsonl"], "odd.jsonl:1: a row needs id, image_id, image or the like, and caption"),
+        (["--captions", "odd.jsonl"], "odd.jsonl:1: a row needs image_id, id, image or the like, and caption"),
         (["--captions", "none.jsonl"], "not JSON lines"),
         (["--captions", "missing.jsonl"], "missing.jsonl: no such file"),
     ]

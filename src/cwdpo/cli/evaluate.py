@@ -63,7 +63,8 @@ class EvaluationData:
             write_rows(folder / "scenes", self.limit or _DRAWN, 0, "test")
             return load_groups(DataSource(path=folder / "scenes" / "test.jsonl")).groups
         found = detect_format(self.path, self.split)
-        if self.split is not None and (found in ("captions", "coco") or self.path.endswith(".jsonl")):
+        whole = found in ("captions", "coco") or (found != "karpathy" and Path(self.path).is_file())
+        if self.split is not None and whole:
             raise DataError(f"{self.path}: has no splits ({found}); leave --split out")
         settings: dict[str, Any] = {"prompt": self.prompt} if self.prompt is not None else {}
         split = self.split or ("test" if found == "karpathy" else None)
@@ -182,7 +183,7 @@ def _captions(
     from cwdpo.scenes import base_path
 
     loaded, encoder = inference_model(model)
-    asked = json.dumps([[[dict(m) for m in g.messages], [image.name for image in g.images]] for g in groups])
+    asked = json.dumps([[[dict(m) for m in g.messages], [image.digest() for image in g.images]] for g in groups])
     reporter.step("captions", f"captions of {len(groups)} pictures by {model}")
     return caption_hypotheses(
         lambda: loaded,

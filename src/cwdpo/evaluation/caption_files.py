@@ -13,7 +13,8 @@ from cwdpo.errors import DataError
 
 __all__ = ["read_captions"]
 
-_IDS = ("id", "image_id", "image", "file_name", "filename")
+_IDS = ("image_id", "id", "image", "file_name", "filename")
+"""In this order: beside `image_id`, `id` is the caption's own."""
 _COCO = re.compile(r"(?:^|_)0*(\d+)$")
 """The picture's number in `COCO_val2014_000000404464`."""
 

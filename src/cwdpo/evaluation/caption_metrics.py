@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,10 @@ class CaptionScorer:
         try:
             value, _ = self._meteor_process.compute_score(gold, {i: [c] for i, c in enumerate(captions)})
         except (OSError, ValueError) as error:  # it has ended, or writes no number
+            broken, self._meteor_process = self._meteor_process, None
+            broken.lock.release()  # it is still held, and its end would wait for it
+            with contextlib.suppress(OSError):
+                broken.meteor_p.stdin.close()
             raise Unavailable("METEOR's Java ended or failed; it needs 2 GB of memory") from error
         return {"meteor": Score(100 * float(value))}
 
