@@ -59,6 +59,7 @@ def _case(
 
     makers["trl"] = lambda data: trl(fresh(), processor, data, **common)
     makers["ours"] = lambda data: ours(fresh(), processor, data, **common)
+    makers["ours_shared_prefix"] = lambda data: ours(fresh(), processor, data, attention="shared_prefix", **common)
     if lora:
         makers["ours_cached_features"] = lambda data: ours(fresh(), processor, data, cache=True, **common)
     while pairs:

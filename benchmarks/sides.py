@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cwdpo.dynamics.probes import ProbeSet
+from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
 from workload import groups_of, lora_config
@@ -109,6 +110,7 @@ def ours(
     bf16: bool = False,
     checkpointing: bool = False,
     copied: bool = True,
+    attention: str = "sdpa",
 ) -> Side:
     """Return our step: `dpo` or `cw_dpo` (reference cached, as is the default), `sft_c` or `sft`.
 
@@ -124,8 +126,11 @@ def ours(
         bf16: Compute in bfloat16.
         checkpointing: Gradient checkpointing.
         copied: Leave `model` itself alone.
+        attention: `sdpa` or `shared_prefix`.
     """
     model = copy.deepcopy(model) if copied else model
+    if attention == SHARED_PREFIX:
+        use_shared_prefix_attention(model)
     folder = _scratch()
     common: dict[str, Any] = _arguments(folder, len(rows), bf16, checkpointing)
     common |= {"scorer": scorer, "vision_cache_gib": 8.0 if cache else 0.0, "logging_steps": 1}

@@ -88,6 +88,19 @@ def growth(result: Row) -> str:
     return table(head, rows)
 
 
+def attention(result: Row) -> str:
+    head = ["trained", "visual tokens", "response tokens", "sdpa, s", "shared_prefix, s", "times as fast"]
+    head += ["kept for backward, share", "allocator's peak, share", "gradient differs by"]
+    rows: list[list[str]] = []
+    for row in result["rows"]:
+        seconds = [f"{row['seconds_per_pair'][name]['median']:.2f}" for name in ("sdpa", "shared_prefix")]
+        sizes = ["LoRA" if row["mode"] == "lora" else "all", str(row["visual_tokens"]), f"2 × {row['response_tokens']}"]
+        shares = [f"{row[name]:.2f}" for name in ("saved_share", "peak_share")]
+        difference = f"{row['agreement']['gradient_difference']:.0e}"
+        rows.append([*sizes, *seconds, times(row["times_as_fast"]), *shares, difference])
+    return table(head, rows)
+
+
 def arithmetic(result: Row) -> str:
     head = ["trained", "visual tokens", "response tokens", "TRL, GFLOP", "separate", "ours", "the least"]
     head += ["ours / least", "TRL / ours"]
@@ -130,6 +143,7 @@ TABLES: dict[str, Callable[[Row], str]] = {
     "against_trl": against_trl,
     "step_costs": step_costs,
     "growth": growth,
+    "attention": attention,
     "arithmetic": arithmetic,
     "large_models": large_models,
 }

@@ -16,6 +16,7 @@ ROWS = {
     "against_trl": ("times_as_fast", "saved_share", "peak_share", "agreement"),
     "step_costs": ("question", "seconds_per_prompt"),
     "growth": ("times_as_fast", "saved_share"),
+    "attention": ("times_as_fast", "peak_share", "agreement"),
     "generation_batched": ("times_as_fast", "prompts_with_the_same_texts"),
     "filters_on_scenes": ("share_right", "filters"),
     "arithmetic": ("ours_over_least", "trl_over_ours"),

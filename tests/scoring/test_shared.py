@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from cwdpo.errors import ModelError
+from cwdpo.models import attention as attention_module
+from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
 from cwdpo.scoring import shared as module
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
@@ -60,17 +63,69 @@ def test_every_family_that_is_listed_is_tested() -> None:
     assert set(ALL) == SHARED_FAMILIES
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def attend(model: Any, attention: str) -> None:
+    if attention == SHARED_PREFIX:
+        use_shared_prefix_attention(model)
+    else:
+        model.set_attn_implementation(attention)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
 @pytest.mark.parametrize("family", ALL)
 def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
     """K = 1, 2, 3 and 12 in one padded batch; no, one and several images; unequal lengths."""
     processor = tiny_processor(family)
     model = tiny_model(family, processor)
-    model.set_attn_implementation(attention)
+    attend(model, attention)
     groups = sample_groups(4, tmp_path, responses=(1, 2, 3, 12), images=image_counts(family, 1, 2, 0, 3))
     batch = collate(processor, groups)
     assert len({len(g.prefix_ids) for g in batch.groups}) > 2
     assert_same(gradients(SEPARATE, model, batch), gradients(SHARED, model, batch))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ALL)
+def test_a_causal_prefix_needs_no_mask(
+    family: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of one length: the mask has rows for the responses alone where the family's prefix is causal."""
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    group = sample_groups(1, tmp_path, responses=3, images=image_counts(family, 1), seed=2)[0]
+    batch = collate(processor, [replace(group, id=name) for name in ("a", "b")])
+    one = gradients(SEPARATE, model, batch)
+    use_shared_prefix_attention(model)
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    rows: list[int] = []
+    whole = attention_module.sdpa_attention_forward
+
+    def noted(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        rows.append(query.shape[2] if mask is None else -query.shape[2])
+        return whole(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setattr(attention_module, "sdpa_attention_forward", noted)
+    assert_same(one, gradients(SHARED, model, batch))
+    prefix = len(batch.groups[0].prefix_ids)
+    tail = sum(len(r.ids) - 1 for r in batch.groups[0].responses)
+    causal = family not in ("paligemma", "gemma3")
+    assert set(rows) == ({prefix, -tail} if causal else {-prefix - tail})
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
+def test_without_a_shared_prefix_it_is_sdpa(family: str, tmp_path: Path) -> None:
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    batch = collate(processor, sample_groups(2, tmp_path, responses=2, images=image_counts(family, 1, 1)))
+    one = gradients(SEPARATE, model, batch)
+    asked = {"input_ids": torch.arange(60, 74).view(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    asked["attention_mask"][0, :3] = 0
+    written = model.generate(**asked, max_new_tokens=5, num_beams=2)
+    use_shared_prefix_attention(model)
+    other = gradients(SEPARATE, model, batch)
+    assert torch.equal(one[0], other[0]) and all(torch.equal(g, other[1][n]) for n, g in one[1].items())
+    assert torch.equal(written, model.generate(**asked, max_new_tokens=5, num_beams=2))
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -256,7 +311,7 @@ def test_other_attention_is_refused(tmp_path: Path) -> None:
     model = tiny_model("llava", processor)
     batch = collate(processor, sample_groups(1, tmp_path))
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ModelError, match="needs attention sdpa or eager, not flash_attention_2"):
+    with pytest.raises(ModelError, match="needs attention sdpa or eager or shared_prefix, not flash_attention_2"):
         choose_scorer(model, batch, "shared")
     with pytest.raises(ModelError, match=r"model\.attention: sdpa"):
         SHARED(model, batch)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
+from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
 from cwdpo.recipe import LoraSection, ModelSection
 
 __all__ = [
@@ -76,7 +77,7 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             where,
             dtype=dtype,
-            attn_implementation=section.attention,
+            attn_implementation="sdpa" if section.attention == SHARED_PREFIX else section.attention,
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -95,6 +96,8 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
             "save the model whole with save_pretrained"
         )
     model.config.use_cache = False
+    if section.attention == SHARED_PREFIX:
+        use_shared_prefix_attention(model)
     return model
 
 

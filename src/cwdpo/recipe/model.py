@@ -32,7 +32,8 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while training. bfloat16 halves the memory; log-probabilities are float32 either way."""
     attention: str = "sdpa"
-    """transformers' attention implementation: sdpa, eager, flash_attention_2, …"""
+    """transformers' attention implementation: sdpa, eager, flash_attention_2, …; or `shared_prefix`: sdpa, but what
+    responses share attends causally without a mask, which GPUs have their fastest kernel for."""
     scorer: Literal["auto", "shared", "separate"] = "auto"
     """`auto` encodes image and prompt once for all responses where that is known to work and was checked on the first
     batch, and each response as a sequence of its own elsewhere; `shared` and `separate` insist."""

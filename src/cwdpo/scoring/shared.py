@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cwdpo.errors import ModelError, one_line
+from cwdpo.models.attention import SHARED_PREFIX
 from cwdpo.models.generation import inference
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.features import FeatureCache
@@ -56,6 +57,12 @@ SHARED_FAMILIES = frozenset(
 
 _MASK_PER_LAYER_TYPE = frozenset({"qwen2_vl", "qwen2_5_vl", "gemma3"})
 """Families that take a mask for each type of layer, so that sliding windows can be told from full attention."""
+
+_BIDIRECTIONAL = frozenset({"paligemma", "gemma3"})
+"""Families in whose prefix some tokens see later ones."""
+
+_MASKED = ("sdpa", "eager", SHARED_PREFIX)
+"""Attention implementations that take a mask of our own."""
 
 _PREFIX, _PADDING = 0, -1
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -191,12 +198,21 @@ def _attention_mask(inner: Any, layout: _Layout, positions: Tensor, types: dict[
     """Return the mask in the form that the text model reads: one, or one for each type of layer."""
     text = inner.config.get_text_config()
     seen = layout.seen(_blocks(inner.config.model_type, layout, types), inner.device)
+    if _attention(inner) == SHARED_PREFIX and _prefix_is_causal(inner, layout):
+        return seen[:, None, layout.prefix_end :]
     full = _mask_tensor(inner, seen)
     if "sliding_attention" not in _layer_types(text):
         return full
     index = (positions if positions.ndim == 2 else layout.plain_positions()).to(inner.device)
     near = index[:, :, None] - index[:, None, :] < text.sliding_window
     return {"full_attention": full, "sliding_attention": _mask_tensor(inner, seen & near)}
+
+
+def _prefix_is_causal(inner: Any, layout: _Layout) -> bool:
+    """Whether plain causal attention is right for all prefixes: no padding, nothing seen forward, no window."""
+    plain = inner.config.model_type not in _BIDIRECTIONAL
+    text = inner.config.get_text_config()
+    return plain and not any(layout.starts) and "sliding_attention" not in _layer_types(text)
 
 
 def _blocks(family: str, layout: _Layout, types: dict[str, Tensor]) -> Tensor:
@@ -215,11 +231,13 @@ def _mask_tensor(inner: Any, seen: Tensor) -> Tensor:
     # A row that sees nothing is NaN in some kernels, and NaN times 0 is NaN in its gradient.
     seen = (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
     attention = _attention(inner)
-    if attention == "sdpa":
+    if attention in {"sdpa", SHARED_PREFIX}:
         return seen
     if attention == "eager":  # it adds the mask to the scores: a boolean one would be silently wrong
         return torch.zeros_like(seen, dtype=inner.dtype).masked_fill(~seen, torch.finfo(inner.dtype).min)
-    raise ModelError(f"attention = {attention}: sharing the prompt needs sdpa or eager; set model.attention: sdpa")
+    raise ModelError(
+        f"attention = {attention}: sharing the prompt needs {', '.join(_MASKED)}; set model.attention: sdpa"
+    )
 
 
 def _layer_types(text: Any) -> set[str]:
@@ -318,8 +336,8 @@ def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | Non
     family, text = inner.config.model_type, inner.config.get_text_config()
     if family not in SHARED_FAMILIES:
         return f"sharing the prompt between responses is not known to work for model type {family!r}"
-    if _attention(inner) not in {"sdpa", "eager"}:
-        return f"sharing the prompt needs attention sdpa or eager, not {_attention(inner)}"
+    if _attention(inner) not in _MASKED:
+        return f"sharing the prompt needs attention {' or '.join(_MASKED)}, not {_attention(inner)}"
     if others := sorted(_layer_types(text) - {"full_attention", "sliding_attention"}):
         return f"sharing the prompt does not work with {others[0]} layers"
     if getattr(text, "sliding_window", None) and family not in _MASK_PER_LAYER_TYPE:
