@@ -101,9 +101,9 @@ def test_a_causal_prefix_needs_no_mask(
     rows: list[int] = []
     whole = attention_module.sdpa_attention_forward
 
-    def noted(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        rows.append(query.shape[2] if mask is None else -query.shape[2])
-        return whole(module, query, key, value, mask, **kwargs)
+    def noted(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        rows.append(query.shape[2] if attention_mask is None else -query.shape[2])
+        return whole(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setattr(attention_module, "sdpa_attention_forward", noted)
     assert_same(one, gradients(SHARED, model, batch))

@@ -54,7 +54,7 @@ def shared_prefix_attention(
     if first <= 0 or query.shape[2] != key.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs.pop("is_causal", None)
-    alone = (t[:, :, :first] for t in (query, key, value))
-    prefix, _ = sdpa_attention_forward(module, *alone, None, is_causal=True, **kwargs)
+    alone = {"query": query[:, :, :first], "key": key[:, :, :first], "value": value[:, :, :first]}
+    prefix, _ = sdpa_attention_forward(module, **alone, attention_mask=None, is_causal=True, **kwargs)
     rest, _ = sdpa_attention_forward(module, query[:, :, first:], key, value, attention_mask, **kwargs)
     return torch.cat([prefix, rest], 1), None
