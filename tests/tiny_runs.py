@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -55,26 +56,36 @@ def write_yaml(path: Path, values: Any) -> Path:
 
 
 class Call:
-    """A command under way."""
+    """A command under way, in one process or in several that work together."""
 
-    def __init__(self, server: CliServer, pid: int, out: Path) -> None:
-        self._server, self.pid, self._out = server, pid, out
-        self._code: int | None = None
+    def __init__(self, server: CliServer, pids: list[int], out: Path) -> None:
+        self._server, self.pids, self._out = server, pids, out
+        self._codes: list[int] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
 
     def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        for pid in self.pids:
+            os.kill(pid, number)
 
     def wait(self) -> int:
-        """The exit code; minus the signal's number where one ended it."""
-        if self._code is None:
-            self._code = self._server.reply()["status"]
-        return self._code
+        """The exit code of the first process; minus the signal's number where one ended it."""
+        return self.codes()[0]
+
+    def codes(self) -> list[int]:
+        """The exit codes of all processes."""
+        if self._codes is None:
+            self._codes = self._server.reply()["statuses"]
+        return self._codes
 
     def end(self) -> None:
         """Kill it where it is still under way: a test that fails must not spoil the next one."""
-        if self._code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        if self._codes is None:
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.wait()
 
     @property
@@ -83,6 +94,7 @@ class Call:
 
     @property
     def stderr(self) -> str:
+        """What all processes wrote there."""
         return (self._out / "stderr").read_text(encoding="utf-8")
 
     @property
@@ -116,6 +128,8 @@ class CliServer:
         kill_at: int = 0,
         kill_on: str = "",
         watch: Path | None = None,
+        ranks: int = 1,
+        sharded: bool = False,
     ) -> Call:
         """Begin a call.
 
@@ -125,6 +139,8 @@ class CliServer:
             kill_at: SIGKILL at the n-th thing that the call does to files under `watch`; 0 never.
             kill_on: SIGKILL when it has done something to a file there whose path holds this, at the next thing.
             watch: The run directory.
+            ranks: How many processes work together, as under `torchrun`.
+            sharded: Share the weights too (FSDP2).
         """
         for call in self._calls[-1:]:
             call.end()
@@ -132,10 +148,11 @@ class CliServer:
         out.mkdir(parents=True)
         request = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._scratch), "out": str(out)}
         request |= {"kill_at": kill_at, "kill_on": kill_on, "watch": str(watch or "")}
+        request |= {"ranks": ranks, "sharded": sharded, "port": _free_port()}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        self._calls.append(Call(self, self.reply()["pid"], out))
+        self._calls.append(Call(self, self.reply()["pids"], out))
         return self._calls[-1]
 
     def run(self, *argv: str | Path, **settings: Any) -> tuple[int, Call]:
@@ -143,7 +160,7 @@ class CliServer:
         call = self.start(*argv, **settings)
         return call.wait(), call
 
-    def reply(self) -> dict[str, int]:
+    def reply(self) -> dict[str, list[int]]:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
@@ -171,23 +188,38 @@ def _serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _child(request)
-        print(json.dumps({"pid": pid}), flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        pids: list[int] = []
+        for rank in range(request["ranks"]):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                _child(request, rank)
+        print(json.dumps({"pids": pids}), flush=True)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps({"statuses": statuses}), flush=True)
 
 
-def _child(request: dict[str, Any]) -> None:
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def _child(request: dict[str, Any], rank: int) -> None:
     from cwdpo.cli import main
+    from sharding_on_cpu import shard_on_cpu
 
     out = Path(request["out"])
     sys.stdin.close()
     for name, number in (("stdout", 1), ("stderr", 2)):
-        descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT)
+        descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+    if request["ranks"] > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": request["port"]}
+        os.environ.update({name: str(value) for name, value in place.items()})
+    if request["sharded"]:
+        shard_on_cpu()
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
     kill = (request["kill_at"], request["kill_on"])

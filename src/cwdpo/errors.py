@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line: what, where, the rule, the remedy."""
+    """A mistake the user can mend. The message is one line: what, where, the rule, the remedy.
+
+    Attributes:
+        told: Of an error that all processes of a run have: whether another of them tells the user. None of any other.
+    """
+
+    told: bool | None = None
 
 
 class RecipeError(UserError):
@@ -24,7 +32,24 @@ class RunError(UserError):
 
 
 class StoppedError(RunError):
-    """The user (or a scheduler) asked a run to stop. What was done is kept. Exit code 130."""
+    """The user (or a scheduler) asked a run to stop. What was done is kept.
+
+    Attributes:
+        code: The exit code: 130 after Ctrl-C, 75 (`EX_TEMPFAIL`: try again) after SIGTERM.
+    """
+
+    code: int = 130
+
+    @classmethod
+    def by(cls, number: int, text: str) -> StoppedError:
+        """Return the error that says that a signal stopped a run."""
+        error = cls(text)
+        error.code = 75 if number == signal.SIGTERM else 130
+        return error
+
+
+class PeerError(UserError):
+    """Another process of the same run has ended, so that this one cannot go on."""
 
 
 class NonFiniteError(UserError):

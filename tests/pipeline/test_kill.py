@@ -158,7 +158,7 @@ def test_signal_saves_and_says_how_to_go_on(
     call = cli_server.start("train", recipe, "--out", run)
     _wait_for(run / stage / "checkpoints" / "checkpoint-2")
     call.signal(number)
-    assert call.wait() == 130
+    assert call.wait() == (75 if number == signal.SIGTERM else 130)
     last = call.stderr.splitlines()[-1]
     assert last.startswith("stopped: ") and "the same command again" in last
     assert "Traceback" not in call.stderr
@@ -168,15 +168,20 @@ def test_signal_saves_and_says_how_to_go_on(
     assert_same_run(whole, run)
 
 
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_interrupt_outside_training(
-    tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
+    number: int,
+    exit_code: int,
+    tmp_path: Path,
+    uninterrupted: Callable[[str], tuple[Path, Path, int]],
+    cli_server: CliServer,
 ) -> None:
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run)
     _wait_for(run / "negatives" / "stage1" / "beam.jsonl")
-    call.signal(signal.SIGINT)
-    assert call.wait() == 130
+    call.signal(number)
+    assert call.wait() == exit_code
     assert call.stderr.splitlines()[-1].startswith("stopped: ") and "Traceback" not in call.stderr
     code, call = cli_server.run("train", recipe, "--out", run)
     assert code == 0, call.stderr

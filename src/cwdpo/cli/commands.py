@@ -88,16 +88,28 @@ def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
     from cwdpo.cli.console import RichReporter
     from cwdpo.cli.tables import summary_table
     from cwdpo.pipeline import Run
+    from cwdpo.processes import processes
     from cwdpo.report import write_report
 
-    recipe = load_recipe(path, overrides)
+    recipe = _recipe_of_all(path, overrides)
     folder = out or Path("runs") / path.stem
     with RichReporter() as reporter:
         summary = Run(folder, recipe, reporter).execute()
+    if not processes().main:
+        return
     if summary:
         summary_table(summary)
     typer.echo(f"report: {write_report([folder], folder / 'report.html', title=recipe.name)}")
     typer.echo(f"model: {folder / ('stage2' if recipe.stage2.enabled else 'stage1') / 'model'}")
+
+
+def _recipe_of_all(path: Path, overrides: list[str]) -> Recipe:
+    """Load the recipe in every process of the run; a mistake is told once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return load_recipe(path, overrides)
+    from cwdpo.processes import join_processes
+
+    return join_processes().each(lambda: load_recipe(path, overrides))
 
 
 def check_recipe(path: Path, overrides: list[str]) -> None:

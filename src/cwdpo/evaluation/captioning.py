@@ -13,7 +13,7 @@ from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
 from cwdpo.scoring.encode import PromptEncoder
 
-__all__ = ["caption_groups", "caption_hypotheses"]
+__all__ = ["caption_groups", "caption_hypotheses", "captioner"]
 
 
 def caption_groups(
@@ -26,9 +26,10 @@ def caption_groups(
     batch_size: int,
     max_new_tokens: int,
     progress: Callable[[int, int], None] | None = None,
+    name: str = "",
 ) -> list[str]:
     """Answer every prompt greedily; see `caption_hypotheses`."""
-    settings: dict[str, Any] = {"key": key, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"key": key, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "name": name}
     return [answers[0] for answers in caption_hypotheses(load, encoder, groups, path, **settings, progress=progress)]
 
 
@@ -43,6 +44,7 @@ def caption_hypotheses(
     max_new_tokens: int,
     beams: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    name: str = "",
 ) -> list[list[str]]:
     """Answer every prompt, greedily or by beam search; a killed call goes on where it was.
 
@@ -56,11 +58,22 @@ def caption_hypotheses(
         max_new_tokens: Longest answer.
         beams: Width of the beam search, all of whose hypotheses are kept; 1 is greedy.
         progress: Called with the prompts done and their number.
+        name: Under which other processes help, see `Processes.lead`.
 
     Returns:
         The answers to each prompt, the likeliest first.
     """
-    model = functools.cache(load)
+    answer = captioner(functools.cache(load), encoder, max_new_tokens, beams)
+    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "name": name}
+    depends = str((batch_size, max_new_tokens) if beams == 1 else (batch_size, max_new_tokens, beams))
+    rows = kept_rows(groups, path, answer, key=text_digest(key, depends), **settings)
+    return [row.get("captions", [row["caption"]]) for row in rows]
+
+
+def captioner(
+    model: Callable[[], Any], encoder: PromptEncoder, max_new_tokens: int, beams: int = 1
+) -> Callable[[Sequence[PromptGroup]], list[dict[str, Any]]]:
+    """Return what answers a batch of prompts, with the model that `model` gives, as rows for the file."""
 
     def answer(part: Sequence[PromptGroup]) -> list[dict[str, Any]]:
         found = generate(
@@ -74,6 +87,4 @@ def caption_hypotheses(
         )
         return [{"caption": texts[0], **({"captions": texts} if beams > 1 else {})} for texts in found]
 
-    settings = str((batch_size, max_new_tokens) if beams == 1 else (batch_size, max_new_tokens, beams))
-    rows = kept_rows(groups, path, answer, key=text_digest(key, settings), batch_size=batch_size, progress=progress)
-    return [row.get("captions", [row["caption"]]) for row in rows]
+    return answer

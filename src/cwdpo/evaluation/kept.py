@@ -8,6 +8,7 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import append_jsonl, read_jsonl, text_digest, write_jsonl
+from cwdpo.processes import processes
 
 __all__ = ["kept_rows"]
 
@@ -20,6 +21,7 @@ def kept_rows(
     key: str,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
+    name: str = "",
 ) -> list[dict[str, Any]]:
     """Return a row for each prompt; a killed call goes on after the last whole batch, so batches are always the same.
 
@@ -30,16 +32,17 @@ def kept_rows(
         key: What rows depend on beside the prompts' ids; rows under another key are thrown away.
         batch_size: Prompts at once.
         progress: Called with the prompts done and their number.
+        name: Under which other processes help, see `Processes.lead`.
     """
     key = text_digest(key, *(g.id for g in groups))[:16]
     kept = [row for row in read_jsonl(path) if row.get("key") == key] if path.is_file() else []
     kept = kept[: len(kept) - len(kept) % batch_size] if len(kept) < len(groups) else kept
     write_jsonl(path, kept)
-    for start in range(len(kept), len(groups), batch_size):
-        part = groups[start : start + batch_size]
-        rows = [{"id": g.id, **row, "key": key} for g, row in zip(part, answer(part), strict=True)]
+    parts = [groups[start : start + batch_size] for start in range(len(kept), len(groups), batch_size)]
+    for part, answers in zip(parts, processes().map(name, parts, answer), strict=True):
+        rows = [{"id": g.id, **row, "key": key} for g, row in zip(part, answers, strict=True)]
         append_jsonl(path, *rows)
         kept += rows
         if progress is not None:
-            progress(min(start + batch_size, len(groups)), len(groups))
+            progress(len(kept), len(groups))
     return kept

@@ -9,12 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import PromptGroup
+from cwdpo.models.generation import generate
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import ReferenceCache, Scorer
 from cwdpo.scoring.shared import AutoScorer
 
-__all__ = ["NegativePolicy", "Weigher"]
+__all__ = ["Asked", "NegativePolicy", "Weigher"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch of prompts to answer.
+
+    Attributes:
+        prompts: The prompts.
+        seed: Fixes the sampling.
+        settings: Arguments of `generate`.
+    """
+
+    prompts: Sequence[PromptGroup]
+    seed: int
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,17 @@ class NegativePolicy:
     def model(self) -> Any:
         """The model, loaded once."""
         return self.load()
+
+    def write(self, asked: Asked) -> list[list[str]]:
+        """Return what the model says to each prompt."""
+        return generate(
+            self.model,
+            self.encoder.tokenizer,
+            lambda prompts: self.encoder.prompt_inputs(prompts, padding=True),
+            asked.prompts,
+            seed=asked.seed,
+            **asked.settings,
+        )
 
 
 class Weigher:

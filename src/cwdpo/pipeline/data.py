@@ -22,6 +22,7 @@ from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.negatives import NegativePolicy, build_negatives
 from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.processes import processes
 from cwdpo.recipe import ON_POLICY, Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.shared import AutoScorer
@@ -190,29 +191,38 @@ def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativeP
 
 def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: str) -> list[PromptGroup]:
     """Give a stage's prompts their negatives, written by the model that the stage starts from."""
-    folder = run.folder / "negatives" / stage
-    path = folder / "groups.jsonl"
-    if not path.is_file() or _written_by_another(folder, mix, folder_digest(model_path)):
-        run.reporter.step("negatives", f"negatives of {stage}")
+    path = run.folder / "negatives" / stage / "groups.jsonl"
+
+    def made() -> bool:
+        return path.is_file() and not _written_by_another(path.parent, mix, folder_digest(model_path))
+
+    team = processes()
+    if not team.lead(made):
         policy = negative_policy(run, stage, model_path)
-        built = build_negatives(
-            groups_of(run, stage),
-            mix,
-            seed=run.recipe.negatives.seed,
-            folder=folder,
-            policy=policy,
-            editor=run.recipe.negatives.editor,
-            progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
-            note=run.reporter.note,
-        )
-        write_json(folder / "counts.json", built.counts)
-        write_json(folder / "tallies.json", {"policy": policy.digest, "sources": built.tally_rows()})
-        write_part(run, path, built.groups)
-        kept = " to draw from at every update" if mix.pooled else ""
-        run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()) + kept)
-        if built.dropped:
-            run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
+        team.lead(lambda: _make_negatives(run, stage, mix, policy), generate=policy.write)
     return list(read_part(run, path, "chosen"))
+
+
+def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
+    folder = run.folder / "negatives" / stage
+    run.reporter.step("negatives", f"negatives of {stage}")
+    built = build_negatives(
+        groups_of(run, stage),
+        mix,
+        seed=run.recipe.negatives.seed,
+        folder=folder,
+        policy=policy,
+        editor=run.recipe.negatives.editor,
+        progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
+        note=run.reporter.note,
+    )
+    write_json(folder / "counts.json", built.counts)
+    write_json(folder / "tallies.json", {"policy": policy.digest, "sources": built.tally_rows()})
+    write_part(run, folder / "groups.jsonl", built.groups)
+    kept = " to draw from at every update" if mix.pooled else ""
+    run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()) + kept)
+    if built.dropped:
+        run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
 
 
 def with_every_chosen(groups: Sequence[PromptGroup], data: Sequence[PromptGroup]) -> list[PromptGroup]:

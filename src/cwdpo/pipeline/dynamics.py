@@ -22,6 +22,7 @@ from cwdpo.negatives.rewriter import Rewriter
 from cwdpo.negatives.rewrites import REWRITES, rewritten_by_rules
 from cwdpo.pipeline.data import groups_of, load_source, prepare_data
 from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.processes import processes
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
@@ -110,7 +111,7 @@ def stage_dynamics(
     p, two = run.recipe.probes, run.recipe.stage2
     if not p.every:
         return StageDynamics()
-    groups = probe_groups(run)
+    groups = processes().lead(lambda: probe_groups(run))
     if not groups:
         return StageDynamics()
     measured = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)

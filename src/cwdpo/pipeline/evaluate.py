@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.evaluation.captioning import caption_groups
+from cwdpo.evaluation.captioning import caption_groups, captioner
 from cwdpo.evaluation.metrics import cider, mean_interval
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of
 from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.processes import processes
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 from cwdpo.scoring.shared import AutoScorer
@@ -26,13 +28,25 @@ _GROUNDING = 256
 
 
 def evaluate(run: RunDirectory) -> dict[str, Any]:
-    """Measure held-out prompts before and after the last stage."""
-    folder, e, two = run.folder / "evaluation", run.recipe.evaluation, run.recipe.stage2
+    """Measure held-out prompts before and after the last stage; several processes write captions together."""
+    before = run.stage_model("stage1") if run.recipe.stage2.enabled else run.model_path
+    models = {"base": run.model_path, "before": before, "after": run.stage_model("stage2")}
+    loaded = lru_cache(1)(run.inference_model)  # one model at a time
+
+    def helper(path: str) -> Callable[[Sequence[PromptGroup]], list[dict[str, Any]]]:
+        encoder = run.encoder(path)
+        return captioner(lambda: loaded(path), encoder, run.recipe.evaluation.max_new_tokens)
+
+    team = processes()
+    helpers = {name: helper(path) for name, path in models.items()} if team.size > 1 else {}
+    return team.lead(lambda: _evaluate(run, models), **helpers)
+
+
+def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
+    folder, e = run.folder / "evaluation", run.recipe.evaluation
     if run.done("evaluation"):
         return read_json(folder / "summary.json")
     groups = groups_of(run, "held_out")[-e.prompts :]
-    before = run.stage_model("stage1") if two.enabled else run.model_path
-    models = {"base": run.model_path, "before": before, "after": run.stage_model("stage2")}
     run.reporter.step("evaluation", f"captions and scores of {len(groups)} held-out prompts")
     captions: dict[str, list[str]] = {}
     for name, path in models.items():
@@ -46,6 +60,7 @@ def evaluate(run: RunDirectory) -> dict[str, Any]:
             batch_size=e.batch_size,
             max_new_tokens=e.max_new_tokens,
             progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
+            name=name,
         )
     readings = _readings(run, groups, models)
     summary, rows = summarise(groups, captions, readings, run.folder)

@@ -21,6 +21,7 @@ from cwdpo.negatives.policy import NegativePolicy, Weigher
 from cwdpo.negatives.refresh import is_on_policy, refresh_negatives
 from cwdpo.pipeline.data import read_part, write_part
 from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.processes import processes
 from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
 from cwdpo.scoring.reference import ReferenceCache
 from cwdpo.scoring.shared import AutoScorer
@@ -133,14 +134,19 @@ class Refresher(Rounds):
         Args:
             checkpoint: The last whole one; None where training has not begun.
         """
+        self._rows = processes().lead(lambda: self._refreshed(checkpoint))
+
+    def _refreshed(self, checkpoint: Path | None) -> list[dict[str, Any]]:
+        """Refresh where that is due; return the rows of all refreshes so far."""
         state: dict[str, Any] = read_json(checkpoint / "trainer_state.json") if checkpoint is not None else {}
         step = state.get("global_step", 0)
         self._rows = trim_rows(self._path, step)
         if checkpoint is None:
-            return
+            return self._rows
         facts = {"step": step, "updates": state["max_steps"], "history": state["log_history"]}
         if is_due(self._settings, last=self._last, **facts):
             self._refresh(checkpoint, step)
+        return self._rows
 
     def _refresh(self, checkpoint: Path, step: int) -> None:
         run, mix, folder = self._run, self._mix, self._folder(step)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from cwdpo.errors import RecipeError
 from cwdpo.pipeline.data import prepare_data
 from cwdpo.pipeline.evaluate import evaluate
+from cwdpo.pipeline.reporter import Silent
 from cwdpo.pipeline.rundir import RunDirectory
-from cwdpo.pipeline.stages import train_stage1, train_stage2
+from cwdpo.pipeline.stages import require_batches, train_stage1, train_stage2
+from cwdpo.processes import join_processes
+from cwdpo.recipe import Recipe
 
 __all__ = ["Run"]
 
 
 class Run(RunDirectory):
-    """A recipe in a directory. Each step is done once; a killed one goes on where it was."""
+    """A recipe in a directory. Each step is done once; a killed one goes on where it was.
+
+    Under `torchrun` or `accelerate launch` the processes share it: see `cwdpo.processes`.
+    """
 
     def execute(self) -> dict[str, Any]:
         """Run every step that is not done yet and return the evaluation's summary (empty where it is left out).
@@ -22,14 +30,52 @@ class Run(RunDirectory):
             UserError: Something the user has to mend, in one line.
             StoppedError: A signal came; the run goes on from here when it is started again.
         """
+        team = join_processes()
+        ranks = team.size
+        if not team.main:
+            self.reporter = Silent()
         with self.locked():
-            self.settle()
-            self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
-            prepare_data(self)
-            for warning in self.recipe.warnings():
-                self.reporter.note(warning)
+            team.lead(lambda: self._prepare(ranks))
             if self.recipe.stage1.enabled:
                 train_stage1(self)
             if self.recipe.stage2.enabled:
                 train_stage2(self)
             return evaluate(self) if self.recipe.evaluation.prompts else {}
+
+    def _prepare(self, ranks: int) -> None:
+        require_batches(self.recipe, ranks)
+        _require_whole_weights(self.recipe, ranks)
+        self.settle()
+        self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
+        prepare_data(self)
+        for warning in self.recipe.warnings():
+            self.reporter.note(warning)
+
+
+def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
+    """Refuse before any work what cannot be done while weights are shared among processes.
+
+    Raises:
+        RecipeError: The recipe, or accelerate's configuration, asks for it.
+    """
+
+    def set_to_true(name: str) -> bool:
+        return os.environ.get(name, "").lower() in ("1", "true")
+
+    if ranks == 1 or not (set_to_true("ACCELERATE_USE_FSDP") or set_to_true("ACCELERATE_USE_DEEPSPEED")):
+        return
+    if set_to_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise RecipeError(
+            "fsdp_cpu_ram_efficient_loading: true gives empty weights to all processes but the first, and all of them "
+            "write negatives and captions; set it to false in the configuration of accelerate"
+        )
+    asked = {
+        "negatives.stage2.refresh": recipe.negatives.stage2.refresh,
+        "probes.influence": recipe.probes.influence,
+        "probes.early_stop": recipe.probes.early_stop,
+    }
+    for key, value in asked.items():
+        if value is not None:
+            raise RecipeError(
+                f"{key}: needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave it out, or use DDP"
+            )

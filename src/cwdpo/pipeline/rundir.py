@@ -25,6 +25,7 @@ from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_mod
 from cwdpo.models.processors import load_processor
 from cwdpo.pipeline.models import require_model, require_tokenizer
 from cwdpo.pipeline.reporter import Reporter, Silent
+from cwdpo.processes import processes
 from cwdpo.recipe import EditorSection, GeneratorSection, Recipe
 from cwdpo.recipe.files import recipe_differences
 from cwdpo.scenes import base_path
@@ -80,25 +81,37 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
-        """Hold the directory for this process.
+        """Hold the directory for this process and those that work with it.
 
         Raises:
-            RunError: It cannot be written to, or another run holds it.
+            RunError: It cannot be written to, another run holds it, or not all processes see it.
         """
+        team = processes()
+        with contextlib.ExitStack() as stack:
+            team.lead(lambda: self._take(stack))
+            team.share(self._require_seen)
+            yield
+
+    def _take(self, stack: contextlib.ExitStack) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / ".lock").open("w")
+            handle = stack.enter_context((self.folder / ".lock").open("w"))
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written to: {error.strerror}; choose another --out") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(
-                    f"{self.folder}: another run is at work in it; wait for it or choose another --out"
-                ) from None
-            self._sweep()
-            yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{self.folder}: another run is at work in it; wait for it or choose another --out"
+            ) from None
+        self._sweep()
+
+    def _require_seen(self) -> None:
+        if not (self.folder / ".lock").is_file():
+            raise RunError(
+                f"{self.folder}: process {processes().rank} on {platform.node()} does not see it; the run directory "
+                "must be on a file system that all machines share"
+            )
 
     def _sweep(self) -> None:
         """Delete what a killed run was writing."""

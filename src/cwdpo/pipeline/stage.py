@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cwdpo.pipeline.refresh import Rounds, make_picker
 from cwdpo.pipeline.reporter import TrainingWatch
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.trackers import tracked
+from cwdpo.processes import processes
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
@@ -50,16 +52,19 @@ class _Round:
 
     def train(self, checkpoint: Path | None) -> float | None:
         """Make the updates that are left; return the seconds, None where no update was."""
+        seconds: float | None = None
         try:
             if checkpoint is not None and finished_updates(checkpoint):
                 # Killed between the last checkpoint and the model: transformers would make an update too many.
-                self.trainer._load_from_checkpoint(str(checkpoint))  # pyright: ignore[reportPrivateUsage]
+                self.trainer.load_finished(checkpoint)
                 self.dynamics.finish_late(self.trainer, checkpoint.parents[1])
-                return None
-            return self.trainer.train(str(checkpoint) if checkpoint else None).metrics.get("train_runtime")
+            else:
+                seconds = self.trainer.train(str(checkpoint) if checkpoint else None).metrics.get("train_runtime")
         finally:
             self.stop.release()
             self.watch.close()
+        self.stop.agree()
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Stage:
 
     def _train_round(self) -> bool:
         """Train up to the next refresh or the end of the stage; return whether the stage is finished."""
-        checkpoint, broken = last_checkpoint(self.folder / "checkpoints")
+        checkpoint, broken = processes().lead(lambda: last_checkpoint(self.folder / "checkpoints"))
         if broken:
             self.run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
         self.rounds.begin(checkpoint)
@@ -118,20 +123,18 @@ class Stage:
         if now.speed.summary():
             self.run.reporter.note(now.speed.summary())
         if now.stop.received is not None and state.global_step < state.max_steps:
-            raise StoppedError(
-                f"stopped after update {state.global_step} of {self.name}; a checkpoint is saved. "
-                "Run the same command again to go on"
-            )
+            place = f"update {state.global_step} of {self.name}; a checkpoint is saved"
+            raise _stopped(now.stop.received, place)
         now.dynamics.conclude(self.run, self.name)
         self._finish(trainer, seconds, state.global_step or finished_updates(checkpoint))
         if now.stop.received is not None:
-            raise StoppedError(f"stopped after {self.name}, which is finished. Run the same command again to go on")
+            raise _stopped(now.stop.received, f"{self.name}, which is finished")
         return True
 
     def _round(self) -> _Round:
         """Load the model and put a trainer and its callbacks together."""
         run, s, m = self.run, self.section, self.run.recipe.model
-        model = run.trainable(self.start)
+        model = processes().each(lambda: run.trainable(self.start))
         encoder = run.encoder(self.start, model, include_eos=s.include_eos)
         cache = FeatureCache.of(m.vision_cache_gib, m.vision_cache_folder, m.vision_cache_folder_gib)
         scorer = AutoScorer(m.scorer, bfloat16=m.dtype == "bfloat16", cache=cache)
@@ -170,13 +173,25 @@ class Stage:
 
     def _finish(self, trainer: GroupTrainer, seconds: float | None, updates: int) -> None:
         """Keep the model, mark the stage finished, and let its checkpoints go."""
-        with atomic_directory(self.folder / "model") as temporary:
-            trainer.save_model(str(temporary))
-            (temporary / "training_args.bin").unlink(missing_ok=True)
-            _sort_adapter_config(temporary / "adapter_config.json")
+        team = processes()
+        with ExitStack() as stack:
+            temporary = team.lead(lambda: stack.enter_context(atomic_directory(self.folder / "model")))
+            trainer.save_whole(temporary)
+            if team.main:
+                _tidy(temporary)
+        team.lead(lambda: self._mark_finished(seconds, updates))
+
+    def _mark_finished(self, seconds: float | None, updates: int) -> None:
         facts = {"start": folder_digest(self.start), "model": folder_digest(self.folder / "model")}
         self.run.finish(self.name, {"updates": updates, **facts, "seconds": seconds})
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def _stopped(number: int, place: str) -> StoppedError:
+    """Return the error that says, in one of the processes, that a signal stopped all of them."""
+    error = StoppedError.by(number, f"stopped after {place}. Run the same command again to go on")
+    error.told = None if processes().size == 1 else not processes().main
+    return error
 
 
 def finished_updates(checkpoint: Path | None) -> int:
@@ -185,8 +200,10 @@ def finished_updates(checkpoint: Path | None) -> int:
     return state["global_step"] if 0 < state.get("max_steps", 0) <= state["global_step"] else 0
 
 
-def _sort_adapter_config(path: Path) -> None:
-    """Put the names of layers in order: peft keeps them as sets, whose order differs from process to process."""
+def _tidy(folder: Path) -> None:
+    """Leave out what is of the call, and put the names of layers in order: peft keeps them as sets, which have none."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
     if not path.is_file():
         return
     settings: dict[str, Any] = read_json(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from cwdpo.pipeline.data import groups_of, takes_negatives, with_every_chosen, w
 from cwdpo.pipeline.refresh import Refresher, Rounds
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.stage import Stage
-from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section, StageSection, settings_of
+from cwdpo.processes import processes
+from cwdpo.recipe import STAGE2_METHODS, Recipe, Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
 
-__all__ = ["train_stage1", "train_stage2"]
+__all__ = ["require_batches", "train_stage1", "train_stage2"]
 
 
 def train_stage1(run: RunDirectory) -> None:
@@ -68,24 +68,45 @@ def _reference_path(run: RunDirectory) -> Path:
 
 def _already_done(run: RunDirectory, stage: str) -> bool:
     """Whether a stage is finished; a run that was killed just then may have left its checkpoints."""
-    if run.done(stage):
-        shutil.rmtree(run.folder / stage / "checkpoints", ignore_errors=True)
-        return True
-    return False
+
+    def look() -> bool:
+        if run.done(stage):
+            shutil.rmtree(run.folder / stage / "checkpoints", ignore_errors=True)
+        return run.done(stage)
+
+    return processes().lead(look)
+
+
+def require_batches(recipe: Recipe, ranks: int) -> None:
+    """Find out before any work whether every stage's batch can be shared by so many processes.
+
+    Raises:
+        RecipeError: It cannot.
+    """
+    for stage, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+        if section.enabled:
+            _micro_batch(stage, section, ranks)
+
+
+def _micro_batch(stage: str, s: StageSection, ranks: int) -> int:
+    """Return the prompts of a forward pass on each process."""
+    micro = min(s.micro_batch_size, max(1, s.batch_size // ranks))
+    if s.batch_size % (micro * ranks):
+        raise RecipeError(
+            f"{stage}.batch_size = {s.batch_size} is not a multiple of {micro} prompts × {ranks} processes; set "
+            f"{stage}.batch_size or {stage}.micro_batch_size, or start another number of processes"
+        )
+    return micro
 
 
 def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]:
     """Return the stage's training arguments."""
-    recipe, processes = run.recipe, int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(s.micro_batch_size, max(1, s.batch_size // processes))
-    if s.batch_size % (micro * processes):
-        raise RecipeError(
-            f"{stage}.batch_size = {s.batch_size} is not a multiple of {micro} prompts × {processes} processes"
-        )
+    recipe, ranks = run.recipe, processes().size
+    micro = _micro_batch(stage, s, ranks)
     return {
         "output_dir": str(run.folder / stage / "checkpoints"),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": s.batch_size // (micro * processes),
+        "gradient_accumulation_steps": s.batch_size // (micro * ranks),
         "num_train_epochs": s.epochs,
         "max_steps": s.max_steps,
         "learning_rate": s.learning_rate,

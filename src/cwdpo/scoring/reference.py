@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cwdpo.errors import NonFiniteError, RunError, one_line
 from cwdpo.models.generation import inference
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
 from cwdpo.scoring.token_scores import scores_from_logits
 
@@ -110,24 +111,33 @@ class ReferenceCache:
     ) -> int:
         """Score what is not there yet and keep it; return how many responses were scored now.
 
+        Where several processes share the work, each is given as many batches, of its own; rank 0 keeps what all found.
+
         Raises:
             NonFiniteError: A log-probability is NaN or infinite; nothing of its batch is kept.
         """
-        scored = 0
+        scored, team = 0, processes()
         with inference(model):
             for batch in batches:
-                responses = batch.responses
-                if self.missing([r.key for r in responses]):
-                    scores = scores_from_logits(scorer(model, batch))
-                    bad = [i for i, ok in enumerate(scores.logp_sum.isfinite().tolist()) if not ok]
-                    if bad:
-                        names = ", ".join(sorted({batch.groups[batch.owner[i]].origin for i in bad}))
-                        raise NonFiniteError(f"reference: a log-probability is not finite. Rows: {names}")
-                    self.store({r.key: scores.logps[i, : len(r.ids)] for i, r in enumerate(responses)})
-                    scored += len(responses)
+                # A sharded model is run by all or by none.
+                todo = max(team.gather(self.missing([r.key for r in batch.responses])))
+                for rows in team.share(lambda batch=batch: _token_logps(model, scorer, batch)) if todo else ():
+                    if team.main:
+                        self.store(rows)
+                    scored += len(rows)
                 if progress is not None:
-                    progress(batch.prompts)
+                    progress(sum(team.gather(batch.prompts)))
         return scored
+
+
+def _token_logps(model: Any, scorer: Scorer, batch: Batch) -> dict[str, Tensor]:
+    """Return the log-probabilities of every response of a batch, token by token, by key."""
+    scores = scores_from_logits(scorer(model, batch))
+    bad = [i for i, ok in enumerate(scores.logp_sum.isfinite().tolist()) if not ok]
+    if bad:
+        names = ", ".join(sorted({batch.groups[batch.owner[i]].origin for i in bad}))
+        raise NonFiniteError(f"reference: a log-probability is not finite. Rows: {names}")
+    return {r.key: scores.logps[i, : len(r.ids)].cpu() for i, r in enumerate(batch.responses)}
 
 
 class CachedReference:
@@ -199,17 +209,32 @@ class LiveReference:
         while not hasattr(inner, "set_adapter") and hasattr(inner, "module"):
             inner = inner.module
         if self.base_of_adapter:
-            with inner.disable_adapter():
+            with _same_trained(inner), inner.disable_adapter():
                 yield
             return
         if self.adapter is None:
             yield
             return
-        active, trained = inner.active_adapter, [p for p in inner.parameters() if p.requires_grad]
-        inner.set_adapter(self.adapter, inference_mode=True)
-        try:
-            yield
-        finally:
-            inner.set_adapter(active, inference_mode=True)
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        active = inner.active_adapter
+        with _same_trained(inner):
+            inner.set_adapter(self.adapter, inference_mode=True)
+            try:
+                yield
+            finally:
+                inner.set_adapter(active, inference_mode=True)
+
+
+@contextmanager
+def _same_trained(model: Any) -> Generator[None]:
+    """Train the same weights after the block as before it.
+
+    Where weights are sharded, a module may hold its whole ones after the block and its shards before: both count.
+    """
+    before = {name: (parameter, parameter.requires_grad) for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            shard, trained = before[name]
+            parameter.requires_grad_(trained)
+            shard.requires_grad_(trained)

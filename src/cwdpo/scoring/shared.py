@@ -20,6 +20,7 @@ from torch import Tensor
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.attention import SHARED_PREFIX
 from cwdpo.models.generation import inference
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.reference import Scorer
@@ -354,7 +355,8 @@ def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | Non
         found = f"sharing the prompt failed for model type {family!r} ({one_line(error, 160)})"
     else:
         found = _difference(separate, shared, family)
-    return _agreed(found, inner.device)
+    others = [reason for reason in processes().gather(found) if reason is not None]
+    return found or (others[0] if others else None)
 
 
 def _difference(separate: ResponseLogits, shared: ResponseLogits, family: str) -> str | None:
@@ -370,12 +372,3 @@ def _difference(separate: ResponseLogits, shared: ResponseLogits, family: str) -
         f"sharing the prompt changes log-probabilities of model type {family!r} by {mean:.2g} nats a token "
         f"on the first batch, more than rounding ({allowed:g})"
     )
-
-
-def _agreed(found: str | None, device: torch.device) -> str | None:
-    """Return one answer on all processes: a reason where any has one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    bad = torch.tensor(float(found is not None), device=device)
-    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    return found or ("sharing the prompt failed on another process" if bad.item() else None)

@@ -18,6 +18,7 @@ from cwdpo.models.loading import load_model, sequence_limit, state_digest
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives.methods import preference_objective
 from cwdpo.objectives.sft import SFTObjective
+from cwdpo.processes import Processes, processes
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.encode import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
@@ -183,6 +184,10 @@ class CWDPOTrainer(GroupTrainer):
             scorer=scorer,
             **kwargs,
         )
+        if isinstance(reference, LiveReference):
+            reference.scorer = self.shared_scorer
+            if self.is_fsdp_enabled and reference.model is not None:
+                reference.model = self.shard(reference.model)
 
     @property
     def caches_reference(self) -> bool:
@@ -221,21 +226,25 @@ class CWDPOTrainer(GroupTrainer):
             return 0
         target: Any = self._ref_model if self._ref_model is not None else self.model
         identity = self._cache_path.with_suffix(".json")
+        team = processes()
+        team.lead(lambda: self._check_identity(target, identity, resuming=resuming))
+        # The trainer wraps its model when training begins: until then, a copy of it is sharded.
+        target = self.shard(copy.deepcopy(target)) if self.is_fsdp_enabled else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
-            if not (resuming and identity.is_file()):
-                self._check_identity(identity, state_digest(target, without_adapters=self._fresh))
-            target = target.to(self.args.device)
             held_out: Any = self.eval_dataset
             parts = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
-            loaders = [_in_order(d, self.data_collator, self.args) for d in parts if d is not None]
+            loaders = [_in_order(d, self.data_collator, self.args, team) for d in parts if d is not None]
             whole = (inputs["batch"] for loader in loaders for inputs in loader)
             batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
             with self.accelerator.autocast():
-                scored = self._cache.fill(target, self.scorer, batches, progress)
+                scored = self._cache.fill(target, self.shared_scorer, batches, progress)
         self._filled = True
         return scored
 
-    def _check_identity(self, identity: Path, digest: str) -> None:
+    def _check_identity(self, target: Any, identity: Path, *, resuming: bool) -> None:
+        if resuming and identity.is_file():
+            return
+        digest = state_digest(target, without_adapters=self._fresh)
         current = {"model": digest, "mixed_precision": str(self.accelerator.mixed_precision)}
         known = read_json(identity) if identity.is_file() else current
         for key, what in (("model", "another reference model"), ("mixed_precision", "another mixed precision")):
@@ -244,14 +253,13 @@ class CWDPOTrainer(GroupTrainer):
         write_json(identity, current)
 
 
-def _in_order(dataset: Any, collator: Any, args: GroupTrainingArguments) -> Any:
-    return DataLoader(
-        dataset,
-        batch_size=args.per_device_train_batch_size,
-        shuffle=False,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-    )
+def _in_order(dataset: Any, collator: Any, args: GroupTrainingArguments, team: Processes) -> Any:
+    """Return a loader of this process's share of the batches, as many as any other's: at the end some come twice."""
+    size, rows = args.per_device_train_batch_size, range(len(dataset))
+    batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+    batches += batches[-1:] * (-len(batches) % team.size)
+    mine = batches[team.rank :: team.size]
+    return DataLoader(dataset, batch_sampler=mine, collate_fn=collator, num_workers=args.dataloader_num_workers)
 
 
 def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveReference:

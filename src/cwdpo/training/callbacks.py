@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import NonFiniteError
 from cwdpo.files import append_jsonl, read_json, write_bytes, write_json
+from cwdpo.processes import processes
 from cwdpo.scoring.reference import Scorer
 from cwdpo.training.probe_files import PromptFile, TokenFile, trim_rows
 from cwdpo.training.throughput import Stopwatch
@@ -101,42 +102,50 @@ class ProbeCallback(TrainerCallback):
         start_file, start_json = self.folder / "probe_start.safetensors", self.folder / "probe_start.json"
         resumed = state.global_step > 0 and start_json.is_file() and self.path.is_file()
         if resumed and read_json(start_json)["digest"] == self.probes.digest:
-            self.rows = trim_rows(self.path, state.global_step)
+            self.rows = processes().lead(lambda: trim_rows(self.path, state.global_step))
             self._start = load_file(start_file)["log_probs"] if start_file.is_file() else None
             self._prompt_file.resume(state.global_step)
             self._token_file.resume()
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        self._prompt_file.begin()
-        self._token_file.begin()
+        write = bool(state.is_world_process_zero)
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+        self._prompt_file.begin(write=write)
+        self._token_file.begin(write=write)
         self.rows = []
         with self.watch:
-            reading, self._start = self.probes.read(
-                model, self.scorer, keep=self.distributions, per_prompt=True, tokens=self.tokens
+            reading, self._start = processes().each(
+                lambda: self.probes.read(
+                    model, self.scorer, keep=self.distributions, per_prompt=True, tokens=self.tokens
+                )
             )
             reading |= self._also(model)
         if self._start is not None:
-            write_bytes(start_file, save({"log_probs": self._start}))
             reading |= {"tv": 0.0, "js": 0.0}
-        write_json(start_json, {"digest": self.probes.digest})
+        if write:
+            if self._start is not None:
+                write_bytes(start_file, save({"log_probs": self._start}))
+            write_json(start_json, {"digest": self.probes.digest})
         self._keep(state, reading)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Read when it is time."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            try:
-                with self.watch:
-                    reading, _ = self.probes.read(
-                        model, self.scorer, start=self._start, per_prompt=True, tokens=self.tokens
-                    )
-                    reading |= self._also(model)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"after update {state.global_step}: {error}") from None
+            with self.watch:
+                reading, _ = processes().each(lambda: self._read(model, state))
+                reading |= self._also(model)
             self._keep(state, reading)
+
+    def _read(self, model: Any, state: Any) -> tuple[dict[str, Any], Tensor | None]:
+        try:
+            return self.probes.read(model, self.scorer, start=self._start, per_prompt=True, tokens=self.tokens)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"after update {state.global_step}: {error}") from None
 
     def _keep(self, state: Any, reading: dict[str, Any]) -> None:
         write = bool(state.is_world_process_zero)
+        reading = processes().lead(lambda: reading)  # what is decided on them is decided alike everywhere
         if self.tokens:
             self._token_file.keep(state.global_step, reading.pop("top_tokens"), write=write)
         facts = {"floor": self.probes.floor, "tau": self.probes.tau}
@@ -191,8 +200,13 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self._previous.clear()
 
+    def agree(self) -> None:
+        """Take a signal that came to any process for one's own."""
+        self.received = processes().largest(self.received or 0) or None
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the update in which a signal came."""
+        self.agree()
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True

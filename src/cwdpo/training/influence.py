@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from cwdpo.dynamics.influence import SampleLoss, measure_influence
 from cwdpo.files import append_jsonl, read_json, write_json
 from cwdpo.models.generation import inference
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.reference import Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
@@ -62,7 +63,7 @@ class InfluenceCallback(TrainerCallback):
         keys = [r.key for batch in self.updates for r in batch.responses]
         if state.global_step > 0 and self._start.is_file() and (kept := read_json(self._start))["keys"] == keys:
             self._sums = kept["sums"]
-            trim_rows(self.path, state.global_step)
+            processes().lead(lambda: trim_rows(self.path, state.global_step))
             return
         self._sums = reference_sums(model, self.scorer, self.updates)
         if state.is_world_process_zero:

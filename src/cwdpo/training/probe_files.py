@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cwdpo.files import append_jsonl, read_json, read_jsonl, write_jsonl, write_text
+from cwdpo.processes import processes
 
 __all__ = ["PromptFile", "TokenFile", "trim_rows"]
 
@@ -36,12 +37,13 @@ class PromptFile:
 
     def resume(self, step: int) -> None:
         """Take up the rows of a run that got as far as `step`."""
-        rows = trim_rows(self.path, step)
+        rows = processes().lead(lambda: trim_rows(self.path, step))
         self._start = rows[0]["logp_mean"] if rows else {}
 
-    def begin(self) -> None:
-        """Forget another run's rows."""
-        self.path.unlink(missing_ok=True)
+    def begin(self, *, write: bool) -> None:
+        """Forget another run's rows; `write`: whether this process writes files."""
+        if write:
+            self.path.unlink(missing_ok=True)
         self._start = {}
 
     def keep(self, step: int, prompts: Sequence[Mapping[str, Any]], *, write: bool, **first: Any) -> dict[str, float]:
@@ -85,9 +87,10 @@ class TokenFile:
         """Take up the start of a run that goes on."""
         self._start = read_json(self.path)["start"] if self.path.is_file() else None
 
-    def begin(self) -> None:
-        """Forget another run's distributions."""
-        self.path.unlink(missing_ok=True)
+    def begin(self, *, write: bool) -> None:
+        """Forget another run's distributions; `write`: whether this process writes files."""
+        if write:
+            self.path.unlink(missing_ok=True)
         self._start = None
 
     def keep(self, step: int, found: list[dict[str, Any]], *, write: bool) -> None:

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from cwdpo.errors import RecipeError, RunError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights
 from cwdpo.training.checkpoints import seal_checkpoint
@@ -33,6 +35,33 @@ class SealedTrainer(Trainer):
     def restore_meters(self, meters: dict[str, Any]) -> None:
         """Take up what `meters` returned."""
 
+    def shard(self, model: Any) -> Any:
+        """Share the weights of a model that is not trained among the processes.
+
+        Raises:
+            RecipeError: Sharding is set up in a way that only training knows.
+        """
+        if not self.accelerator.is_fsdp2:
+            raise RecipeError("sharding needs FSDP2 here; set fsdp_version: 2 in the configuration of accelerate")
+        return fsdp2_prepare_model(self.accelerator, model)
+
+    def save_whole(self, folder: Path) -> None:
+        """Write the model as one that `from_pretrained` reads, out of all its shards; rank 0 writes."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None:
+            plugin.set_state_dict_type("FULL_STATE_DICT")
+        self.save_model(str(folder))
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Load the weights of the checkpoint after the last update, to end with them.
+
+        Sharded weights need their optimizer's wrapper around them first.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self._prepare_for_training(self.args.max_steps, None, str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint, mark it complete, and only then delete older ones."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -53,7 +82,17 @@ class SealedTrainer(Trainer):
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights that a checkpoint was saved with."""
+        """Load the weights that a checkpoint was saved with.
+
+        Raises:
+            RunError: It holds shards and this run has whole weights, or the reverse.
+        """
+        sharded = any(Path(resume_from_checkpoint).glob("pytorch_model_fsdp*"))
+        if sharded != self.is_fsdp_enabled:
+            raise RunError(
+                f"{resume_from_checkpoint}: was saved {'with' if sharded else 'without'} sharded weights; go on with "
+                "the configuration of accelerate that it was saved with, or delete the folder of checkpoints"
+            )
         target: Any = self.model if model is None else model
         if self._weights_are_whole(target):
             load_weights(target, Path(resume_from_checkpoint))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -16,13 +17,15 @@ from cwdpo.errors import DataError, ModelError, NonFiniteError
 from cwdpo.models.generation import RandomState, capture_random, inference, restore_random
 from cwdpo.models.loading import sequence_limit
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.reference import Reference, Scorer
+from cwdpo.scoring.reference import LiveReference, Reference, Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
 from cwdpo.training.sealed import SealedTrainer
+from cwdpo.training.sharing import SharedBatches, SharingScorer
 from cwdpo.training.throughput import Stopwatch
 
 __all__ = ["GroupTrainer"]
@@ -42,6 +45,7 @@ class _Step:
     gate_sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     tally: Tally = field(default_factory=Tally)
     losses: list[Tensor] = field(default_factory=list[Tensor])
+    broken: NonFiniteError | None = None
 
     def restart(self, gate: bool) -> None:
         """Forget what was added up, to run the micro-batches again."""
@@ -98,6 +102,9 @@ class GroupTrainer(SealedTrainer):
         self._step: _Step | None = None
         self._last_gate = True
         self._tally = Tally()
+        self.team = processes()
+        rows = eval_dataset if train_dataset is None else train_dataset
+        self.shared_scorer = SharingScorer(self.scorer, rows, self.encoder) if self.team.size > 1 else self.scorer
         if args.device.type == "cuda":
             # nn.DataParallel would cut image tensors apart; several GPUs go through accelerate.
             args._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
@@ -150,22 +157,55 @@ class GroupTrainer(SealedTrainer):
             return super()._get_train_sampler(train_dataset)
         lengths = [estimated_length(group, self.encoder.processor) for group in rows]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGrouped(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.team.size
+        return LengthGrouped(lengths, update, seed)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
+    ) -> DataLoader[Any]:
+        """Return the loader of a data set; of several processes, each gets its share of every update."""
+        training = bool(kwargs.get("is_training"))
+        if self.team.size == 1:
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        batches = SharedBatches(
+            self._get_train_sampler(dataset) if training else SequentialSampler(dataset),
+            micro=batch_size,
+            accumulation=self.args.gradient_accumulation_steps if training else 1,
+            ranks=self.team.size,
+            drop_last=training and self.args.dataloader_drop_last,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     # -- one update ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Fetch the micro-batches of one update and count the denominators of its global batch."""
-        with self.waiting:
-            inputs, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.picker is not None:
-            update, updates = self.state.global_step, self.state.max_steps
-            inputs = [{**i, "batch": self.picker(i["batch"], update, updates)} for i in inputs]
-        batches: list[Batch] = [i["batch"] for i in inputs]
-        counts = _add_up(self.objective.counts(b) | {_TOKENS: float(_sequence_tokens(b))} for b in batches)
-        totals = self._global_sums(counts)
+        inputs: list[dict[str, Batch]] = []
+
+        def fetch() -> dict[str, float]:
+            with self.waiting:
+                inputs.extend(super(GroupTrainer, self).get_batch_samples(epoch_iterator, num_batches, device)[0])
+            if self.picker is not None:
+                update, updates = self.state.global_step, self.state.max_steps
+                inputs[:] = [{**i, "batch": self.picker(i["batch"], update, updates)} for i in inputs]
+            return _add_up(self._counts(i["batch"]) for i in inputs)
+
+        totals = _add_up(self.team.share(fetch))
         self._step = _Step(inputs, totals, self._last_gate, capture_random())
         return inputs, None
+
+    def _counts(self, batch: Batch) -> dict[str, float]:
+        counted = self.objective.counts(batch) if batch.groups else {}
+        return counted | {_TOKENS: float(_sequence_tokens(batch))}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Add one micro-batch's gradient; after the last one, make sure that the gated term was guessed right.
@@ -182,7 +222,7 @@ class GroupTrainer(SealedTrainer):
         step.done += 1
         if step.done < len(step.inputs):
             return torch.zeros_like(loss)
-        gate = self.objective.gate(self._global_sums(step.gate_sums), step.totals)
+        gate = self.objective.gate(self._gate_sums(step), step.totals)
         if gate is not None and gate != step.gate:
             self._redo(model, step, gate)
         self._last_gate = step.gate
@@ -213,7 +253,7 @@ class GroupTrainer(SealedTrainer):
         assert step is not None
         batch: Batch = inputs["batch"]
         output, scores = self.score_batch(model, batch, step.totals, step.gate)
-        self._check_finite(output.loss, scores, batch)
+        self._check_finite(step, output.loss, scores, batch)
         step.tally.merge(output.tally)
         for name, value in output.gate_sums.items():
             step.gate_sums[name] = step.gate_sums[name] + value if name in step.gate_sums else value
@@ -224,10 +264,22 @@ class GroupTrainer(SealedTrainer):
         self, model: Any, batch: Batch, totals: Mapping[str, float], gate: bool | None
     ) -> tuple[ObjectiveOutput, Scores]:
         """Score a batch under the policy and ask the objective. Policy and reference compute in the same type."""
+        if not batch.groups:
+            return self._nothing(model)
         with self.accelerator.autocast():
             reference = self._reference_of(model, batch)
-            scores = scores_from_logits(self.scorer(model, batch))
+            scores = scores_from_logits(self.shared_scorer(model, batch))
         return self.objective(batch, scores, reference, totals, gate), scores
+
+    def _nothing(self, model: Any) -> tuple[ObjectiveOutput, Scores]:
+        """Run what other ranks run while this one has no rows."""
+        assert isinstance(self.shared_scorer, SharingScorer)
+        batch = Batch((self.shared_scorer.stand_in,))
+        with self.accelerator.autocast():
+            if isinstance(self.reference, LiveReference):
+                self.reference(model, batch)
+            scores = scores_from_logits(self.scorer(model, batch))
+        return ObjectiveOutput(0.0 * scores.logps.sum(), Tally()), scores
 
     def _reference_of(self, model: Any, batch: Batch) -> Tensor | None:
         if self.reference is None:
@@ -238,15 +290,18 @@ class GroupTrainer(SealedTrainer):
         own = ask(model, batch.own)
         return torch.cat([own, own.new_full((len(batch.responses) - len(own), *own.shape[1:]), torch.nan)])
 
-    def _check_finite(self, loss: Tensor, scores: Scores, batch: Batch) -> None:
+    def _check_finite(self, step: _Step, loss: Tensor, scores: Scores, batch: Batch) -> None:
+        """Stop at a loss that is not finite; of several processes, after the last micro-batch, all at once."""
         if bool(torch.isfinite(loss)):
             return
         bad = [i for i, ok in enumerate(torch.isfinite(scores.logp_sum).tolist()) if not ok]
         names = {batch.groups[batch.owner[i]].origin for i in bad} or {g.origin for g in batch.groups}
-        raise NonFiniteError(
+        step.broken = step.broken or NonFiniteError(
             f"update {self.state.global_step + 1}: the loss is {float(loss.detach())}; nothing was updated. Rows: "
             f"{', '.join(sorted(names))}; lower the learning rate, or look at these rows"
         )
+        if self.team.size == 1:
+            raise step.broken
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -254,21 +309,27 @@ class GroupTrainer(SealedTrainer):
             return norm  # float16: the scaler tries scales until gradients are finite, and skips updates meanwhile
         if not bool(torch.isfinite(torch.as_tensor(norm))):
             assert self._step is not None
-            rows = [g.origin for inputs in self._step.inputs for g in inputs["batch"].groups]
+            mine = [g.origin for inputs in self._step.inputs for g in inputs["batch"].groups]
+            rows = [name for part in self.team.gather(mine) for name in part]
             raise NonFiniteError(
                 f"update {self.state.global_step + 1}: the gradient norm is {float(norm)}; nothing was updated. Rows: "
                 f"{', '.join(sorted(set(rows)))}; lower the learning rate, or train in float32"
             )
         return norm
 
-    def _global_sums(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Add up named numbers over all ranks."""
-        if self.accelerator.num_processes == 1 or not sums:
-            return {name: float(value) for name, value in sums.items()}
-        names = sorted(sums)
-        local = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=self.accelerator.device)
-        total: Any = self.accelerator.reduce(local, reduction="sum")
-        return dict(zip(names, total.tolist(), strict=True))
+    def _gate_sums(self, step: _Step) -> dict[str, float]:
+        """Return what the gate depends on, over all ranks.
+
+        Raises:
+            NonFiniteError: A rank had a loss that is not finite.
+        """
+
+        def mine() -> dict[str, float]:
+            if step.broken is not None:
+                raise step.broken
+            return {name: float(value) for name, value in step.gate_sums.items()}
+
+        return _add_up(self.team.share(mine))
 
     # -- evaluation and logging ------------------------------------------------------------------------------------
 
@@ -287,9 +348,9 @@ class GroupTrainer(SealedTrainer):
             for inputs in dataloader:
                 batch: Batch = inputs["batch"]
                 rows += batch.prompts
-                output, _ = self.score_batch(model, batch, self.objective.counts(batch), gate=None)
+                output, _ = self.score_batch(model, batch, self._counts(batch), gate=None)
                 tally.merge(output.tally)
-        if not tally.sums:
+        if not any(self.team.gather(bool(tally.sums))):
             raise DataError(
                 "the evaluation set has no response that the objective can use; give it chosen and rejected ones"
             )
@@ -297,16 +358,14 @@ class GroupTrainer(SealedTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_loss"] = self.objective.value(means)
         nothing: Any = ()
-        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=rows)
+        return EvalLoopOutput(
+            predictions=nothing, label_ids=None, metrics=metrics, num_samples=sum(self.team.gather(rows))
+        )
 
     def _global_tally(self, tally: Tally) -> tuple[dict[str, float], dict[str, float]]:
         """Return the sums and the counts of a tally over all ranks."""
-        local = ({name: float(total) for name, total in tally.sums.items()}, tally.counts)
-        if self.accelerator.num_processes == 1:
-            return local
-        gathered: list[Any] = [None for _ in range(self.accelerator.num_processes)]
-        torch.distributed.all_gather_object(gathered, local)
-        sums, counts = (_add_up(part[i] for part in gathered) for i in (0, 1))
+        mine = ({name: float(total) for name, total in tally.sums.items()}, tally.counts)
+        sums, counts = (_add_up(parts) for parts in zip(*self.team.gather(mine), strict=True))
         return sums, counts
 
     def _means(self, tally: Tally) -> dict[str, float]:
@@ -347,7 +406,7 @@ def _sequence_tokens(batch: Batch) -> int:
     return sum(len(g.prefix_ids) + len(r.ids) for g in batch.groups for r in g.responses)
 
 
-def _add_up(rows: Iterator[dict[str, float]]) -> dict[str, float]:
+def _add_up(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     totals: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from cwdpo.chat.cache import TextCache
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
-from cwdpo.models.generation import generate
 from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.policy import NegativePolicy
+from cwdpo.negatives.policy import Asked, NegativePolicy
+from cwdpo.processes import processes
 from cwdpo.recipe import SourceMix
 
 __all__ = ["OnPolicySource", "prompt_digest"]
@@ -76,26 +76,19 @@ class OnPolicySource:
         by_key = {keys[g.id]: g for g in groups}
         todo = [key for key in by_key if key not in self._cache]
         done = len(by_key) - len(todo)
-        for start in range(0, len(todo), self._batch_size):
-            part = todo[start : start + self._batch_size]
-            texts = self._generate([by_key[key] for key in part], part)
+        parts = [todo[start : start + self._batch_size] for start in range(0, len(todo), self._batch_size)]
+        asked = [self._asked([by_key[key] for key in part], part) for part in parts]
+        for part, texts in zip(parts, processes().map("generate", asked, self._policy.write), strict=True):
             self._cache.add(
                 {key: {"id": by_key[key].id, "texts": found} for key, found in zip(part, texts, strict=True)}
             )
+            done += len(part)
             if self._progress is not None:
-                self._progress(done + start + len(part), len(by_key))
+                self._progress(done, len(by_key))
         return {
             identity: [Candidate(text, self.name) for text in dict.fromkeys(self._cache[key]["texts"])]
             for identity, key in keys.items()
         }
 
-    def _generate(self, part: Sequence[PromptGroup], keys: Sequence[str]) -> list[list[str]]:
-        encoder = self._policy.encoder
-        return generate(
-            self._policy.model,
-            encoder.tokenizer,
-            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
-            part,
-            seed=int(text_digest(*keys)[:12], 16),
-            **self.settings,
-        )
+    def _asked(self, part: Sequence[PromptGroup], keys: Sequence[str]) -> Asked:
+        return Asked(part, int(text_digest(*keys)[:12], 16), self.settings)

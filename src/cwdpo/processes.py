@@ -1,0 +1,228 @@
+"""The processes of one run: what all of them do together, what the first does alone, and how the others help it.
+
+`torchrun` and `accelerate launch` start one process a device. Training is shared by all. Everything else (data,
+negatives, captions, files) is led by the first one, rank 0; the others wait for it, as long as it takes, and compute
+what it hands out. A mistake of the user's that any of them finds ends all of them with the same line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from cwdpo.errors import PeerError, UserError, one_line
+
+__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
+
+T = TypeVar("T")
+J = TypeVar("J")
+
+_PATIENCE = timedelta(days=14)
+"""How long a process waits for another: negatives of a large data set may take days. One that died is noticed at once,
+because its connections close."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A process's error, on its way to the others."""
+
+    error: UserError
+    rank: int
+
+
+class Processes:
+    """The processes of this run, seen from one of them.
+
+    Args:
+        rank: Which one this is.
+        size: How many there are.
+        group: Their process group for objects and waiting; None with one process.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+        self.rank, self._size, self._group = rank, size, group
+        self._alone = False
+        self._help: Mapping[str, Callable[[Any], Any]] = {}
+
+    @property
+    def size(self) -> int:
+        """How many work side by side now: 1 while rank 0 leads."""
+        return 1 if self._alone else self._size
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which alone writes files."""
+        return self.rank == 0
+
+    # -- side by side --------------------------------------------------------------------------------------------------
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, by rank, on all of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self._size
+        self._speak(lambda: distributed.all_gather_object(found, value, group=self._group))
+        return found
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """Do `work` in every process and return all results, by rank, on all of them.
+
+        Raises:
+            UserError: One of them raised it; it is raised in all.
+        """
+        if self.size == 1:
+            return [work()]
+        return [self._unpacked(found) for found in self.gather(self._packed(work))]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Do `work` in every process; return this one's result.
+
+        Raises:
+            UserError: As `share`.
+        """
+        if self.size == 1:
+            return work()
+        mine = self._packed(work)
+        for found in self.gather(mine if isinstance(mine, _Failure) else None):
+            self._unpacked(found)
+        return self._unpacked(mine)
+
+    def largest(self, value: int) -> int:
+        """Return the largest of the processes' numbers."""
+        return max(self.gather(value))
+
+    # -- rank 0 and its helpers ----------------------------------------------------------------------------------------
+
+    def lead(self, work: Callable[[], T], **help: Callable[[Any], Any]) -> T:
+        """Do `work` in rank 0 alone, while the others wait and help; return its result in all of them.
+
+        Args:
+            work: What rank 0 does. Inside, `map` hands jobs out, and everything else is as with one process.
+            **help: By name, what `map` may ask of every process.
+
+        Raises:
+            UserError: `work` raised it; it is raised in all processes.
+        """
+        if self.size == 1:
+            return work()
+        self._alone, self._help = True, help
+        try:
+            return self._command(work) if self.main else self._serve()
+        finally:
+            self._alone, self._help = False, {}
+
+    def map(self, name: str, jobs: Sequence[J], do: Callable[[J], T]) -> Iterator[T]:
+        """Yield the results of `do` on every job, in order; in `lead`, all processes that help by this name share them.
+
+        What is computed of a job depends on the job alone, so the number of processes never shows in the results.
+        """
+        if name not in self._help:
+            yield from map(do, jobs)
+            return
+        for start in range(0, len(jobs), self._size):
+            part = list(jobs[start : start + self._size])
+            self._tell((name, part))
+            for found in self._collect(self._packed(lambda part=part: do(part[0])))[: len(part)]:
+                yield self._unpacked(found)
+
+    def _command(self, work: Callable[[], T]) -> T:
+        found = self._packed(work)
+        self._tell(("", found))
+        return self._unpacked(found)
+
+    def _serve(self) -> Any:
+        while True:
+            heard: list[Any] = [None]
+            self._speak(lambda heard=heard: distributed.broadcast_object_list(heard, src=0, group=self._group))
+            name, content = heard[0]
+            if not name:
+                return self._unpacked(content)
+            mine = content[self.rank] if self.rank < len(content) else None
+            self._collect(
+                self._packed(lambda name=name, mine=mine: self._help[name](mine)) if mine is not None else None
+            )
+
+    def _tell(self, message: tuple[str, Any]) -> None:
+        self._speak(lambda: distributed.broadcast_object_list([message], src=0, group=self._group))
+
+    def _collect(self, value: Any) -> list[Any]:
+        """Send a value to rank 0, which gets them all."""
+        found: list[Any] | None = [None] * self._size if self.main else None
+        self._speak(lambda: distributed.gather_object(value, found, dst=0, group=self._group))
+        return found or []
+
+    def _speak(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise lost_peer(error, self.rank) from error
+
+    def part(self) -> None:
+        """Wait until all have come here: a launcher ends the others as soon as one process has failed."""
+        with suppress(PeerError):
+            self.gather(None)
+
+    def _packed(self, work: Callable[[], T]) -> T | _Failure:
+        try:
+            return work()
+        except UserError as error:
+            return _Failure(error, self.rank)
+
+    def _unpacked(self, found: T | _Failure) -> T:
+        if isinstance(found, _Failure):
+            found.error.told = not self.main
+            raise found.error
+        return found
+
+
+_alone = Processes()
+_joined: Processes | None = None
+
+
+def processes() -> Processes:
+    """Return the processes of this run: one, unless torch's process group has been set up.
+
+    The first call after that must be made in all of them at the same point.
+    """
+    global _joined
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return _alone
+    if _joined is None:
+        group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group)
+    return _joined
+
+
+def join_processes() -> Processes:
+    """Set up torch's process group where a launcher has started several processes, and return them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.accelerator.is_available())
+    return processes()
+
+
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out waiting", re.I)
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another process does not answer any more."""
+    return _joined is not None and (isinstance(error, distributed.DistError) or bool(_LOST.search(str(error))))
+
+
+def lost_peer(error: RuntimeError, rank: int) -> PeerError:
+    """Return the line for such an error. Rank 0 says it, and rank 1 in case that rank 0 is the one that is gone."""
+    lost = PeerError(
+        f"process {rank}: another process of this run has ended, and says why itself ({one_line(error, 80)}). What was "
+        "finished is kept; run the same command again to go on"
+    )
+    lost.told = True if rank > 1 else None
+    return lost

@@ -1,0 +1,255 @@
+"""Several processes share one run: the same result as one, one line for a mistake, nobody left waiting."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny_runs import CliServer, assert_same_run, files_of, rows_of, tiny_recipe, write_yaml
+
+MIX = {"dataset": 1, "other": 1, "max_new_tokens": 5, "batch_size": 4}
+PLAIN: dict[str, Any] = {"data": {"size": 46}, "negatives": {"stage1": MIX, "stage2": MIX}}
+"""34 rows in Stage 1 and 12 in Stage 2, updates of 8: the last one of an epoch is not full. No negative is written by a
+model, so that rounding cannot change one."""
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    return write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **PLAIN))
+
+
+Runs = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe: Path) -> Runs:
+    """`runs(n)`: the directory of a whole run of n processes, which may share the weights too."""
+    made: dict[tuple[int, bool], Path] = {}
+
+    def run(ranks: int, sharded: bool = False) -> Path:
+        if (ranks, sharded) not in made:
+            folder = tmp_path_factory.mktemp("runs") / f"of-{ranks}"
+            call = cli_server.start("train", recipe, "--out", folder, ranks=ranks, sharded=sharded)
+            assert call.codes() == [0] * ranks, call.stderr
+            made[ranks, sharded] = folder
+        return made[ranks, sharded]
+
+    return run
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two runs logged differently by more than 1e-5, relative to 1 at least."""
+    found: list[str] = []
+    for name in ("stage1/metrics.jsonl", "stage2/metrics.jsonl"):
+        if not (one / name).exists():
+            continue
+        for row, twin in zip(rows_of(one / name), rows_of(other / name), strict=True):
+            assert row.keys() == twin.keys()
+            for key, value in row.items():
+                # Where policy and reference are the same, the sign of a margin is rounding. `epoch` counts
+                # micro-batches, of which one process makes more.
+                rounding = key == "rewards/accuracies" and abs(row["rewards/margins"]) < 1e-5
+                if not rounding and key != "epoch" and abs(value - twin[key]) > 1e-5 * max(abs(value), 1):
+                    found.append(f"{name} step {row['step']} {key}: {value} {twin[key]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharded"), [(2, False), pytest.param(4, False, marks=SLOW), pytest.param(2, True, marks=SLOW)]
+)
+def test_curves_agree(ranks: int, sharded: bool, runs: Runs) -> None:
+    """The global batch stays, and so do losses, gradients and probes."""
+    one, many = runs(1), runs(ranks, sharded)
+    assert differences(one, many) == []
+    losses = [row["loss"] for row in rows_of(many / "stage1" / "metrics.jsonl") if "loss" in row]
+    assert losses[0] > losses[-1] + 1
+    for name in ("data/stage1.jsonl", "negatives/stage1/groups.jsonl", "evaluation/captions_base.jsonl"):
+        assert (one / name).read_bytes() == (many / name).read_bytes()
+    assert files_of(one) == files_of(many)
+    weights = [load_file(run / "stage2" / "model" / "model.safetensors") for run in (one, many)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+
+
+def test_written_by_both(tmp_path: Path, cli_server: CliServer, runs: Runs, tiny_folder: Callable[[str], Path]) -> None:
+    """Two processes write the first stage's on-policy negatives, and they are those of one."""
+    written = {"beam": 1, "sample": 1, "max_new_tokens": 5, "beam_width": 2, "batch_size": 2}
+    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": written, "stage2": MIX})
+    values["stage1"]["max_steps"], values["stage2"]["enabled"] = 1, False
+    path = write_yaml(tmp_path / "recipe.yaml", values | {"evaluation": {"prompts": 0}})
+    for ranks in (1, 2):
+        call = cli_server.start("train", path, "--out", tmp_path / str(ranks), ranks=ranks)
+        assert call.codes() == [0] * ranks, call.stderr
+    for name in ("groups.jsonl", "beam.jsonl", "sample.jsonl", "counts.json"):
+        one, two = (tmp_path / str(n) / "negatives" / "stage1" / name for n in (1, 2))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("stage1.batch_sizes=8", "batch_sizes"),
+        ("stage2.batch_size=5 --set stage2.micro_batch_size=5", "not a multiple of 2 prompts × 2 processes"),
+        ("model.path=/no/such/model", "no such model directory"),
+        ("data.path=/no/such/data.jsonl", "no such"),
+        ("model.freeze=[connector]", "model.freeze"),
+    ],
+)
+def test_a_mistake_is_one_line(change: str, line: str, tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
+    call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", *change.split(" "), ranks=2)
+    assert call.codes() == [2, 2]
+    errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and line in errors[0], call.stderr
+    assert "Traceback" not in call.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("negatives.stage2={beam: 1, refresh: {every: 2}}", "negatives.stage2.refresh: needs whole weights"),
+        ("probes.influence={}", "probes.influence: needs whole weights"),
+    ],
+)
+def test_what_needs_whole_weights(change: str, line: str, tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
+    call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", change, ranks=2, sharded=True)
+    assert call.codes() == [2, 2], call.stderr
+    errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and line in errors[0]
+
+
+def _wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(("victim", "place"), [(1, "stage1/checkpoints/checkpoint-2"), (0, "negatives/stage2")])
+def test_a_process_that_dies(
+    victim: int, place: str, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs
+) -> None:
+    """The other one ends at once, with a line, and the same command ends where an uninterrupted run ends."""
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run, ranks=2)
+    _wait_for(run / place)
+    os.kill(call.pids[victim], signal.SIGKILL)
+    began = time.monotonic()
+    codes = call.codes()
+    assert time.monotonic() - began < 30
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, call.stderr
+    assert "another process of this run has ended" in call.stderr.splitlines()[-1]
+    assert "Traceback" not in call.stderr
+    call = cli_server.start("train", recipe, "--out", run, ranks=2)
+    assert call.codes() == [0, 0], call.stderr
+    assert_same_run(runs(2), run)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharded"), [(1, False), pytest.param(4, False, marks=SLOW), pytest.param(4, True, marks=SLOW)]
+)
+def test_goes_on_with_another_number(
+    ranks: int, sharded: bool, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs
+) -> None:
+    """SIGTERM to one process of two saves and stops both (exit code 75); one, or four, go on."""
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run, ranks=2, sharded=sharded)
+    _wait_for(run / "stage1" / "checkpoints" / "checkpoint-2")
+    os.kill(call.pids[1], signal.SIGTERM)
+    assert call.codes() == [75, 75], call.stderr
+    stops = [text for text in call.stderr.splitlines() if text.startswith("stopped: ")]
+    assert len(stops) == 1 and "the same command again" in stops[0]
+    if sharded:
+        call = cli_server.start("train", recipe, "--out", run)
+        assert call.wait() == 2 and "was saved with sharded weights" in call.stderr
+    call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharded=sharded)
+    assert call.codes() == [0] * ranks, call.stderr
+    assert differences(runs(1), run) == []
+
+
+LORA = {"model": {"lora": {"r": 2, "alpha": 4}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, LORA, LORA | {"stage2": {"reference": "live"}}], ids=["live", "lora-cached", "lora-live"]
+)
+def test_reference_under_sharding(
+    changes: dict[str, Any], tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> None:
+    """A frozen copy of the model, the base under adapters, a frozen adapter: run by two processes or by one."""
+    values = tiny_recipe(tiny_folder("qwen2_5_vl"), **PLAIN)
+    for section, settings in (changes or {"stage2": {"reference": "live"}, "stage1": {"enabled": False}}).items():
+        values[section] |= settings
+    recipe = write_yaml(tmp_path / "recipe.yaml", values | {"evaluation": {"prompts": 0}})
+    for ranks in (1, 2):
+        call = cli_server.start("train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharded=ranks > 1)
+        assert call.codes() == [0] * ranks, call.stderr
+    assert differences(tmp_path / "1", tmp_path / "2") == []
+
+
+def test_a_bad_row_ends_both(tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
+    """A learning rate that breaks the model: the same line, once."""
+    call = cli_server.start("train", recipe, "--out", tmp_path, "--set", "stage1.learning_rate=1e36", ranks=2)
+    assert call.codes() == [2, 2], call.stderr
+    errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and "update" in errors[0]
+
+
+def test_two_runs_in_one_directory(tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
+    tmp_path.joinpath("run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        call = cli_server.start("train", recipe, "--out", tmp_path / "run", ranks=2)
+        assert call.codes() == [2, 2]
+    assert call.stderr.count("another run is at work in it") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_rows_without_pictures(
+    sharded: bool, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Every second row is text only, so that one process has pictures where the other has none."""
+    source = tmp_path / "rows.jsonl"
+    call = cli_server.start(
+        "train",
+        write_yaml(tmp_path / "drawn.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), stage1={"enabled": False})),
+        "--set",
+        "stage2.max_steps=1",
+        "--out",
+        tmp_path / "drawn",
+    )
+    assert call.wait() == 0, call.stderr
+    rows = [json.loads(line) for line in (tmp_path / "drawn/data/stage2.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["images"] = [str(tmp_path / "drawn" / "data" / name) for name in row["images"]]
+        if i % 2:
+            row["images"], row["prompt"] = [], [{"role": "user", "content": "describe nothing ."}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": MIX, "stage2": MIX})
+    stage = {"micro_batch_size": 1, "batch_size": 4}
+    values["data"] = {"path": str(source), "held_out": 4}
+    values["stage1"] |= stage
+    values["stage2"] |= stage
+    recipe = write_yaml(tmp_path / "recipe.yaml", values)
+    for ranks in (1, 2):
+        call = cli_server.start(
+            "train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharded=sharded and ranks > 1
+        )
+        assert call.codes() == [0] * ranks, call.stderr
+    assert differences(tmp_path / "1", tmp_path / "2") == []

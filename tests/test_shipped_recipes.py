@@ -1,0 +1,53 @@
+"""Everything under `recipes/` can be read by what reads it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from cwdpo.pipeline.stages import require_batches
+from cwdpo.recipe.files import load_recipe
+from tiny_runs import CliServer
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+LAUNCHERS = sorted((FOLDER / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    for ranks in (1, 8):
+        require_batches(recipe, ranks)
+    if recipe.stage1.batch_size >= 64:
+        require_batches(recipe, 64)
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "qwen" in p.stem], ids=lambda p: p.stem)
+def test_check_asks_for_the_weights(path: Path, tmp_path: Path, cli_server: CliServer) -> None:
+    """Without network, the recipe itself is in order and the model is what is missing."""
+    rows = tmp_path / "train.jsonl"
+    rows.write_text("", encoding="utf-8")
+    code, call = cli_server.run("check", path, "--set", f"data.path={rows}")
+    assert code == 2
+    assert "Qwen/Qwen" in call.stderr.splitlines()[-1] and "Traceback" not in call.stderr
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda p: p.stem)
+def test_accelerate_reads_its_configuration(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.stem == "fsdp2":
+        assert settings["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is False
+    if path.stem.startswith("zero"):
+        assert settings["deepspeed_config"]["zero_stage"] == int(path.stem[-1])
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "cluster").glob("*.sh")), ids=lambda p: p.stem)
+def test_scripts_are_bash(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
