@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def test_recipe_loads(path: Path) -> None:
 def test_check_asks_for_the_weights(path: Path, tmp_path: Path, cli_server: CliServer) -> None:
     """Without network, the recipe itself is in order and the model is what is missing."""
     rows = tmp_path / "train.jsonl"
-    rows.write_text("", encoding="utf-8")
+    row = {"images": [], "prompt": "What is seen?", "chosen": "Nothing.", "rejected": "A cat."}
+    rows.write_text("".join(f"{json.dumps(row | {'prompt': f'{i}?'})}\n" for i in range(1000)), encoding="utf-8")
     code, call = cli_server.run("check", path, "--set", f"data.path={rows}")
     assert code == 2
     assert "Qwen/Qwen" in call.stderr.splitlines()[-1] and "Traceback" not in call.stderr

@@ -7,6 +7,8 @@ not what torch's import takes. Run as a script, this file is that process.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,8 @@ class CliServer:
         watch: Path | None = None,
         ranks: int = 1,
         sharded: bool = False,
+        full_at: int = 0,
+        clock_jumps: bool = False,
     ) -> Call:
         """Begin a call.
 
@@ -141,6 +146,8 @@ class CliServer:
             watch: The run directory.
             ranks: How many processes work together, as under `torchrun`.
             sharded: Share the weights too (FSDP2).
+            full_at: From the n-th thing on that the call does to files under `watch`, the disk is full; 0 never.
+            clock_jumps: Every look at the clock finds it a day off, to and fro.
         """
         for call in self._calls[-1:]:
             call.end()
@@ -148,7 +155,13 @@ class CliServer:
         out.mkdir(parents=True)
         request = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._scratch), "out": str(out)}
         request |= {"kill_at": kill_at, "kill_on": kill_on, "watch": str(watch or "")}
-        request |= {"ranks": ranks, "sharded": sharded, "port": _free_port()}
+        request |= {
+            "ranks": ranks,
+            "sharded": sharded,
+            "full_at": full_at,
+            "clock_jumps": clock_jumps,
+            "port": _free_port(),
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -222,8 +235,10 @@ def _child(request: dict[str, Any], rank: int) -> None:
         shard_on_cpu()
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
-    kill = (request["kill_at"], request["kill_on"])
-    counted = _watch(request["watch"], *kill, out) if request["watch"] else [0]
+    strikes = (request["kill_at"], request["kill_on"], request["full_at"])
+    counted = _watch(request["watch"], *strikes, out) if request["watch"] else [0]
+    if request["clock_jumps"]:
+        _jump()
     code: Any = 0
     try:
         main()
@@ -245,8 +260,14 @@ def _child(request: dict[str, Any], rank: int) -> None:
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "sqlite3.connect"}
 
 
-def _watch(folder: str, kill_at: int, kill_on: str, out: Path) -> list[int]:
-    """Count what this process does to files under a folder, and kill it just before the `kill_at`-th."""
+def _jump() -> None:
+    """Put the clock a day back and forth at every look."""
+    true_time, days = time.time, itertools.cycle([86400, -86400])
+    time.time = lambda: true_time() + next(days)
+
+
+def _watch(folder: str, kill_at: int, kill_on: str, full_at: int, out: Path) -> list[int]:
+    """Count what this process does to files under a folder; kill it just before the `kill_at`-th, or refuse it."""
     counted, seen = [0], [False]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -258,6 +279,8 @@ def _watch(folder: str, kill_at: int, kill_on: str, out: Path) -> list[int]:
         if event == "open" and len(args) > 2 and not int(args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             return
         counted[0] += 1
+        if full_at and counted[0] >= full_at and event == "open":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         strike, seen[0] = seen[0], seen[0] or (bool(kill_on) and kill_on in path.replace("/.", "/"))
         if counted[0] == kill_at or strike:
             (out / "event").write_text(f"{event} {path[len(folder) + 1 :]}", encoding="utf-8")
