@@ -193,6 +193,7 @@ def test_a_table_from_nothing_and_not_twice(tmp_path: Path, monkeypatch: pytest.
     assert dpo["cider"] == {"mean": summary["after"]["cider"], "sd": None, "seeds": 1}
     sft = read_json(tmp_path / "seed-0" / "sft" / "evaluation" / "summary.json")
     assert result["rows"][0]["measures"]["cider"]["mean"] == sft["base"]["cider"]
+    assert "tv" in dpo and "tv" not in result["rows"][1]["measures"]
     assert summary["before"]["logp"] == sft["after"]["logp"]
     with (tmp_path / "small.csv").open(newline="") as file:
         cells = {(row["label"], row["measure"]): row for row in csv.DictReader(file)}

@@ -39,7 +39,9 @@ def figures_of(shop: Workshop, entry: str, seed: int, rates: Rates) -> dict[str,
     if summary is None:
         return None
     part = summary["base" if entry == BASE else "after"]
-    known = {name: part[name] for name in MEASURES if part.get(name) is not None}
+    # Drift is measured against the start of Stage 2: a row without one has none.
+    own = [name for name in MEASURES if entry in ARMS or name not in ("tv", "js")]
+    known = {name: part[name] for name in own if part.get(name) is not None}
     return known | {f"logp_{kind}": value for kind, value in part["logp"].items()}
 
 
