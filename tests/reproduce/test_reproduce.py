@@ -174,6 +174,14 @@ def test_the_ledger_says_what_is_missing_and_what_was_found(tmp_path: Path) -> N
         finish(made, Job("sft", seed), entropy=0.6 + 0.01 * seed)
         finish(made, Job("sft_c", seed), entropy=0.5 + 0.011 * seed)
     rows = {row["claim"]: row for row in ledger(made, range(3))}
+    for seed in range(3):  # at one rate for all: not what a comparison of methods asks for
+        finish(made, made.job("dpo", seed, {}), ece=0.2)
+        finish(made, made.job("cw_dpo", seed, {}), ece=0.1 + 0.001 * seed)
+    calibrated = "CW-DPO is better calibrated than DPO"
+    assert {r["claim"]: r for r in ledger(made, range(3))}[calibrated]["verdict"] == "not run"
+    for entry in ("dpo", "cw_dpo"):
+        finish(made, Job(entry, TUNING_SEED, SCALES["tiny"].rate))
+    assert {r["claim"]: r for r in ledger(made, range(3))}[calibrated]["verdict"] == "holds"
     row = rows["SFT-C keeps more predictive entropy than SFT"]
     assert row["verdict"] == "does not hold"
     assert row["evidence"][0]["values"] == pytest.approx([-0.1, -0.099, -0.098])

@@ -53,7 +53,7 @@ def remake(
                 shop, what, wanted, processes=count, reporter=reporter, prepare=quiet_libraries
             )
         else:
-            command = " ".join(["cwdpo", *sys.argv[1:]])
+            command = _asked()
             result = reproduce(
                 shop, what, wanted, processes=count, reporter=reporter, command=command, prepare=quiet_libraries
             )
@@ -73,7 +73,7 @@ def settle_claims(runs: Path, scale: str, seeds: int, out: Path) -> None:
         raise RunError(f"{runs}: no such folder; make the runs with `cwdpo reproduce table1 --out {runs}`")
     shop = Workshop(runs, SCALES[scale], data="-")
     rows = ledger(shop, range(seeds))
-    write_ledger(rows, shop, range(seeds), out, " ".join(["cwdpo", *sys.argv[1:]]))
+    write_ledger(rows, shop, range(seeds), out, _asked())
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("where", "claim", "verdict"):
         table.add_column(name, no_wrap=name != "claim")
@@ -81,3 +81,14 @@ def settle_claims(runs: Path, scale: str, seeds: int, out: Path) -> None:
         table.add_row(row["where"], row["claim"], row["verdict"])
     Console(width=130, highlight=False).print(table)
     typer.echo(f"written: {out}")
+
+
+def _asked() -> str:
+    """Return the command without the places that are this machine's own."""
+    words, kept = iter(sys.argv[1:]), ["cwdpo"]
+    for word in words:
+        if word in ("--out", "--from"):
+            next(words, None)
+        elif not word.startswith(("--out=", "--from=")):
+            kept.append(word)
+    return " ".join(kept)

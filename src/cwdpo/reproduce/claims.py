@@ -8,6 +8,7 @@ from typing import Any
 
 from cwdpo.files import read_json, read_jsonl
 from cwdpo.report.weights import ordered_prompts
+from cwdpo.reproduce.arms import ARMS
 from cwdpo.reproduce.jobs import Workshop
 from cwdpo.reproduce.paper import TABLES
 from cwdpo.reproduce.results import MEASURES, differences
@@ -295,7 +296,8 @@ def _together(verdicts: Sequence[str]) -> str:
 
 
 def _measured(shop: Workshop, c: Contrast, seeds: Sequence[int], rates: Mapping[str, float]) -> dict[str, Any]:
-    pair = differences(shop, c.one, c.other, c.measure, seeds, rates)
+    chosen = not c.tuned or all(e in rates for e in (c.one, c.other) if e in ARMS)
+    pair = differences(shop, c.one, c.other, c.measure, seeds, rates) if chosen else None
     name, factor, decimals = MEASURES[c.measure]
     claimed = "higher" if c.sign > 0 else "lower"
     said = {"one": c.one, "other": c.other, "measure": c.measure, "claimed": claimed, "tuned": c.tuned}
