@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cwdpo.cli.app import app
 from cwdpo.cli.methods import method_rows
 from cwdpo.losses import PAIR_LOSSES, pair_loss
-from cwdpo.objectives.methods import IMAGE_OBJECTIVES, preference_objective
+from cwdpo.objectives.methods import IMAGE_OBJECTIVES, stage2_objective
 from cwdpo.recipe import METHODS, STAGE2_METHODS, Recipe, Stage1Section, Stage2Section, settings_of
 from pair_examples import example_pairs
 
@@ -31,10 +31,12 @@ def test_the_recipe_takes_exactly_these(key: str) -> None:
 
 def test_every_method_of_stage_2_has_its_loss() -> None:
     assert not PAIR_LOSSES.keys() & IMAGE_OBJECTIVES.keys()
-    assert PAIR_LOSSES.keys() | IMAGE_OBJECTIVES.keys() == STAGE2_METHODS.keys()
+    on_policy = {name for name, method in STAGE2_METHODS.items() if method.on_policy}
+    assert PAIR_LOSSES.keys() | IMAGE_OBJECTIVES.keys() | on_policy == STAGE2_METHODS.keys()
+    assert not on_policy & (PAIR_LOSSES.keys() | IMAGE_OBJECTIVES.keys())
     for name, method in STAGE2_METHODS.items():
-        made = preference_objective(Stage2Section.model_validate({"objective": name}), seed=3)
-        assert made.needs_reference == method.reference
+        made = stage2_objective(Stage2Section.model_validate({"objective": name}), seed=3)
+        assert made.needs_reference == (method.reference and not method.on_policy)  # theirs come with the samples
         assert getattr(made.twin, "kind", "") == method.image
 
 

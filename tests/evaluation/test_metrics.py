@@ -7,7 +7,8 @@ import math
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from cwdpo.evaluation.metrics import cider, mean_interval, words
+from cwdpo.data.words import words
+from cwdpo.evaluation.metrics import cider, mean_interval
 
 REFERENCES = [
     ["A dog runs on the beach.", "The dog is running, fast!", "a brown dog at the sea"],

@@ -21,7 +21,9 @@ from cwdpo.training.api import CWDPOTrainer
 from cwdpo.training.config import CWDPOConfig
 from tiny_training import QUIET, differing, fresh, largest_difference, logps_of, rows, scores_of, train_dpo, weights
 
-VARIANTS: dict[str, dict[str, Any]] = {name: {"objective": name} for name in STAGE2_METHODS} | {
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: {"objective": name} for name, method in STAGE2_METHODS.items() if not method.on_policy
+} | {
     "cw_dpo bounded": {"bound_pull": True},
     "cw_dpo differing": {"cooling_span": "differing"},
     # A random model finds every response unlikely: the weight of a pair is about exp(−16).

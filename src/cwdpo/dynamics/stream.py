@@ -102,7 +102,8 @@ class StageFacts:
     @property
     def preference(self) -> bool:
         """Whether pairs are compared."""
-        return self.stage == "stage2"
+        known = STAGE2_METHODS.get(self.objective)
+        return self.stage == "stage2" and (known is None or not known.on_policy)
 
     @property
     def reference(self) -> bool:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["cider", "cider_of_tokens", "mean_interval", "words"]
+from cwdpo.data.words import words
 
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
-
-
-def words(text: str) -> str:
-    """Return a caption as its lower-case words, separated by spaces (no Java tokenizer needed)."""
-    return " ".join(_WORD.findall(text.lower()))
+__all__ = ["cider", "cider_of_tokens", "mean_interval"]
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:

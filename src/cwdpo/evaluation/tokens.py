@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cwdpo.data.words import words
 from cwdpo.evaluation.java import Unavailable, run_java
-from cwdpo.evaluation.metrics import words
 
 __all__ = ["PTB", "WORDS", "Tokenizer", "ptb_tokens", "tokenize"]
 

@@ -11,6 +11,12 @@ from cwdpo.losses.cooling import cooling_weight, cw_dpo, dpo_shift
 from cwdpo.losses.dpo import cdpo, dpo, dpop, rpo
 from cwdpo.losses.images import mdpo, opa_dpo, v_dpo
 from cwdpo.losses.likelihood import label_smoothed_nll, nll, nll_ceiling_penalty, nll_floor_penalty
+from cwdpo.losses.on_policy import (
+    clipped_surrogate,
+    generalised_advantages,
+    group_advantages,
+    kl_to_reference,
+)
 from cwdpo.losses.pairs import PairLogps, PairLoss, SpanLogps
 from cwdpo.losses.per_token import ipo, simpo
 from cwdpo.losses.table import PAIR_LOSSES, pair_loss
@@ -22,6 +28,7 @@ __all__ = [
     "PairLoss",
     "SpanLogps",
     "cdpo",
+    "clipped_surrogate",
     "cooling_weight",
     "cw_dpo",
     "dpo",
@@ -29,7 +36,10 @@ __all__ = [
     "dpop",
     "focal_dpo",
     "focalpo",
+    "generalised_advantages",
+    "group_advantages",
     "ipo",
+    "kl_to_reference",
     "label_smoothed_nll",
     "mdpo",
     "nll",

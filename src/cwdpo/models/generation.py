@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-__all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random"]
+__all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random", "sample_tokens"]
 
 
 _GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -90,29 +90,77 @@ def generate(
         inputs = encode(prompts)
     finally:
         tokenizer.padding_side = side
+    how = _GREEDY
+    if temperature is not None:
+        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    how = {**how, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    new = _new_tokens(model, tokenizer, inputs, how, max(num_beams, num_return_sequences), num_return_sequences, seed)
+    texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [texts[i : i + num_return_sequences] for i in range(0, len(texts), num_return_sequences)]
+
+
+def sample_tokens(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    *,
+    count: int,
+    max_new_tokens: int,
+    without: Collection[int] = (),
+    seed: int = 0,
+) -> list[list[tuple[int, ...]]]:
+    """Sample answers to one batch of prompts at temperature 1, as the tokens that were drawn.
+
+    Whatever else the model's own generation settings ask for (a penalty on repetition, the likeliest tokens alone) is
+    left out: the answers are drawn from the policy itself, but for the tokens in `without`.
+
+    Args:
+        model: A transformers model with `generate`.
+        tokenizer: Its tokenizer.
+        inputs: What the model takes for the prompts, padded on the left.
+        count: Answers per prompt.
+        max_new_tokens: Longest answer.
+        without: Tokens that are never drawn; those that end an answer are drawn all the same.
+        seed: Fixes the sampling.
+
+    Returns:
+        For each prompt its answers; the token that ends an answer is its last one where the answer was not cut.
+    """
+    ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)}
+    never = sorted(set(without) - ends)
+    how: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    how |= {"max_new_tokens": max_new_tokens, "num_beams": 1, "eos_token_id": sorted(e for e in ends if e is not None)}
+    how |= {"suppress_tokens": never} if never else {}
+    rows = _new_tokens(model, tokenizer, inputs, how, count, count, seed).tolist()
+    answers = [tuple(row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1]) for row in rows]
+    return [answers[i : i + count] for i in range(0, len(answers), count)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _new_tokens(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    how: Mapping[str, Any],
+    copies: int,
+    answers: int,
+    seed: int,
+) -> torch.Tensor:
+    """Return `Long[prompts × answers, tokens]`: what the model says, padded behind."""
     device = next(model.parameters()).device
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in dict(inputs).items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     common: dict[str, Any] = {"use_cache": True, "pad_token_id": pad}
-    sampling = _GREEDY
-    if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    length, copies = inputs["input_ids"].shape[1], max(num_beams, num_return_sequences)
+    length = inputs["input_ids"].shape[1]
     with inference(model):
         if copies > 1:
             inputs = _read_once(model, inputs, copies, common)
         torch.manual_seed(seed)
-        tokens = model.generate(
-            **inputs,
-            **sampling,
-            **common,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
-        )
-    new = tokens[:, length:]
-    texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return [texts[i : i + num_return_sequences] for i in range(0, len(texts), num_return_sequences)]
+        tokens = model.generate(**inputs, **common, **how, num_return_sequences=answers)
+    return tokens[:, length:]
 
 
 def _read_once(model: Any, inputs: dict[str, Any], copies: int, common: dict[str, Any]) -> dict[str, Any]:

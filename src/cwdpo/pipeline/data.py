@@ -23,7 +23,7 @@ from cwdpo.models.loading import folder_digest
 from cwdpo.negatives import NegativePolicy, build_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.processes import processes
-from cwdpo.recipe import ON_POLICY, Recipe, SourceMix
+from cwdpo.recipe import ON_POLICY, STAGE2_METHODS, Recipe, SourceMix
 from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.shared import AutoScorer
 
@@ -35,6 +35,7 @@ __all__ = [
     "read_part",
     "require_negatives",
     "takes_negatives",
+    "takes_pairs",
     "with_every_chosen",
     "with_negatives",
     "write_part",
@@ -124,6 +125,11 @@ def takes_negatives(recipe: Recipe) -> bool:
     return s.enabled and s.objective == "sft_c" and s.regularizer != "label_smoothing"
 
 
+def takes_pairs(recipe: Recipe) -> bool:
+    """Whether Stage 2 is run, on chosen and rejected responses; on-policy methods sample their own."""
+    return recipe.stage2.enabled and not STAGE2_METHODS[recipe.stage2.objective].on_policy
+
+
 def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]) -> None:
     """Find out before any training whether a stage that needs negatives can get some.
 
@@ -134,7 +140,7 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
     Raises:
         DataError: The recipe takes negatives from the data alone, and the data has none.
     """
-    for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", recipe.stage2.enabled)):
+    for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", takes_pairs(recipe))):
         mix: SourceMix = getattr(recipe.negatives, stage)
         if needed and mix.sources() == ["dataset"] and not any(g.by_role(REJECTED) for g in parts[stage]):
             raise DataError(

@@ -13,7 +13,7 @@ from cwdpo.files import read_json, read_jsonl, write_text
 from cwdpo.negatives.filters import Judge
 from cwdpo.negatives.policy import Weigher
 from cwdpo.negatives.survey import Survey, survey
-from cwdpo.pipeline.data import negative_policy, prepare_data, takes_negatives, with_negatives
+from cwdpo.pipeline.data import negative_policy, prepare_data, takes_negatives, takes_pairs, with_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import SourceMix
 
@@ -58,6 +58,8 @@ def negatives_of(
         raise RecipeError("stage1 takes no negatives: it is off, plain sft, or smooths labels; use --stage stage2")
     if stage == "stage2" and not run.recipe.stage2.enabled:
         raise RecipeError("stage2.enabled is false: it takes no negatives; use --stage stage1")
+    if stage == "stage2" and not takes_pairs(run.recipe):
+        raise RecipeError(f"stage2.objective: {run.recipe.stage2.objective} takes no negatives; use --stage stage1")
     with run.locked():
         _forget_other_negatives(run)
         run.settle()

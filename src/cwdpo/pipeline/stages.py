@@ -11,7 +11,7 @@ import torch
 
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RecipeError
-from cwdpo.pipeline.data import groups_of, takes_negatives, with_every_chosen, with_negatives
+from cwdpo.pipeline.data import groups_of, takes_negatives, takes_pairs, with_every_chosen, with_negatives
 from cwdpo.pipeline.refresh import Refresher, Rounds
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.stage import Stage
@@ -47,10 +47,7 @@ def train_stage2(run: RunDirectory) -> None:
     if _already_done(run, "stage2"):
         return
     start = run.stage_model("stage1")
-    groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
-    groups = [g for g in groups if g.by_role(REJECTED)]
-    if STAGE2_METHODS[s.objective].every_chosen:
-        groups = with_every_chosen(groups, groups_of(run, "stage2"))
+    groups = _compared(run, start) if takes_pairs(run.recipe) else list(groups_of(run, "stage2"))
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
     args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
@@ -60,6 +57,14 @@ def train_stage2(run: RunDirectory) -> None:
 
     rounds = Rounds(groups, cache) if refresh is None else Refresher(run, refresh, start, groups, cache)
     Stage(run, "stage2", s, start, rounds, make).train()
+
+
+def _compared(run: RunDirectory, start: str) -> list[PromptGroup]:
+    """Return the prompts of Stage 2 with the responses that its objective compares."""
+    groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
+    groups = [g for g in groups if g.by_role(REJECTED)]
+    every = STAGE2_METHODS[run.recipe.stage2.objective].every_chosen
+    return with_every_chosen(groups, groups_of(run, "stage2")) if every else groups
 
 
 def _reference_path(run: RunDirectory) -> Path:

@@ -25,6 +25,7 @@ class Method:
         reference: It compares with a frozen reference.
         image: What is done to the image of a second pass; empty where there is none.
         every_chosen: Every chosen response of a prompt makes pairs, not the first alone.
+        on_policy: It trains on responses that the policy samples as it goes, by their rewards, not on pairs.
         note: What else it needs, or what to know.
     """
 
@@ -39,6 +40,7 @@ class Method:
     reference: bool = False
     image: str = ""
     every_chosen: bool = False
+    on_policy: bool = False
     note: str = ""
 
 
@@ -78,6 +80,21 @@ def _pairs(
         image=image,
         every_chosen=every_chosen,
         note=note,
+    )
+
+
+def _on_policy(name: str, title: str, formula: str, paper: str, arxiv: str, *settings: str, **more: Any) -> Method:
+    return Method(
+        key="stage2.objective",
+        name=name,
+        title=title,
+        formula=formula,
+        paper=paper,
+        arxiv=arxiv,
+        settings=("samples", "reward", "max_new_tokens", "rollout_updates", "rollout_batch_size", "clip", *settings),
+        reference=True,
+        on_policy=True,
+        **more,
     )
 
 
@@ -198,6 +215,26 @@ METHODS: tuple[Method, ...] = (
         image="mask",
         every_chosen=True,
         note="every chosen response of a prompt, again under the image with 30 % masked; its data stages are not here",
+    ),
+    _on_policy(
+        "grpo",
+        "GRPO",
+        "−min(ρA, clip(ρ)A) + kl·(1/r + log r − 1)",
+        "Shao et al., 2024",
+        "2402.03300",
+        "kl",
+        defaults={"reference": "live"},
+        note="per token; ρ = π/π_old, r = π/π_ref, A: reward against the prompt's others; needs no rejected ones",
+    ),
+    _on_policy(
+        "ppo",
+        "PPO",
+        "−min(ρA, clip(ρ)A)",
+        "Schulman et al., 2017",
+        "1707.06347",
+        *("kl", "gae_lambda", "value_learning_rate"),
+        defaults={"reference": "live", "rollout_updates": 4},
+        note="per token; A: GAE of reward − kl·log r with a linear value function; needs no rejected responses",
     ),
 )
 """All of them, in the order in which they are shown."""

@@ -83,6 +83,8 @@ class Stage2Section(StageSection):
         "mdpo",
         "v_dpo",
         "opa_dpo",
+        "grpo",
+        "ppo",
     ] = "cw_dpo"
     """The loss; `cwdpo methods` lists formulas, papers and which of the settings below each reads."""
     learning_rate: float = Field(default=1e-6, gt=0)
@@ -125,8 +127,29 @@ class Stage2Section(StageSection):
     """μ of `opa_dpo`: weight of preferring the winner under its whole image."""
     anchor_weight: float = Field(default=1.0, ge=0)
     """α of `opa_dpo`: weight of keeping the winner above the reference."""
+    samples: int = Field(default=4, ge=1)
+    """Responses that `grpo` and `ppo` sample for every prompt, at temperature 1."""
+    reward: Literal["auto", "exact", "cider"] = "auto"
+    """What they are rewarded for: CIDEr-D against the references (1 is what the tables call 100), document frequencies
+    from all training prompts; `exact`: 1 for a right caption of `scenes`; `auto`: `exact` on `scenes`, else `cider`."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest sampled response, in tokens."""
+    rollout_updates: int = Field(default=1, ge=1)
+    """Updates whose responses are sampled at once, before the first of them; from the second on the policy is no longer
+    the one that sampled, which is what `clip` is for. `ppo` has 4 where it is left out."""
+    rollout_batch_size: int = Field(default=16, ge=1)
+    """Prompts whose responses are sampled at once; changes memory, speed and what is drawn."""
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """ε of `grpo` and `ppo`: how far π/π_old may go from 1 before a token stops counting."""
+    kl: float = Field(default=0.04, ge=0)
+    """Weight of the KL divergence to the reference: in the loss of `grpo`, in the rewards of `ppo`; 0 has none."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of `ppo`'s advantages: 1 trusts the rewards alone, 0 the value function."""
+    value_learning_rate: float = Field(default=0.5, gt=0, le=1)
+    """Step of `ppo`'s value function, a linear one: 1 sets the value of a state that is seen alone to its return."""
     reference: Literal["cached", "live"] = "cached"
-    """Reference log-probabilities: computed once and kept on disk, or by a frozen model in every step."""
+    """Reference log-probabilities: computed once and kept on disk, or by a frozen model in every step. `grpo` and `ppo`
+    score what did not exist before: `live` where it is left out, and no other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +160,24 @@ class Stage2Section(StageSection):
         name: Any = values.get("objective")
         method = STAGE2_METHODS.get(name) if isinstance(name, str) else None
         return {**method.defaults, **values} if method is not None else values
+
+    @model_validator(mode="after")
+    def _on_policy(self) -> Stage2Section:
+        """Refuse what cannot go with responses that are sampled as training goes."""
+        if not STAGE2_METHODS[self.objective].on_policy:
+            return self
+        if self.reference == "cached":
+            raise ValueError(
+                f"reference: cached does not go with {self.objective}, whose responses are sampled as it trains; "
+                "leave it out, or use live"
+            )
+        if not self.include_eos:
+            raise ValueError(
+                f"include_eos: false does not go with {self.objective}: to stop is sampled like every token; use true"
+            )
+        if self.objective == "grpo" and self.samples < 2:
+            raise ValueError("samples = 1 leaves grpo nothing to compare a reward with; use 2 or more")
+        return self
 
 
 def settings_of(section: type[StageSection]) -> tuple[str, ...]:

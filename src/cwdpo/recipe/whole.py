@@ -51,12 +51,15 @@ class Recipe(Section):
         if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
             raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
         two = self.stage2
-        second_look = STAGE2_METHODS[two.objective].image or two.cooling_span == "differing"
+        method = STAGE2_METHODS[two.objective]
+        second_look = method.image or two.cooling_span == "differing"
         if self.probes.influence is not None and two.enabled and second_look:
             raise ValueError(
                 "probes.influence is not known for objectives with a second image, nor for cooling_span: differing; "
                 "leave probes.influence out"
             )
+        if self.probes.influence is not None and two.enabled and method.on_policy:
+            raise ValueError(f"probes.influence is not known for {two.objective}; leave probes.influence out")
         if not self.stage1.enabled and not self.stage2.enabled:
             raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
         if self.model.train_fully and self.model.lora is None:
@@ -78,6 +81,11 @@ class Recipe(Section):
             raise ValueError(
                 "negatives.stage2.curriculum: frontier takes ℓ̄ from the reference; it needs stage2.reference: cached "
                 "and an objective that has one"
+            )
+        if mix.refresh is not None and STAGE2_METHODS[self.stage2.objective].on_policy:
+            raise ValueError(
+                f"negatives.stage2.refresh has nothing to refresh with {self.stage2.objective}, which takes no "
+                "negatives; leave it out"
             )
         if mix.refresh is not None and self.data.group_by_length:
             raise ValueError(
@@ -102,7 +110,7 @@ class Recipe(Section):
         for name, own in method.defaults.items() if two.enabled else ():
             if getattr(two, name) == Stage2Section.model_fields[name].default != own:
                 found.append(
-                    f"stage2.{name} = {getattr(two, name):g} is what other objectives take; {method.title} has {own:g} "
+                    f"stage2.{name} = {getattr(two, name)} is what other objectives take; {method.title} has {own} "
                     "where the key is left out"
                 )
         return found

@@ -68,6 +68,8 @@ STARTS: Mapping[str, Start] = {
 }
 
 _BASELINES = {
+    "ppo": "PPO",
+    "grpo": "GRPO",
     "v_dpo": "V-DPO",
     "opa_dpo": "OPA-DPO",
     "mdpo": "mDPO",

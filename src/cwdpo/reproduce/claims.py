@@ -122,6 +122,8 @@ CLAIMS: tuple[Claim, ...] = (
         _up("cw_dpo_mixed", "cw_dpo", "cw_dpo_beam", measures=_QUALITY),
         ("table5",),
     ),
+    Claim("§4.1", "CW-DPO beats PPO", _up("cw_dpo", "ppo", measures=_QUALITY, tuned=True), ("table1",)),
+    Claim("§4.1", "CW-DPO beats GRPO", _up("cw_dpo", "grpo", measures=_QUALITY, tuned=True), ("table1",)),
     Claim("§4.1", "CW-DPO beats V-DPO", _up("cw_dpo", "v_dpo", measures=_QUALITY, tuned=True), ("table1",)),
     Claim(
         "§4.1", "CW-DPO beats OPA-DPO (its loss)", _up("cw_dpo", "opa_dpo", measures=_QUALITY, tuned=True), ("table1",)

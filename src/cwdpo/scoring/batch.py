@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class EncodedGroup:
         responses: The K responses.
         image_key: Content digest of the images and of how they are processed; empty where unknown.
         altered: It is the twin of another group of its batch, with altered images.
+        references: Gold answers: those of the row, or its chosen responses.
+        facts: What else is known of the row. Like the references never seen by the model; rewards look at them.
     """
 
     id: str
@@ -53,6 +56,8 @@ class EncodedGroup:
     responses: tuple[EncodedResponse, ...]
     image_key: str = ""
     altered: bool = False
+    references: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

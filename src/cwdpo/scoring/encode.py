@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cwdpo.data.images import ImageLimits, open_image
-from cwdpo.data.schema import PromptGroup
+from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, ModelError, one_line
 from cwdpo.files import text_digest
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
@@ -140,7 +140,10 @@ class PromptEncoder:
             )
         image_key = text_digest(self._signature, *images) if images else ""
         altered = any(image.altered is not None for image in group.images)
-        return EncodedGroup(group.id, where, prefix, types, inputs, tuple(responses), image_key, altered)
+        references = group.references or tuple(r.text for r in group.by_role(CHOSEN))
+        return EncodedGroup(
+            group.id, where, prefix, types, inputs, tuple(responses), image_key, altered, references, group.facts
+        )
 
 
 class GroupCollator:

@@ -16,13 +16,15 @@ from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_model, sequence_limit, state_digest
 from cwdpo.models.processors import load_processor
-from cwdpo.objectives.methods import preference_objective
+from cwdpo.objectives.methods import stage2_objective
+from cwdpo.objectives.rewards import Reward, reward_for
 from cwdpo.objectives.sft import SFTObjective
 from cwdpo.processes import Processes, processes
-from cwdpo.recipe import ModelSection
+from cwdpo.recipe import STAGE2_METHODS, ModelSection
 from cwdpo.scoring.encode import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
 from cwdpo.training.config import CWDPOConfig, GroupTrainingArguments, SFTCConfig
+from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.trainer import GroupTrainer
 
 __all__ = ["CWDPOTrainer", "SFTCTrainer"]
@@ -132,6 +134,8 @@ class CWDPOTrainer(GroupTrainer):
         peft_config: A PEFT config puts fresh adapters on the model; the reference is then the model without them.
         callbacks: As in transformers.
         reference_cache: File of reference log-probabilities; default `output_dir/reference/logps.sqlite`.
+        reward: For `grpo` and `ppo`: an encoded prompt and sampled responses to it, to a reward of each. Default as
+            `args.reward` says.
         **kwargs: Further arguments of `GroupTrainer`.
     """
 
@@ -147,6 +151,8 @@ class CWDPOTrainer(GroupTrainer):
         callbacks: list[Any] | None = None,
         reference_cache: Path | None = None,
         scorer: Scorer | None = None,
+        reward: Reward | None = None,
+        encoder: PromptEncoder | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or CWDPOConfig("cw-dpo")
@@ -165,9 +171,22 @@ class CWDPOTrainer(GroupTrainer):
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
             ref_model.requires_grad_(False)
-        objective = preference_objective(args.section(), args.seed)
+        settings = args.section()
+        objective = stage2_objective(settings, args.seed)
+        on_policy = STAGE2_METHODS[settings.objective].on_policy
+        if on_policy and eval_dataset is not None:
+            raise RecipeError(
+                f"eval_dataset: {settings.objective} has no loss on given responses; leave it out, and measure captions"
+            )
+        rows = _groups(train_dataset, "response" if on_policy else "pair")
+        encoder = encoder or encoder_for(model, processing_class, args)
         reference: Reference | None = None
-        if objective.needs_reference and args.reference == "cached":
+        rollouts: Rollouts | None = None
+        if on_policy:
+            reward = reward or reward_for(settings.reward, rows)
+            known = _live(model, ref_model, scorer, fresh=self._fresh) if settings.kl else None
+            rollouts = Rollouts(settings, encoder, scorer, reward, known, args.seed)
+        elif objective.needs_reference and args.reference == "cached":
             self._cache = ReferenceCache(self._cache_path)
             reference = CachedReference(self._cache)
         elif objective.needs_reference:
@@ -176,12 +195,14 @@ class CWDPOTrainer(GroupTrainer):
             model,
             args,
             objective,
-            _groups(train_dataset, "pair"),
+            rows,
             _groups(eval_dataset, "pair"),
             processing_class,
             callbacks,
             reference=reference,
             scorer=scorer,
+            encoder=encoder,
+            rollouts=rollouts,
             **kwargs,
         )
         if isinstance(reference, LiveReference):

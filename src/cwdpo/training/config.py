@@ -73,7 +73,8 @@ class GroupTrainingArguments(TrainingArguments):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            message = f"{type(self).__name__}: {key} = {first['input']!r}: {first['msg']}"
+            where = f"{key} = {first['input']!r}: " if key else ""
+            message = f"{type(self).__name__}: {where}{first['msg']}"
             raise RecipeError(one_line(message)) from None
 
 
@@ -117,13 +118,23 @@ class CWDPOConfig(GroupTrainingArguments):
     detach_null: bool = _field(Stage2Section, "detach_null")
     image_weight: float = _field(Stage2Section, "image_weight")
     anchor_weight: float = _field(Stage2Section, "anchor_weight")
-    reference: str = _field(Stage2Section, "reference")
+    samples: int = _field(Stage2Section, "samples")
+    reward: str = _field(Stage2Section, "reward")
+    max_new_tokens: int = _field(Stage2Section, "max_new_tokens")
+    rollout_updates: int | None = _own(Stage2Section, "rollout_updates")
+    rollout_batch_size: int = _field(Stage2Section, "rollout_batch_size")
+    clip: float = _field(Stage2Section, "clip")
+    kl: float = _field(Stage2Section, "kl")
+    gae_lambda: float = _field(Stage2Section, "gae_lambda")
+    value_learning_rate: float = _field(Stage2Section, "value_learning_rate")
+    reference: str | None = _own(Stage2Section, "reference")
 
     def __post_init__(self) -> None:
         """Set what the method has of its own and was left out."""
         super().__post_init__()
         section = self.section()
         self.beta, self.focus = section.beta, section.focus
+        self.rollout_updates, self.reference = section.rollout_updates, section.reference
 
     def section(self) -> Stage2Section:
         """Return the objective's settings, validated."""

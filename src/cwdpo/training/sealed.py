@@ -35,6 +35,9 @@ class SealedTrainer(Trainer):
     def restore_meters(self, meters: dict[str, Any]) -> None:
         """Take up what `meters` returned."""
 
+    def restore_batches(self, meters: dict[str, Any]) -> None:
+        """Take up what the first update's batches depend on: they are fetched before `restore_meters` is called."""
+
     def shard(self, model: Any) -> Any:
         """Share the weights of a model that is not trained among the processes.
 
@@ -98,6 +101,8 @@ class SealedTrainer(Trainer):
             load_weights(target, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (file := Path(resume_from_checkpoint) / _METERS).is_file():
+            self.restore_batches(read_json(file))
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint."""

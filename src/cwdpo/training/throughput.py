@@ -86,9 +86,9 @@ class Speed:
     Attributes:
         updates: Updates that are counted.
         seconds: Time of these updates, waiting for data included; without probes, evaluation and checkpoints.
-        waiting: Part of it in which the loop waited for data.
+        waiting: Part of it in which the loop waited for data, or had the policy sample its own.
         probing: Seconds of the probes, the first reading included, beside `seconds`.
-        examples: Pairs, or prompts in Stage 1, over all processes.
+        examples: Pairs, or prompts (Stage 1, on-policy methods), over all processes.
         tokens: Tokens over all processes, each response with its prompt (as `num_tokens` and as other tools count).
         encoded: Tokens that this process passed through its model.
         flops: Arithmetic of these, forward and backward; 0 where it was not counted.
@@ -207,7 +207,7 @@ class Throughput(TrainerCallback):
         total.updates += 1
         total.seconds += seconds
         total.waiting += self._wait
-        total.examples += totals.get("pairs", totals.get("chosen", 0.0))
+        total.examples += next((totals[name] for name in ("pairs", "chosen", "prompts") if name in totals), 0.0)
         total.tokens += totals.get("num_tokens", 0.0)
         total.encoded += encoded
         if self._arithmetic is not None:

@@ -24,6 +24,7 @@ from cwdpo.scoring.reference import LiveReference, Reference, Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
+from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.sealed import SealedTrainer
 from cwdpo.training.sharing import SharedBatches, SharingScorer
 from cwdpo.training.throughput import Stopwatch
@@ -72,6 +73,8 @@ class GroupTrainer(SealedTrainer):
         encoder: Prompt encoder; default made from the processor and `args`.
         picker: Leaves out of a micro-batch what its update does not train on; given the number of the update, from 0,
             and how many there are.
+        rollouts: Gives the prompts of the next updates responses of the policy's own; objectives that are on-policy
+            need it.
     """
 
     args: GroupTrainingArguments
@@ -89,11 +92,13 @@ class GroupTrainer(SealedTrainer):
         scorer: Scorer | None = None,
         encoder: PromptEncoder | None = None,
         picker: Callable[[Batch, int, int], Batch] | None = None,
+        rollouts: Rollouts | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective
         self.reference = reference
         self.picker = picker
+        self.rollouts = rollouts
         self.scorer: Scorer = scorer or args.make_scorer()
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
@@ -121,6 +126,10 @@ class GroupTrainer(SealedTrainer):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
+        if rollouts is not None and (self.team.size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ModelError(
+                "grpo and ppo sample from the whole model in one process; train without others, FSDP and DeepSpeed"
+            )
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""
@@ -191,9 +200,12 @@ class GroupTrainer(SealedTrainer):
         """Fetch the micro-batches of one update and count the denominators of its global batch."""
         inputs: list[dict[str, Batch]] = []
 
+        def batches() -> list[Any]:
+            return super(GroupTrainer, self).get_batch_samples(epoch_iterator, num_batches, device)[0]
+
         def fetch() -> dict[str, float]:
             with self.waiting:
-                inputs.extend(super(GroupTrainer, self).get_batch_samples(epoch_iterator, num_batches, device)[0])
+                inputs.extend(batches() if self.rollouts is None else self._sampled(self.rollouts, batches))
             if self.picker is not None:
                 update, updates = self.state.global_step, self.state.max_steps
                 inputs[:] = [{**i, "batch": self.picker(i["batch"], update, updates)} for i in inputs]
@@ -202,6 +214,13 @@ class GroupTrainer(SealedTrainer):
         totals = _add_up(self.team.share(fetch))
         self._step = _Step(inputs, totals, self._last_gate, capture_random())
         return inputs, None
+
+    def _sampled(self, rollouts: Rollouts, fetch: Callable[[], list[Any]]) -> list[Any]:
+        """Return the micro-batches of the update with responses that the policy has sampled."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            found = rollouts.next(model, lambda: [i["batch"] for i in fetch()], self.state.global_step)
+        return [{"batch": batch} for batch in found]
 
     def _counts(self, batch: Batch) -> dict[str, float]:
         counted = self.objective.counts(batch) if batch.groups else {}
@@ -392,13 +411,21 @@ class GroupTrainer(SealedTrainer):
     def meters(self) -> dict[str, Any]:
         """Return what was added up since the last logged row, over all ranks."""
         sums, counts = self._global_tally(self._tally)
-        return {"sums": sums, "counts": counts}
+        found: dict[str, Any] = {"sums": sums, "counts": counts}
+        if self.rollouts is not None:
+            found["rollouts"] = self.rollouts.state()
+        return found
 
     def restore_meters(self, meters: dict[str, Any]) -> None:
         """Take up what `meters` returned, on one rank only: the next row adds up over all."""
         if self.is_world_process_zero():
             self._tally.sums = {name: torch.tensor(s, dtype=torch.float64) for name, s in meters["sums"].items()}
             self._tally.counts = meters["counts"]
+
+    def restore_batches(self, meters: dict[str, Any]) -> None:
+        """Take up the responses that were sampled for the next updates."""
+        if self.rollouts is not None:
+            self.rollouts.restore(meters["rollouts"])
 
 
 def _sequence_tokens(batch: Batch) -> int:
