@@ -248,4 +248,6 @@ def _with_responses(batches: Update, rows: Sequence[Any]) -> Update:
 
 
 def _response(row: dict[str, Any]) -> SampledResponse:
-    return SampledResponse(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+    as_tuples = ("ids", "advantages", "old", "reference")
+    kept: dict[str, Any] = {name: tuple(v) if name in as_tuples and v is not None else v for name, v in row.items()}
+    return SampledResponse(**kept)
