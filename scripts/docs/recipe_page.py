@@ -1,0 +1,110 @@
+"""Every field of a recipe as a page, read from the models that check recipes."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union
+
+from cells import row
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cwdpo.recipe import Recipe
+
+_RULES = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
+
+
+def recipe_page() -> str:
+    """Return the page: a table a section, a row a field."""
+    lines = [
+        "# Every recipe field",
+        "",
+        "A recipe is one YAML file. `cwdpo init` writes one with these descriptions as comments; "
+        "`--set section.key=value` overrides any key on the command line. Unknown keys are refused. "
+        "This page is made from the models that check recipes.",
+        "",
+    ]
+    for path, model, note in sections():
+        lines += [f"## {path} {{ #{anchor(path)} }}" if path else "## The whole", ""]
+        lines += [" ".join((model.__doc__ or "").split()), ""]
+        lines += [note, ""] if note else []
+        lines += ["| field | type and rule | default | what it is |", "|---|---|---|---|"]
+        for name, field in model.model_fields.items():
+            key = f"{path}.{name}" if path else name
+            below = nested(field)
+            default = f"[section](#{anchor(key)})" if below and field.default is not None else default_of(field)
+            lines.append(row((f"`{key}`", type_of(field), default, text_of(field))))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sections(model: type[BaseModel] = Recipe, path: str = "", note: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield every section with its dotted path and, where it can be left out, a remark."""
+    yield path, model, note
+    for name, field in model.model_fields.items():
+        if below := nested(field):
+            remark = "Left out by default; give it to switch it on." if field.default is None else ""
+            remark = "An item of the list." if typing.get_origin(field.annotation) is list else remark
+            yield from sections(below, f"{path}.{name}" if path else name, remark)
+
+
+def keys() -> list[str]:
+    """Return the dotted key of every field."""
+    return [f"{path}.{name}" if path else name for path, model, _ in sections() for name in model.model_fields]
+
+
+def anchor(path: str) -> str:
+    """Return the name under which a section can be linked to."""
+    return path.replace(".", "-")
+
+
+def nested(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field holds, if it holds one."""
+    for option in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def text_of(field: FieldInfo) -> str:
+    """Return a field's description on one line."""
+    return " ".join((field.description or "").split())
+
+
+def type_of(field: FieldInfo) -> str:
+    """Return the type of a field and the rules that its value keeps."""
+    rules = [
+        f"{sign} {getattr(mark, name):,}".replace(",", "\u202f")
+        for mark in field.metadata
+        for name, sign in _RULES.items()
+        if getattr(mark, name, None) is not None
+    ]
+    return ", ".join([_type(field.annotation), *rules])
+
+
+def _type(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " · ".join(f"`{value}`" for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if option is type(None) else _type(option) for option in args)
+    if origin in (list, tuple):
+        return f"list of {_type(args[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    names = {str: "text", bool: "true · false", int: "integer", float: "number"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def default_of(field: FieldInfo) -> str:
+    """Return the default as it would stand in a recipe."""
+    if field.default is PydanticUndefined:
+        return "required" if field.default_factory is None else f"`{json.dumps(field.default_factory())}`"  # type: ignore[call-arg]
+    value = [v.model_dump() if isinstance(v, BaseModel) else v for v in field.default] if isinstance(
+        field.default, (list, tuple)
+    ) else field.default
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
