@@ -31,6 +31,14 @@ _LOADED = re.compile(
 )
 
 
+def on_config(config: Any) -> Any:
+    """Put pages that the navigation does not name under Guides, so that none is lost."""
+    guides: Any = next(part["Guides"] for part in config.nav if "Guides" in part)
+    pages = sorted(page.name for page in Path(config.docs_dir).glob("*.md"))
+    guides += [page for page in pages if page not in str(config.nav)]
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     for name, page in PAGES.items():

@@ -59,8 +59,8 @@ def findings_page() -> str:
         "# What the diagnosis can find",
         "",
         "Every finding of a report, in its own words. … stands for figures of your run; where the words depend on the "
-        "run, the choices stand in ‹brackets›; STAGE is `stage1` or `stage2`. Thresholds are in [Learning dynamics](dynamics.md#diagnosis). This page is "
-        "made from the rules.",
+        "run, the choices stand in ‹brackets›; STAGE is `stage1` or `stage2`. Thresholds are in "
+        "[Learning dynamics](dynamics.md#diagnosis). This page is made from the rules.",
         "",
     ]
     found: dict[str, list[RuleText]] = {}

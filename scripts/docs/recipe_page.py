@@ -104,7 +104,9 @@ def default_of(field: FieldInfo) -> str:
     """Return the default as it would stand in a recipe."""
     if field.default is PydanticUndefined:
         return "required" if field.default_factory is None else f"`{json.dumps(field.default_factory())}`"  # type: ignore[call-arg]
-    value = [v.model_dump() if isinstance(v, BaseModel) else v for v in field.default] if isinstance(
-        field.default, (list, tuple)
-    ) else field.default
+    value = (
+        [v.model_dump() if isinstance(v, BaseModel) else v for v in field.default]
+        if isinstance(field.default, (list, tuple))
+        else field.default
+    )
     return f"`{json.dumps(value, ensure_ascii=False)}`"
