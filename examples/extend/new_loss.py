@@ -1,14 +1,14 @@
 """A loss of your own: hinge on DPO's margin, as SLiC has it."""
 
+# --8<-- [start:loss]
 import torch
 
 from cwdpo.losses import PairLogps, PairLoss
 from cwdpo.objectives.preference import PreferenceObjective
 
 
-# --8<-- [start:loss]
 def hinge(pairs: PairLogps, *, beta: float = 0.1, room: float = 1.0) -> PairLoss:
-    """Push a pair until its margin is `room`, then leave it alone: max(0, room − β(Δ_w − Δ_l))."""
+    """Push a pair until its margin is `room`: max(0, room − β(Δ_w − Δ_l))."""
     margin = beta * (pairs.chosen_shift - pairs.rejected_shift)
     pull = beta * (margin.detach() < room).to(margin.dtype)
     return PairLoss(
@@ -32,12 +32,12 @@ class HingeObjective(PreferenceObjective):
 
 
 # --8<-- [start:use]
-def train(model, processor, dataset, out: str, **arguments):
+def train(model, processor, data, out: str, **arguments):
     """Train with it: any trainer takes another objective."""
     from cwdpo import CWDPOConfig, CWDPOTrainer
 
     args = CWDPOConfig(out, objective="dpo", **arguments)
-    trainer = CWDPOTrainer(model, args=args, train_dataset=dataset, processing_class=processor)
+    trainer = CWDPOTrainer(model, None, args, data, processing_class=processor)
     trainer.objective = HingeObjective(args.section())
     trainer.train()
     return trainer

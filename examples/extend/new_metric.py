@@ -1,5 +1,6 @@
 """Figures of your own: of captions, and of the model while it trains."""
 
+# --8<-- [start:captions]
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from cwdpo.evaluation.caption_metrics import Score
 
 
-# --8<-- [start:captions]
 def recall(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     """Share of the references' words that the caption has, × 100, mean over pictures with its interval."""
     each: list[float] = []

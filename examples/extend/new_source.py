@@ -1,5 +1,6 @@
 """A source of negatives of your own: the caption of the picture that is described most like this one."""
 
+# --8<-- [start:source]
 from collections.abc import Mapping, Sequence
 
 from cwdpo.data.schema import PromptGroup
@@ -7,7 +8,6 @@ from cwdpo.negatives.candidates import Candidate, gold_texts
 from cwdpo.negatives.text import normalise
 
 
-# --8<-- [start:source]
 class NeighbourSource:
     """The chosen responses of other pictures that share most words with this one's, nearest first."""
 

@@ -25,6 +25,7 @@ def recipe_page() -> str:
         "",
         "A recipe is one YAML file. `cwdpo init` writes one with these descriptions as comments; "
         "`--set section.key=value` overrides any key on the command line. Unknown keys are refused. "
+        "Inside a section a key stands under its last name: `path` under *model* is `model.path`. "
         "This page is made from the models that check recipes.",
         "",
     ]
@@ -35,9 +36,10 @@ def recipe_page() -> str:
         lines += ["| field | type and rule | default | what it is |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
             key = f"{path}.{name}" if path else name
-            below = nested(field)
-            default = f"[section](#{anchor(key)})" if below and field.default is not None else default_of(field)
-            lines.append(row((f"`{key}`", type_of(field), default, text_of(field))))
+            kind, shown = type_of(field), f"`{name}`{{ #{anchor(key)} }}"
+            if nested(field):  # its heading has the anchor
+                kind, shown = kind.replace("section", f"[section](#{anchor(key)})"), f"`{name}`"
+            lines.append(row((shown, kind, default_of(field), text_of(field))))
         lines.append("")
     return "\n".join(lines)
 
@@ -58,7 +60,7 @@ def keys() -> list[str]:
 
 
 def anchor(path: str) -> str:
-    """Return the name under which a section can be linked to."""
+    """Return the name under which a section or a field can be linked to."""
     return path.replace(".", "-")
 
 
@@ -103,10 +105,7 @@ def _type(annotation: Any) -> str:
 def default_of(field: FieldInfo) -> str:
     """Return the default as it would stand in a recipe."""
     if field.default is PydanticUndefined:
-        return "required" if field.default_factory is None else f"`{json.dumps(field.default_factory())}`"  # type: ignore[call-arg]
-    value = (
-        [v.model_dump() if isinstance(v, BaseModel) else v for v in field.default]
-        if isinstance(field.default, (list, tuple))
-        else field.default
-    )
-    return f"`{json.dumps(value, ensure_ascii=False)}`"
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    return f"`{json.dumps(field.default, ensure_ascii=False)}`"
