@@ -125,3 +125,15 @@ def test_json_of_the_page_is_json():
     for name, text in SHOWN.items():
         if name.endswith(".json"):
             json.loads(text)
+
+
+def test_what_comes_from_another_host_is_seen():
+    """Scripts, styles, fonts and pictures are; a link that a reader may follow is not."""
+    pytest.importorskip("mkdocs")
+    from hook import foreign_loads
+
+    assert not foreign_loads('<a href="https://example.org">x</a><script src="assets/a.js"></script><img src="a.svg">')
+    for tag in ('<script src="https://x.org/a.js">', "<img alt=a src=//x.org/a.png>"):
+        assert foreign_loads(tag) == [tag]
+    for kind in ("stylesheet", "preconnect"):
+        assert foreign_loads(f'<link rel="{kind}" href="https://x.org/a.css">')
