@@ -16,6 +16,7 @@ from cwdpo.negatives.survey import Survey, survey
 from cwdpo.pipeline.data import negative_policy, prepare_data, takes_negatives, takes_pairs, with_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import SourceMix
+from cwdpo.recipe.plain_yaml import parse_yaml
 
 __all__ = ["StageNegatives", "negatives_of"]
 
@@ -97,7 +98,7 @@ def _forget_other_negatives(run: RunDirectory) -> None:
     if not path.is_file() or any((run.folder / s).exists() for s in ("stage1", "stage2", "reference", "evaluation")):
         return
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return
     now = run.recipe.model_dump(mode="json")["negatives"]

@@ -28,6 +28,7 @@ from cwdpo.pipeline.reporter import Reporter, Silent
 from cwdpo.processes import processes
 from cwdpo.recipe import EditorSection, GeneratorSection, Recipe
 from cwdpo.recipe.files import recipe_differences
+from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
 
@@ -138,7 +139,7 @@ class RunDirectory:
 
     def _refuse_changes(self, path: Path) -> None:
         try:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = parse_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             before = None
         if not isinstance(before, dict):

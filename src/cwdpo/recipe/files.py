@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cwdpo.errors import RecipeError, one_line
+from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.recipe.whole import Recipe
 
 __all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
@@ -36,8 +37,8 @@ def load_recipe(
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
         try:
-            values = _read_yaml(path)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(
                 f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
             ) from None
@@ -74,41 +75,21 @@ def load_section(model: type[S], overrides: Sequence[str], where: str) -> S:
         raise RecipeError(_explain(error, where, model)) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads plain YAML and refuses a key that is there twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> Any:
-    loader = _Loader(path.read_text(encoding="utf-8"))
-    loader.name = path.name
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
+    shown = one_line(override, 200)
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise RecipeError(f"--set {override}: expected section.key=value, for instance stage2.beta=0.2")
+        raise RecipeError(f"--set {shown}: expected section.key=value, for instance stage2.beta=0.2")
     try:
-        value = yaml.safe_load(raw)
+        value = parse_yaml(raw)
     except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: the value is not YAML; quote it") from None
+        raise RecipeError(f"--set {shown}: the value is not YAML; quote it") from None
     *sections, last = key.strip().split(".")
     node: Any = values
     for name in sections:
         below: Any = {} if node.get(name) is None else node[name]
         if not isinstance(below, dict):
-            raise RecipeError(f"--set {override}: {name} is a value, not a section")
+            raise RecipeError(f"--set {shown}: {name} is a value, not a section")
         node[name] = dict(below)  # of its own: a YAML alias gives two sections one object
         node = node[name]
     node[last] = value

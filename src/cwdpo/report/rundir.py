@@ -10,6 +10,7 @@ import yaml
 
 from cwdpo.errors import RunError, one_line
 from cwdpo.files import read_json, read_jsonl
+from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.report.records import RunRecord, StageRecord, as_map, number
 from cwdpo.report.seeds import pool_seeds
 
@@ -66,7 +67,7 @@ def read_run(folder: Path) -> RunRecord:
     if not path.is_file():
         raise RunError(f"{folder}: not a run directory, it has no recipe.yaml; {hint}")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"{path}: cannot be read: {one_line(error)}; {hint}") from None
     if not isinstance(recipe, dict):
