@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow setup lint docs
+.PHONY: demo test test-slow setup lint docs audit
 
 ## SFT → DPO beside SFT-C → CW-DPO on drawn pictures; ends with cwdpo-demo/report.html
 demo: $(STAMP)
@@ -35,3 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+## Known vulnerabilities in the pinned set, asked of public databases; needs the network, so CI does not run it
+audit: $(STAMP)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

@@ -11,6 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cwdpo.errors import RunError, one_line
+
 __all__ = [
     "append_jsonl",
     "atomic_directory",
@@ -57,9 +59,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, *keys: str) -> Any:
+    """Read a JSON file that we wrote.
+
+    Args:
+        path: The file.
+        *keys: Where given, it must be an object that has these.
+
+    Raises:
+        RunError: It is not JSON any more, or has not these keys.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if keys and not (isinstance(value, dict) and all(key in value for key in keys)):
+        raise _damaged(path, f"it must be an object with {', '.join(keys)}")
+    return value
+
+
+def _damaged(path: Path, why: object) -> RunError:
+    return RunError(f"{path}: is damaged ({one_line(why, 120)}); put it back, or delete the folder that it is in")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -77,13 +97,24 @@ def append_jsonl(path: Path, *rows: Any) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield the values of a JSON-lines file that we wrote; a last line cut short by a kill is left out."""
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
-            if not line.endswith("\n"):
+    """Yield the objects of a JSON-lines file that we wrote; a last line cut short by a kill is left out.
+
+    Raises:
+        RunError: A line is not a JSON object.
+    """
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.endswith(b"\n"):
                 return
-            if line.strip():
-                yield json.loads(line)
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _damaged(path, f"line {number}: {error}") from None
+            if not isinstance(value, dict):
+                raise _damaged(path, f"line {number} is no object")
+            yield value
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -158,6 +159,8 @@ class ChatClient:
     ) -> None:
         self._settings, self._place, self._refused = settings, place, refused
         self._key = os.environ.get(settings.key_variable, "").strip()
+        if not re.fullmatch(r"[!-~]*", self._key):  # the header would be refused with the key in the message
+            raise ServiceError(f"the key in {settings.key_variable} holds characters that no key has; set it anew")
         headers = {"User-Agent": f"cwdpo/{__version__}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -227,11 +230,11 @@ class ChatClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServiceError(one_line(error, 160)) from None
         if response.status_code in _PASSING or response.status_code >= 500:
-            raise _Passing(_told(response), _retry_after(response))
+            raise _Passing(self._told(response), _retry_after(response))
         if response.status_code != 200:
             facts = {"variable": self._settings.key_variable, "place": self._place, "refused": self._refused}
             remedy = _REMEDIES.get(response.status_code, "see {place}").format(**facts)
-            raise ServiceError(f"{_told(response)}; {remedy}")
+            raise ServiceError(f"{self._told(response)}; {remedy}")
         return response
 
     def _read(self, response: httpx2.Response, body: Mapping[str, Any]) -> Reply:
@@ -239,7 +242,7 @@ class ChatClient:
             answer = json.loads(response.content)
             choice = answer["choices"][0]
             texts = [each["message"]["content"] or "" for each in answer["choices"]]
-        except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise _Passing("the answer is no chat completion (cut short?)") from None
         if not all(isinstance(text, str) for text in texts):
             raise _Passing("the answer is no chat completion (its content is no text)")
@@ -254,9 +257,24 @@ class ChatClient:
             more=tuple(texts[1:]),
         )
 
+    def _told(self, response: httpx2.Response) -> str:
+        """Return status and message of a failure."""
+        try:
+            error = json.loads(response.content)["error"]
+            message = error["message"] if isinstance(error, dict) else str(error)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            message = response.content.decode("utf-8", "replace")
+        phrase = f"{response.status_code} {response.reason_phrase}".strip()
+        # The key goes before the message is cut: half a key would stay.
+        return f"{phrase}: {one_line(self._without_key(str(message)), 200)}" if message else phrase
+
+    def _without_key(self, text: str) -> str:
+        """Return a message without the key, which servers like to repeat."""
+        return text.replace(self._key, "…") if self._key else text
+
     def _clean(self, text: str) -> str:
-        """Return a message on one line, without the key, which servers like to repeat."""
-        return one_line(text.replace(self._key, "…") if self._key else text, 600)
+        """Return a message on one line, without the key."""
+        return one_line(self._without_key(text), 600)
 
 
 class _Turns:
@@ -273,17 +291,6 @@ class _Turns:
             turn = max(time.monotonic(), self._next)
             self._next = turn + self._apart
         self._stopped.wait(max(0.0, turn - time.monotonic()))
-
-
-def _told(response: httpx2.Response) -> str:
-    """Return status and message of a failure."""
-    try:
-        error = json.loads(response.content)["error"]
-        message = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        message = response.content[:300].decode("utf-8", "replace")
-    phrase = f"{response.status_code} {response.reason_phrase}".strip()
-    return f"{phrase}: {one_line(message, 200)}" if message else phrase
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

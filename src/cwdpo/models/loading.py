@@ -126,6 +126,8 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool) 
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder}: adapter_config.json cannot be read: {one_line(error)}") from error
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would unpickle adapter_model.bin, or ask the hub
+        raise ModelError(f"{folder}: no adapter_model.safetensors in it; save the adapter with save_pretrained")
     base_path = config.base_model_name_or_path or section.path
     base = _load_base(section, str(base_path), getattr(torch, section.dtype))
     try:

@@ -116,8 +116,10 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Delete what a killed run was writing."""
+        if not (self.folder / "manifest.json").is_file():
+            return  # no run has been here: what lies here is not ours
         for path in self.folder.rglob(".*.tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def settle(self) -> None:
         """Keep recipe and manifest beside the results.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from cwdpo.files import read_json, write_json
 
@@ -30,10 +31,12 @@ def _is_whole(folder: Path) -> bool:
     if not marker.is_file():
         return False
     try:
-        sizes: dict[str, int] = read_json(marker)
+        sizes: Any = read_json(marker)
     except ValueError:
         return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return isinstance(sizes, dict) and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
+    )
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

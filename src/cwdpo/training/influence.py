@@ -61,7 +61,11 @@ class InfluenceCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take the reference and read the start, or take both up again."""
         keys = [r.key for batch in self.updates for r in batch.responses]
-        if state.global_step > 0 and self._start.is_file() and (kept := read_json(self._start))["keys"] == keys:
+        if (
+            state.global_step > 0
+            and self._start.is_file()
+            and (kept := read_json(self._start, "keys", "sums"))["keys"] == keys
+        ):
             self._sums = kept["sums"]
             processes().lead(lambda: trim_rows(self.path, state.global_step))
             return

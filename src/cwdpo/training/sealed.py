@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from cwdpo.errors import RecipeError, RunError
+from cwdpo.errors import RecipeError, RunError, one_line
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights
 from cwdpo.training.checkpoints import seal_checkpoint
@@ -118,10 +122,30 @@ class SealedTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random state and what was added up for the next row, so that a resumed run logs the same rows."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or not (file := Path(checkpoint) / _METERS).is_file():
-            return
-        row: dict[str, Any] = read_json(file)
-        self._tr_loss += row["loss"]
-        self._globalstep_last_logged = row["since"]
-        self.restore_meters(row)
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+            if checkpoint is None or not (file := Path(checkpoint) / _METERS).is_file():
+                return
+            row: dict[str, Any] = read_json(file)
+            self._tr_loss += row["loss"]
+            self._globalstep_last_logged = row["since"]
+            self.restore_meters(row)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore optimizer and schedule."""
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: str | None) -> Generator[None]:
+    """Say in one line that a checkpoint is damaged, or holds a pickle of more than tensors, which is never run."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise RunError(
+            f"{checkpoint}: the checkpoint cannot be read ({one_line(error, 120)}); "
+            "put it back, or delete that folder to go on from the one before"
+        ) from error

@@ -1,0 +1,109 @@
+"""A finished run directory with damaged files: `cwdpo train` again and `cwdpo report` say so in one line, or do it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzzing import cases, damaged, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cwdpo.errors import UserError
+from cwdpo.pipeline import Run
+from cwdpo.recipe.files import load_recipe
+from cwdpo.report import write_report
+from tiny_models import tiny_image
+from tiny_runs import CliServer, tiny_recipe, write_yaml
+
+TEXT = (".json", ".jsonl", ".yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(cli_server: CliServer, tiny_folder: Callable[[str], Path], tmp_path_factory: Any) -> Path:
+    """A folder with a recipe, its data, and its finished run."""
+    home = tmp_path_factory.mktemp("fuzzed")
+    rows: list[dict[str, Any]] = []
+    for i in range(16):
+        tiny_image(home / f"{i}.png", 28, 28)
+        row = {"id": f"r{i}", "images": [f"{i}.png"], "prompt": "What?", "chosen": f"a cat {i}", "rejected": f"dog {i}"}
+        rows.append(row)
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stage = {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4}
+    mix = {"dataset": 1, "other": 1}
+    recipe = tiny_recipe(
+        tiny_folder("qwen2_5_vl"),
+        data={"path": str(home / "rows.jsonl"), "size": None, "held_out": 4},
+        negatives={"stage1": mix, "stage2": mix},
+        stage1=stage,
+        stage2=stage,
+        probes={"prompts": 2},
+        evaluation={"prompts": 2},
+    )
+    del recipe["data"]["size"]
+    write_yaml(home / "recipe.yaml", recipe)
+    code, call = cli_server.run("train", home / "recipe.yaml", "--out", home / "run")
+    assert code == 0, call.stderr
+    return home
+
+
+@st.composite
+def _changed(draw: st.DrawFn, path: Path) -> bytes:
+    """A file damaged, or with other values where it is JSON."""
+    content = path.read_bytes()
+    if path.suffix not in (".json", ".jsonl") or draw(st.booleans()):
+        return draw(damaged(content))
+    lines = content.splitlines() if path.suffix == ".jsonl" else [content]
+    if not lines:
+        return b"[]\n"
+    at = draw(st.integers(0, len(lines) - 1))
+    lines[at] = json.dumps(draw(mutated(json.loads(lines[at])))).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+def _files(home: Path) -> list[str]:
+    """What fuzzing may touch: all that is not weights, pictures or the page."""
+    run = home / "run"
+    found = [p for p in run.rglob("*") if p.is_file() and p.suffix in (*TEXT, ".sqlite") and "model" not in p.parts]
+    return sorted(str(p.relative_to(run)) for p in found)
+
+
+def _asked(do: Callable[[], Any]) -> None:
+    try:
+        do()
+    except UserError as error:
+        assert "\n" not in str(error) and str(error)
+
+
+def _damage_and_ask(
+    finished: Path, data: st.DataObject, do: Callable[[Path], Any], again: tuple[str, ...] = ()
+) -> None:
+    run = finished / "damaged"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(finished / "run", run)
+    inputs = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+    for name in again:  # this step is to be done once more, with what the others left
+        (run / name / "done.json").unlink(missing_ok=True)
+    for name in data.draw(st.lists(st.sampled_from(_files(finished)), min_size=1, max_size=2, unique=True)):
+        if (run / name).is_file():
+            (run / name).write_bytes(data.draw(_changed(run / name)))
+    _asked(lambda: do(run))
+    assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == inputs
+
+
+@given(data=st.data())
+@cases(25, seconds=60)
+def test_report(finished: Path, data: st.DataObject) -> None:
+    _damage_and_ask(finished, data, lambda run: write_report([run], finished / "out" / "report.html"))
+
+
+@given(data=st.data())
+@cases(12, seconds=120)
+def test_train_again(finished: Path, data: st.DataObject) -> None:
+    recipe = load_recipe(finished / "recipe.yaml")
+    again = data.draw(st.sampled_from([(), (), ("evaluation",), ("stage2", "evaluation")]))
+    _damage_and_ask(finished, data, lambda run: Run(run, recipe).execute(), again)
