@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cwdpo.errors import RunError
 from cwdpo.files import (
     append_jsonl,
     atomic_directory,
@@ -31,13 +32,13 @@ def test_round_trips(tmp_path: Path) -> None:
     assert read_json(tmp_path / "deep" / "a.json") == {"é": [1, None, 0.1]}
     write_text(tmp_path / "t", "é\r\n")
     assert (tmp_path / "t").read_bytes() == "é\r\n".encode()
-    rows = [{"text": "a\nb\u2028c"}, 3, None]
+    rows = [{"text": "a\nb\u2028c"}, {"n": None}]
     write_jsonl(tmp_path / "r.jsonl", rows)
     assert list(read_jsonl(tmp_path / "r.jsonl")) == rows
     append_jsonl(tmp_path / "r.jsonl", {"more": 1})
     assert list(read_jsonl(tmp_path / "r.jsonl")) == [*rows, {"more": 1}]
-    append_jsonl(tmp_path / "new" / "r.jsonl", 1)
-    assert list(read_jsonl(tmp_path / "new" / "r.jsonl")) == [1]
+    append_jsonl(tmp_path / "new" / "r.jsonl", {"n": 1})
+    assert list(read_jsonl(tmp_path / "new" / "r.jsonl")) == [{"n": 1}]
     assert not [n for n in names(tmp_path) if ".tmp" in n]
 
 
@@ -56,10 +57,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_rows_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a", [1])
+    write_jsonl(tmp_path / "a", [{"n": 1}])
     with pytest.raises(TypeError):
-        write_jsonl(tmp_path / "a", [1, object()])
-    assert list(read_jsonl(tmp_path / "a")) == [1] and names(tmp_path) == ["a"]
+        write_jsonl(tmp_path / "a", [{"n": 1}, object()])
+    assert list(read_jsonl(tmp_path / "a")) == [{"n": 1}] and names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
@@ -104,3 +105,14 @@ def test_digests(tmp_path: Path) -> None:
     assert text_digest("é") == text_digest("é".encode())
     assert len(text_digest()) == 64
     assert json.loads(json.dumps(text_digest("a"))) == text_digest(b"a")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00", '"x"', "[" * 100_000])
+def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"n": 1}}\n{content}\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"a.jsonl: is damaged \(line 2"):
+        list(read_jsonl(tmp_path / "a.jsonl"))
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=r"a.json: is damaged") as caught:
+        read_json(tmp_path / "a.json", n=int)
+    assert "\n" not in str(caught.value)

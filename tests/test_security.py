@@ -81,7 +81,7 @@ def test_an_adapter_that_is_a_pickle_is_refused(tiny_folder: Callable[[str], Pat
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_folder("qwen2_5_vl")), "r": 2}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Harmful(mark)))
-    with pytest.raises(ModelError, match="adapter_model.safetensors"):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
         load_model(ModelSection(lora=LoraSection()), tmp_path)
     assert not mark.exists()
 
@@ -96,7 +96,7 @@ def test_a_model_with_code_beside_it_is_refused(tiny_folder: Callable[[str], Pat
     }
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "code.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n", encoding="utf-8")
-    with pytest.raises(ModelError, match="trust_remote_code"):
+    with pytest.raises(ModelError, match="custom code"):
         load_model(ModelSection(), folder)
     assert not mark.exists()
 

@@ -59,22 +59,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
 
 
-def read_json(path: Path, *keys: str) -> Any:
+def read_json(path: Path, **shape: type) -> Any:
     """Read a JSON file that we wrote.
 
     Args:
         path: The file.
-        *keys: Where given, it must be an object that has these.
+        **shape: Where given, it must be an object that has these keys, with values of these types.
 
     Raises:
-        RunError: It is not JSON any more, or has not these keys.
+        RunError: It is not JSON any more, or has not this shape.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
-    if keys and not (isinstance(value, dict) and all(key in value for key in keys)):
-        raise _damaged(path, f"it must be an object with {', '.join(keys)}")
+    if shape and not (isinstance(value, dict) and all(isinstance(value.get(k), kind) for k, kind in shape.items())):
+        raise _damaged(path, f"it must be an object with {', '.join(shape)}")
     return value
 
 

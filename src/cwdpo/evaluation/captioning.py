@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import PromptGroup
+from cwdpo.errors import RunError
 from cwdpo.evaluation.kept import kept_rows
 from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
@@ -67,7 +68,10 @@ def caption_hypotheses(
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "name": name}
     depends = str((batch_size, max_new_tokens) if beams == 1 else (batch_size, max_new_tokens, beams))
     rows = kept_rows(groups, path, answer, key=text_digest(key, depends), **settings)
-    return [row.get("captions", [row["caption"]]) for row in rows]
+    found = [row.get("captions", [row.get("caption")]) for row in rows]
+    if not all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in found):
+        raise RunError(f"{path}: is damaged (a row without caption); delete the file")
+    return found
 
 
 def captioner(

@@ -114,7 +114,7 @@ def _source_digests(run: RunDirectory) -> dict[str, str]:
 
 def _check_unchanged(run: RunDirectory) -> None:
     now = _source_digests(run)
-    for path, digest in dict(read_json(run.folder / "data" / "done.json", "sources")["sources"]).items():
+    for path, digest in read_json(run.folder / "data" / "done.json", sources=dict)["sources"].items():
         if now.get(path, digest) != digest:
             raise RunError(f"{path}: the data file has changed since this run began; choose another --out")
 
@@ -245,5 +245,5 @@ def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:
     """Whether negatives were made with another model than the one the stage now starts from (`cwdpo negatives`)."""
     if not (set(mix.sources()) & set(ON_POLICY) or mix.filter.logp is not None):
         return False
-    made = read_json(folder / "tallies.json", "sources") if (folder / "tallies.json").is_file() else {}
+    made = read_json(folder / "tallies.json", sources=dict) if (folder / "tallies.json").is_file() else {}
     return made.get("policy", digest) != digest

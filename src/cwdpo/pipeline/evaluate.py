@@ -45,7 +45,7 @@ def evaluate(run: RunDirectory) -> dict[str, Any]:
 def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
     folder, e = run.folder / "evaluation", run.recipe.evaluation
     if run.done("evaluation"):
-        return read_json(folder / "summary.json")
+        return read_json(folder / "summary.json", after=dict)
     groups = groups_of(run, "held_out")[-e.prompts :]
     run.reporter.step("evaluation", f"captions and scores of {len(groups)} held-out prompts")
     captions: dict[str, list[str]] = {}

@@ -78,7 +78,7 @@ def negatives_of(
         weigher = Weigher(negative_policy(run, stage, model), folder, mix.batch_size) if scored else None
         found = survey(
             groups,
-            read_json(folder / "tallies.json", "sources")["sources"],
+            read_json(folder / "tallies.json", sources=dict)["sources"],
             judge=Judge(mix.filter),
             without=read_json(folder / "counts.json").get("none", 0),
             weigher=weigher,

@@ -197,7 +197,7 @@ def _stopped(number: int, place: str) -> StoppedError:
 def finished_updates(checkpoint: Path | None) -> int:
     """Return the number of updates where a checkpoint is the one after the last update, else 0."""
     state = (
-        read_json(checkpoint / "trainer_state.json", "global_step") if checkpoint is not None else {"global_step": 0}
+        read_json(checkpoint / "trainer_state.json", global_step=int) if checkpoint is not None else {"global_step": 0}
     )
     return state["global_step"] if 0 < state.get("max_steps", 0) <= state["global_step"] else 0
 

@@ -101,7 +101,7 @@ class ProbeCallback(TrainerCallback):
         """Read the start of the stage, or take it up again."""
         start_file, start_json = self.folder / "probe_start.safetensors", self.folder / "probe_start.json"
         resumed = state.global_step > 0 and start_json.is_file() and self.path.is_file()
-        if resumed and read_json(start_json, "digest")["digest"] == self.probes.digest:
+        if resumed and read_json(start_json, digest=str)["digest"] == self.probes.digest:
             self.rows = processes().lead(lambda: trim_rows(self.path, state.global_step))
             self._start = load_file(start_file)["log_probs"] if start_file.is_file() else None
             self._prompt_file.resume(state.global_step)

@@ -64,7 +64,7 @@ class InfluenceCallback(TrainerCallback):
         if (
             state.global_step > 0
             and self._start.is_file()
-            and (kept := read_json(self._start, "keys", "sums"))["keys"] == keys
+            and (kept := read_json(self._start, keys=list, sums=list))["keys"] == keys
         ):
             self._sums = kept["sums"]
             processes().lead(lambda: trim_rows(self.path, state.global_step))

@@ -85,7 +85,7 @@ class TokenFile:
 
     def resume(self) -> None:
         """Take up the start of a run that goes on."""
-        self._start = read_json(self.path, "start")["start"] if self.path.is_file() else None
+        self._start = read_json(self.path, start=object)["start"] if self.path.is_file() else None
 
     def begin(self, *, write: bool) -> None:
         """Forget another run's distributions; `write`: whether this process writes files."""

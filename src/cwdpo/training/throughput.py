@@ -182,7 +182,7 @@ class Throughput(TrainerCallback):
         self._reset()
         self._waited = self._trainer.waiting.seconds
         known = self.path is not None and self.path.is_file() and state.global_step > 0
-        self._earlier = read_json(self.path, "calls")["calls"] if self.path is not None and known else []
+        self._earlier = read_json(self.path, calls=list)["calls"] if self.path is not None and known else []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Note the time; once, count the arithmetic."""
