@@ -48,7 +48,7 @@ def test_further_figures_against_plain_torch(tmp_path: Path) -> None:
 def test_prompt_file_by_hand(tmp_path: Path) -> None:
     """Changes of +1 and +3: mean 2, standard deviation √2, standard error √2/√2 = 1."""
     file = PromptFile(tmp_path)
-    file.begin()
+    file.begin(write=True)
     first = [{"id": "a", "chosen": -3.0, "hard": -5.0}, {"id": "b", "chosen": -4.0}]
     errors = file.keep(0, first, write=True, floor=-3.0, tau=1.0)
     assert errors["chosen"] == 0
@@ -76,7 +76,7 @@ def test_prompt_file_by_hand(tmp_path: Path) -> None:
 def test_token_file(tmp_path: Path) -> None:
     """The start stays, the last reading is replaced, also after a run was taken up again."""
     file = TokenFile(tmp_path)
-    file.begin()
+    file.begin(write=True)
     file.keep(0, [{"id": "a", "places": [1]}], write=True)
     file.keep(10, [{"id": "a", "places": [2]}], write=True)
     again = TokenFile(tmp_path)
