@@ -24,11 +24,11 @@ from transformers.utils import logging as notices
 
 from common import hardware
 from cwdpo.dynamics.stopping import SIGNALS, signal_value, watch
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, read_jsonl, write_json
 from cwdpo.pipeline import Run
 from cwdpo.recipe import Recipe
 from cwdpo.report.figures import draw_figure
-from cwdpo.report.seeds import seed_interval
 from provocations import HEALTHY, PROVOKED, run_provocation
 
 ARMS = {"sft_dpo": ("sft", "dpo"), "sftc_cw": ("sft_c", "cw_dpo")}
@@ -140,7 +140,7 @@ def saved_steps(rows: list[Row]) -> list[Row]:
 def intervals(seeds: list[Row], read: Callable[[Row], float | None]) -> Row:
     """Mean over seeds with its 95 % interval; no ends of one seed."""
     values = [v for row in seeds if (v := read(row)) is not None]
-    mean, low, high = seed_interval(values)
+    mean, low, high = mean_interval(values)
     ends = {} if math.isnan(low) else {"low": low, "high": high}
     return {"mean": mean, **ends, "seeds": len(values)}
 

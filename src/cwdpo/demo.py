@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cwdpo.evaluation.metrics import mean_interval
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_jsonl, write_json
 from cwdpo.pipeline import Reporter, Silent, run_side_by_side, usable_cpus
 from cwdpo.recipe import Recipe

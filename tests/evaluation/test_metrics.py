@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
 from cwdpo.data.words import words
-from cwdpo.evaluation.metrics import cider, mean_interval
+from cwdpo.evaluation.metrics import cider
 
 REFERENCES = [
     ["A dog runs on the beach.", "The dog is running, fast!", "a brown dog at the sea"],
@@ -59,11 +57,3 @@ def test_cider_of_empty_captions_and_odd_texts() -> None:
 def test_cider_needs_references(captions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         cider(captions, references)
-
-
-def test_mean_interval() -> None:
-    # mean 2.5, standard deviation √(5/3) = 1.29099, half width 1.96 × 1.29099 / 2 = 1.26517
-    assert mean_interval([1, 2, 3, 4]) == pytest.approx((2.5, 1.23483, 3.76517), abs=1e-5)
-    assert mean_interval([2, 2]) == (2, 2, 2)
-    mean, low, high = mean_interval([3])
-    assert mean == 3 and math.isnan(low) and math.isnan(high)

@@ -8,14 +8,8 @@ import pytest
 from made_up_runs import made_up_run
 
 from cwdpo.report.rundir import read_run, read_runs
-from cwdpo.report.seeds import pool_seeds, seed_interval
+from cwdpo.report.seeds import pool_seeds
 from cwdpo.report.verdict import compare_runs
-
-
-def test_interval_over_seeds() -> None:
-    """1, 2, 3: mean 2, standard deviation 1, half-width 4.30 / √3 = 2.483."""
-    mean, low, high = seed_interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2, 2 - 2.4826, 2 + 2.4826), abs=1e-3)
 
 
 def test_what_is_pooled(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from cwdpo.pipeline import Silent
 from cwdpo.recipe.files import load_recipe
 from cwdpo.reproduce import FIGURES, reproduce, still_to_run
 from cwdpo.reproduce.arms import ARMS, BASE, STARTS
-from cwdpo.reproduce.claims import CLAIMS, judge, ledger
+from cwdpo.reproduce.claims import CLAIMS
 from cwdpo.reproduce.jobs import TUNING_SEED, Job, Workshop
+from cwdpo.reproduce.ledger import judge, judge_together, ledger
 from cwdpo.reproduce.paper import TABLES, Row, Table
 from cwdpo.reproduce.results import differences, table_results
 from cwdpo.reproduce.running import choose_rates
@@ -165,6 +166,22 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
 def test_verdicts(low: float, high: float, sign: int, verdict: str) -> None:
     assert judge({"mean": (low + high) / 2, "low": low, "high": high}, sign) == verdict
     assert judge({"mean": 0.3}, sign) == "not shown"  # one seed
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "every", "verdict"),
+    [
+        (["holds", "holds"], True, "holds"),
+        (["holds", "does not hold"], False, "holds in part"),
+        (["holds", "does not hold"], True, "does not hold"),
+        (["holds", "not shown"], True, "holds in part"),
+        (["not shown", "does not hold"], False, "does not hold"),
+        (["holds", "not run"], False, "not run"),
+        ([], False, "not run"),
+    ],
+)
+def test_one_verdict_of_several(verdicts: list[str], every: bool, verdict: str) -> None:
+    assert judge_together(verdicts, every=every) == verdict
 
 
 def test_the_ledger_says_what_is_missing_and_what_was_found(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from cwdpo.errors import RunError
 from cwdpo.pipeline import usable_cpus
 from cwdpo.reproduce import COSTS, FIGURES, reproduce, reproduce_figure, still_to_run
 from cwdpo.reproduce.book import write_ledger
-from cwdpo.reproduce.claims import ledger
 from cwdpo.reproduce.jobs import Workshop
+from cwdpo.reproduce.ledger import ledger
 from cwdpo.reproduce.scales import SCALES
 from cwdpo.reproduce.writing import costs_markdown, markdown
 

@@ -9,7 +9,7 @@ import torch
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.evaluation.metrics import mean_interval
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import Scorer
 

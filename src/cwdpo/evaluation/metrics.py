@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from cwdpo.data.words import words
 
-__all__ = ["cider", "cider_of_tokens", "mean_interval"]
+__all__ = ["cider", "cider_of_tokens"]
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
@@ -36,10 +33,3 @@ def cider_of_tokens(captions: Sequence[str], references: Sequence[Sequence[str]]
     gold = {i: list(rows) for i, rows in enumerate(references)}
     score, each = Cider().compute_score(gold, {i: [c] for i, c in enumerate(captions)})
     return 100 * float(score), [100 * float(s) for s in each]
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval (normal approximation), for instance of paired differences."""
-    array = np.asarray(values, dtype=float)
-    half = 1.96 * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.nan
-    return float(array.mean()), float(array.mean()) - half, float(array.mean()) + half

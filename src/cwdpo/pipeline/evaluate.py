@@ -11,7 +11,8 @@ from typing import Any
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.evaluation.captioning import caption_groups, captioner
-from cwdpo.evaluation.metrics import cider, mean_interval
+from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.metrics import cider
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.data import groups_of

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.report.records import RunRecord, StageRecord, as_list, as_map, number
 
-__all__ = ["pool_seeds", "seed_interval"]
+__all__ = ["pool_seeds"]
 
 _PLACES = {"path", "held_out_path", "image_root"}
 """Keys of `data` and `probes` that may differ between seeds: each may have drawn its own data."""
-
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
-"""0.975 quantile of Student's t for 1, 2, … degrees of freedom."""
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean over seeds and its 95 % interval (Student's t); NaN ends where there is one seed."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, math.nan, math.nan
-    t = _STUDENT[n - 2] if n - 2 < len(_STUDENT) else 2.0
-    half = t * statistics.stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
 
 
 def pool_seeds(runs: Sequence[RunRecord]) -> list[RunRecord]:
@@ -64,7 +51,7 @@ def _pooled(runs: list[RunRecord]) -> RunRecord:
     for when in ("before", "after"):
         gaps = [gap for one in runs if (gap := one.measure(when, "grounding")) is not None]
         if gaps:
-            mean, low, high = seed_interval(gaps)
+            mean, low, high = mean_interval(gaps)
             run.section(when)["grounding"] = {"gap": mean, "low": low, "high": high}
     for name in ("stage1", "stage2"):
         stages = [one.stages[name] for one in runs if name in one.stages]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cwdpo.evaluation.metrics import mean_interval
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.recipe.files import recipe_differences
 from cwdpo.report.blocks import Statement, Verdict
 from cwdpo.report.records import RunRecord, as_map, number
 from cwdpo.report.scale import signed, text_of
-from cwdpo.report.seeds import seed_interval
 
 __all__ = ["compare_runs", "describe_run"]
 
@@ -79,7 +78,7 @@ def compare_runs(run: RunRecord, base: RunRecord) -> Verdict | None:
         differences = [_row_value(a, "after", m) - _row_value(b, "after", m) for a, b in shared if _both(a, b, m)]
         over = _Over("pictures", differences, mean_interval)
         if run.seeds or base.seeds:
-            over = _Over("seeds", _seed_differences(run, base, m), seed_interval)
+            over = _Over("seeds", _seed_differences(run, base, m), mean_interval)
         statements += _judge(m, pair, over, _starts(m, starts))
     statements += _grounding([(run.label, run.section("after")), (base.label, base.section("after"))])
     sentence = _sentence(f"Against {base.label}, {run.label}", statements)
@@ -103,7 +102,7 @@ def describe_run(run: RunRecord) -> Verdict | None:
         over = _Over("pictures", [_row_value(r, "after", m) - _row_value(r, "before", m) for r in both], mean_interval)
         if run.seeds:
             pairs = [(one.measure("after", m.key), one.measure("before", m.key)) for one in run.seeds]
-            over = _Over("seeds", [a - b for a, b in pairs if a is not None and b is not None], seed_interval)
+            over = _Over("seeds", [a - b for a, b in pairs if a is not None and b is not None], mean_interval)
         statements += _judge(m, pair, over, "", joint="after, before")
     statements += _grounding([("After", run.section("after")), ("before", run.section("before"))])
     sentence = _sentence(f"Over {stage}, {run.label}", statements)

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json
-from cwdpo.report.seeds import seed_interval
 from cwdpo.reproduce.arms import ARMS, BASE, STARTS
 from cwdpo.reproduce.jobs import Workshop
 from cwdpo.reproduce.paper import Table
@@ -60,7 +60,7 @@ def differences(
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
-    mean, low, high = seed_interval(values)
+    mean, low, high = mean_interval(values)
     ends = {} if math.isnan(low) else {"low": low, "high": high}
     return {"mean": mean, **ends, "seeds": len(values)}
 

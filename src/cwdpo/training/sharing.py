@@ -7,13 +7,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
 from cwdpo.data.schema import PromptGroup
 from cwdpo.models.loading import part_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, ResponseLogits
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import Scorer
 
-__all__ = ["SharedBatches", "SharingScorer"]
+__all__ = ["SharedBatches", "SharingScorer", "shared_loader"]
 
 
 class _Order(Sized, Iterable[int], Protocol):
@@ -68,6 +71,19 @@ class SharedBatches:
 def _dealt(rows: Sequence[int], parts: int) -> Iterator[list[int]]:
     for i in range(parts):
         yield list(rows[len(rows) * i // parts : len(rows) * (i + 1) // parts])
+
+
+def shared_loader(dataset: Any, batches: SharedBatches, collate: Any, args: TrainingArguments) -> DataLoader[Any]:
+    """Return a loader of these micro-batches, with the arguments' workers."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
 
 
 class SharingScorer:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from cwdpo.errors import DataError, ModelError, NonFiniteError
-from cwdpo.models.generation import RandomState, capture_random, inference, restore_random
+from cwdpo.errors import DataError, ModelError
+from cwdpo.models.generation import capture_random, inference, restore_random
 from cwdpo.models.loading import sequence_limit
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import processes
@@ -24,34 +23,14 @@ from cwdpo.scoring.reference import LiveReference, Reference, Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
+from cwdpo.training.meter import Meter, means_over
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.sealed import SealedTrainer
-from cwdpo.training.sharing import SharedBatches, SharingScorer
+from cwdpo.training.sharing import SharedBatches, SharingScorer, shared_loader
 from cwdpo.training.throughput import Stopwatch
+from cwdpo.training.update import TOKENS, Update, add_up, blamed_rows, not_finite, sequence_tokens
 
 __all__ = ["GroupTrainer"]
-
-_TOKENS = "num_tokens"
-
-
-@dataclass
-class _Step:
-    """One update under way: its micro-batches and what has been added up over them."""
-
-    inputs: list[dict[str, Batch]]
-    totals: dict[str, float]
-    gate: bool
-    random_state: RandomState
-    done: int = 0
-    gate_sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    tally: Tally = field(default_factory=Tally)
-    losses: list[Tensor] = field(default_factory=list[Tensor])
-    broken: NonFiniteError | None = None
-
-    def restart(self, gate: bool) -> None:
-        """Forget what was added up, to run the micro-batches again."""
-        self.gate, self.done = gate, 0
-        self.gate_sums, self.tally, self.losses = {}, Tally(), []
 
 
 class GroupTrainer(SealedTrainer):
@@ -104,10 +83,10 @@ class GroupTrainer(SealedTrainer):
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
         )
         self.waiting = Stopwatch()
-        self._step: _Step | None = None
+        self._step: Update | None = None
         self._last_gate = True
-        self._tally = Tally()
         self.team = processes()
+        self._meter = Meter(self.team)
         rows = eval_dataset if train_dataset is None else train_dataset
         self.shared_scorer = SharingScorer(self.scorer, rows, self.encoder) if self.team.size > 1 else self.scorer
         if args.device.type == "cuda":
@@ -152,7 +131,7 @@ class GroupTrainer(SealedTrainer):
     @property
     def update_batches(self) -> list[Batch]:
         """This process's micro-batches of the update under way, or of the last one."""
-        return [inputs["batch"] for inputs in self._step.inputs] if self._step is not None else []
+        return self._step.batches if self._step is not None else []
 
     @property
     def update_totals(self) -> Mapping[str, float]:
@@ -173,26 +152,18 @@ class GroupTrainer(SealedTrainer):
         self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
     ) -> DataLoader[Any]:
         """Return the loader of a data set; of several processes, each gets its share of every update."""
-        training = bool(kwargs.get("is_training"))
         if self.team.size == 1:
             return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        training = bool(kwargs.get("is_training"))
+        order = self._get_train_sampler(dataset) if training else SequentialSampler(dataset)
         batches = SharedBatches(
-            self._get_train_sampler(dataset) if training else SequentialSampler(dataset),
+            order,
             micro=batch_size,
             accumulation=self.args.gradient_accumulation_steps if training else 1,
             ranks=self.team.size,
             drop_last=training and self.args.dataloader_drop_last,
         )
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(shared_loader(dataset, batches, self.data_collator, self.args))
 
     # -- one update ------------------------------------------------------------------------------------------------
 
@@ -209,10 +180,10 @@ class GroupTrainer(SealedTrainer):
             if self.picker is not None:
                 update, updates = self.state.global_step, self.state.max_steps
                 inputs[:] = [{**i, "batch": self.picker(i["batch"], update, updates)} for i in inputs]
-            return _add_up(self._counts(i["batch"]) for i in inputs)
+            return add_up(self._counts(i["batch"]) for i in inputs)
 
-        totals = _add_up(self.team.share(fetch))
-        self._step = _Step(inputs, totals, self._last_gate, capture_random())
+        totals = add_up(self.team.share(fetch))
+        self._step = Update(inputs, totals, self._last_gate, capture_random())
         return inputs, None
 
     def _sampled(self, rollouts: Rollouts, fetch: Callable[[], list[Any]]) -> list[Any]:
@@ -224,7 +195,7 @@ class GroupTrainer(SealedTrainer):
 
     def _counts(self, batch: Batch) -> dict[str, float]:
         counted = self.objective.counts(batch) if batch.groups else {}
-        return counted | {_TOKENS: float(_sequence_tokens(batch))}
+        return counted | {TOKENS: float(sequence_tokens(batch))}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Add one micro-batch's gradient; after the last one, make sure that the gated term was guessed right.
@@ -241,15 +212,15 @@ class GroupTrainer(SealedTrainer):
         step.done += 1
         if step.done < len(step.inputs):
             return torch.zeros_like(loss)
-        gate = self.objective.gate(self._gate_sums(step), step.totals)
+        gate = self.objective.gate(add_up(self.team.share(step.sums_of_gate)), step.totals)
         if gate is not None and gate != step.gate:
             self._redo(model, step, gate)
         self._last_gate = step.gate
-        self._tally.merge(step.tally)
-        self.state.num_input_tokens_seen += int(step.totals[_TOKENS])
+        self._meter.merge(step.tally)
+        self.state.num_input_tokens_seen += int(step.totals[TOKENS])
         return torch.stack(step.losses).sum()
 
-    def _redo(self, model: Any, step: _Step, gate: bool) -> None:
+    def _redo(self, model: Any, step: Update, gate: bool) -> None:
         """Run the update's micro-batches again with the gate as it turned out, from the same random state.
 
         The gate is known only after the whole global batch; guessing the last update's makes the usual update cost
@@ -309,16 +280,13 @@ class GroupTrainer(SealedTrainer):
         own = ask(model, batch.own)
         return torch.cat([own, own.new_full((len(batch.responses) - len(own), *own.shape[1:]), torch.nan)])
 
-    def _check_finite(self, step: _Step, loss: Tensor, scores: Scores, batch: Batch) -> None:
+    def _check_finite(self, step: Update, loss: Tensor, scores: Scores, batch: Batch) -> None:
         """Stop at a loss that is not finite; of several processes, after the last micro-batch, all at once."""
         if bool(torch.isfinite(loss)):
             return
-        bad = [i for i, ok in enumerate(torch.isfinite(scores.logp_sum).tolist()) if not ok]
-        names = {batch.groups[batch.owner[i]].origin for i in bad} or {g.origin for g in batch.groups}
-        step.broken = step.broken or NonFiniteError(
-            f"update {self.state.global_step + 1}: the loss is {float(loss.detach())}; nothing was updated. Rows: "
-            f"{', '.join(sorted(names))}; lower the learning rate, or look at these rows"
-        )
+        what = f"the loss is {float(loss.detach())}"
+        remedy = "lower the learning rate, or look at these rows"
+        step.broken = step.broken or not_finite(self.state.global_step + 1, what, blamed_rows(batch, scores), remedy)
         if self.team.size == 1:
             raise step.broken
 
@@ -328,27 +296,10 @@ class GroupTrainer(SealedTrainer):
             return norm  # float16: the scaler tries scales until gradients are finite, and skips updates meanwhile
         if not bool(torch.isfinite(torch.as_tensor(norm))):
             assert self._step is not None
-            mine = [g.origin for inputs in self._step.inputs for g in inputs["batch"].groups]
-            rows = [name for part in self.team.gather(mine) for name in part]
-            raise NonFiniteError(
-                f"update {self.state.global_step + 1}: the gradient norm is {float(norm)}; nothing was updated. Rows: "
-                f"{', '.join(sorted(set(rows)))}; lower the learning rate, or train in float32"
-            )
+            rows = [name for part in self.team.gather(self._step.rows) for name in part]
+            remedy = "lower the learning rate, or train in float32"
+            raise not_finite(self.state.global_step + 1, f"the gradient norm is {float(norm)}", rows, remedy)
         return norm
-
-    def _gate_sums(self, step: _Step) -> dict[str, float]:
-        """Return what the gate depends on, over all ranks.
-
-        Raises:
-            NonFiniteError: A rank had a loss that is not finite.
-        """
-
-        def mine() -> dict[str, float]:
-            if step.broken is not None:
-                raise step.broken
-            return {name: float(value) for name, value in step.gate_sums.items()}
-
-        return _add_up(self.team.share(mine))
 
     # -- evaluation and logging ------------------------------------------------------------------------------------
 
@@ -373,7 +324,7 @@ class GroupTrainer(SealedTrainer):
             raise DataError(
                 "the evaluation set has no response that the objective can use; give it chosen and rejected ones"
             )
-        means = self._means(tally)
+        means = means_over(self.team, tally)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_loss"] = self.objective.value(means)
         nothing: Any = ()
@@ -381,21 +332,10 @@ class GroupTrainer(SealedTrainer):
             predictions=nothing, label_ids=None, metrics=metrics, num_samples=sum(self.team.gather(rows))
         )
 
-    def _global_tally(self, tally: Tally) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the sums and the counts of a tally over all ranks."""
-        mine = ({name: float(total) for name, total in tally.sums.items()}, tally.counts)
-        sums, counts = (_add_up(parts) for parts in zip(*self.team.gather(mine), strict=True))
-        return sums, counts
-
-    def _means(self, tally: Tally) -> dict[str, float]:
-        sums, counts = self._global_tally(tally)
-        return {name: sums[name] / counts[name] for name in sorted(sums)}
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last log, under the names that TRL uses where it has them."""
         if "loss" in logs:
-            logs = {**logs, "num_tokens": float(self.state.num_input_tokens_seen), **self._means(self._tally)}
-            self._tally = Tally()
+            logs = {**logs, "num_tokens": float(self.state.num_input_tokens_seen), **self._meter.empty()}
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
@@ -404,14 +344,13 @@ class GroupTrainer(SealedTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Estimate 6 × parameters × tokens of one micro-batch, as transformers does for text models."""
         model: Any = self.model
-        return 6 * _sequence_tokens(inputs["batch"]) * sum(p.numel() for p in model.parameters())
+        return 6 * sequence_tokens(inputs["batch"]) * sum(p.numel() for p in model.parameters())
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def meters(self) -> dict[str, Any]:
         """Return what was added up since the last logged row, over all ranks."""
-        sums, counts = self._global_tally(self._tally)
-        found: dict[str, Any] = {"sums": sums, "counts": counts}
+        found: dict[str, Any] = {**self._meter.state()}
         if self.rollouts is not None:
             found["rollouts"] = self.rollouts.state()
         return found
@@ -419,23 +358,9 @@ class GroupTrainer(SealedTrainer):
     def restore_meters(self, meters: dict[str, Any]) -> None:
         """Take up what `meters` returned, on one rank only: the next row adds up over all."""
         if self.is_world_process_zero():
-            self._tally.sums = {name: torch.tensor(s, dtype=torch.float64) for name, s in meters["sums"].items()}
-            self._tally.counts = meters["counts"]
+            self._meter.restore(meters)
 
     def restore_batches(self, meters: dict[str, Any]) -> None:
         """Take up the responses that were sampled for the next updates."""
         if self.rollouts is not None:
             self.rollouts.restore(meters["rollouts"])
-
-
-def _sequence_tokens(batch: Batch) -> int:
-    """Count tokens as TRL does: every response with its prompt before it."""
-    return sum(len(g.prefix_ids) + len(r.ids) for g in batch.groups for r in g.responses)
-
-
-def _add_up(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for row in rows:
-        for name, value in row.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals

@@ -1,0 +1,104 @@
+"""One update under way: its micro-batches, and what is added up over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cwdpo.errors import NonFiniteError
+from cwdpo.models.generation import RandomState
+from cwdpo.objectives.base import Tally
+from cwdpo.scoring.batch import Batch, Scores
+
+__all__ = ["TOKENS", "Update", "add_up", "blamed_rows", "not_finite", "sequence_tokens"]
+
+TOKENS = "num_tokens"
+"""Key of an update's tokens among its totals."""
+
+
+@dataclass
+class Update:
+    """One update under way.
+
+    Attributes:
+        inputs: This process's micro-batches.
+        totals: Denominators over the global batch.
+        gate: What the gate of the objective's gated term is taken to be.
+        random_state: From which the micro-batches are run, and run again.
+        done: Micro-batches that have been run.
+        gate_sums: What the gate depends on.
+        tally: What is logged.
+        losses: Of the micro-batches.
+        broken: Why the update must not be made.
+    """
+
+    inputs: list[dict[str, Batch]]
+    totals: dict[str, float]
+    gate: bool
+    random_state: RandomState
+    done: int = 0
+    gate_sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    tally: Tally = field(default_factory=Tally)
+    losses: list[Tensor] = field(default_factory=list[Tensor])
+    broken: NonFiniteError | None = None
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The micro-batches themselves."""
+        return [inputs["batch"] for inputs in self.inputs]
+
+    @property
+    def rows(self) -> list[str]:
+        """Where this process's prompts are from."""
+        return [group.origin for batch in self.batches for group in batch.groups]
+
+    def restart(self, gate: bool) -> None:
+        """Forget what was added up, to run the micro-batches again."""
+        self.gate, self.done = gate, 0
+        self.gate_sums, self.tally, self.losses = {}, Tally(), []
+
+    def sums_of_gate(self) -> dict[str, float]:
+        """Return what the gate depends on, over this process's rows.
+
+        Raises:
+            NonFiniteError: A loss was not finite.
+        """
+        if self.broken is not None:
+            raise self.broken
+        return {name: float(value) for name, value in self.gate_sums.items()}
+
+
+def not_finite(update: int, what: str, rows: Iterable[str], remedy: str) -> NonFiniteError:
+    """Return the error for a loss or a gradient that is not finite.
+
+    Args:
+        update: Its number, from 1.
+        what: What came out.
+        rows: Where its prompts are from.
+        remedy: What to do.
+    """
+    names = ", ".join(sorted(set(rows)))
+    return NonFiniteError(f"update {update}: {what}; nothing was updated. Rows: {names}; {remedy}")
+
+
+def blamed_rows(batch: Batch, scores: Scores) -> Sequence[str]:
+    """Return where the prompts are from whose responses have no finite log-probability; all of them if none has."""
+    bad = [i for i, ok in enumerate(torch.isfinite(scores.logp_sum).tolist()) if not ok]
+    return [batch.groups[batch.owner[i]].origin for i in bad] or [g.origin for g in batch.groups]
+
+
+def sequence_tokens(batch: Batch) -> int:
+    """Count tokens as TRL does: every response with its prompt before it."""
+    return sum(len(g.prefix_ids) + len(r.ids) for g in batch.groups for r in g.responses)
+
+
+def add_up(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums of several mappings, name by name."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
