@@ -35,8 +35,9 @@ def _text(entry: str) -> str:
     stage1 = {"enabled": False} if start == BASE else {**shared["stage1"], **STARTS[start].stage1}
     stage2 = {"enabled": False} if arm is None else {**shared["stage2"], **arm.stage2}
     own = arm.negatives if arm is not None else {}
+    whole = STARTS.get(entry) or ARMS[entry]
     values = {
-        "name": (STARTS.get(entry) or ARMS[entry]).title,
+        "name": whole.title,
         **shared,
         "data": {"path": "dataset_coco.json", "image_root": "coco", **shared["data"]},
         "negatives": {**shared["negatives"], "stage2": {**({} if "dataset" in own else full.given), **own}},
@@ -49,6 +50,11 @@ def _text(entry: str) -> str:
         "# Made by scripts/make_paper_recipes.py. The paper's negatives are edited by GPT-4: for that, set",
         "# negatives.editor, and edit: 1 in place of perturb: 1.",
     ]
+    if whole.corrected:
+        lines += [
+            "# The method begins with the model's own answers, corrected: for that too set negatives.editor, then",
+            "# negatives.correction: {by: editor} and dataset: 1 in place of perturb: 1. As it stands, it is the loss alone.",
+        ]
     return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

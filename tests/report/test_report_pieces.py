@@ -35,10 +35,10 @@ def a_run(label: str, tv: float, ece: float, right: list[bool], gold: list[float
 
 
 def test_a_verdict_does_the_arithmetic() -> None:
-    # Differences: 3 × +1, 1 × 0 over four pictures: mean .75, sd .5, 1.96 · .5 / √4 = .49: [26, 124] points.
+    # Differences: 6 × +1, 2 × 0 over eight pictures: mean .75, sd .4629, half width 2.365 · .4629 / √8 = .387.
     # Gold: differences all .5 exactly, so the interval has no width.
-    new = a_run("new", 0.05, 0.03, [True, True, True, False], [-0.5, -1.0, -1.5, -2.0])
-    old = a_run("old", 0.20, 0.12, [False, False, False, False], [-1.0, -1.5, -2.0, -2.5])
+    new = a_run("new", 0.05, 0.03, [True, True, True, False] * 2, [-0.5, -1.0, -1.5, -2.0] * 2)
+    old = a_run("old", 0.20, 0.12, [False] * 8, [-1.0, -1.5, -2.0, -2.5] * 2)
     found = compare_runs(new, old)
     assert found is not None
     assert found.sentence == (
@@ -52,11 +52,11 @@ def test_a_verdict_does_the_arithmetic() -> None:
     )
     assert texts["Calibration error (ECE)"] == ("0.030 against 0.120: lower. Both started at 0.020.", "good")
     assert texts["Gold captions, log p per token"] == (
-        "−1.250 against −1.750: +0.500 nats, 95 % interval [0.500, 0.500], 4 pictures.",
+        "−1.250 against −1.750: +0.500 nats, 95 % interval [0.500, 0.500], 8 pictures.",
         "good",
     )
     assert texts["Captions wholly right"] == (
-        "75.0 % against 0.0 %: +75.0 points, 95 % interval [26.0, 124.0], 4 pictures. Both started at 0.0 %.",
+        "75.0 % against 0.0 %: +75.0 points, 95 % interval [36.3, 113.7], 8 pictures. Both started at 0.0 %.",
         "good",
     )
 
@@ -107,11 +107,11 @@ def test_different_pictures_and_starts_are_said() -> None:
 
 
 def test_one_run_is_set_against_its_own_start() -> None:
-    found = describe_run(a_run("new", 0.05, 0.03, [True, True, False, True]))
+    found = describe_run(a_run("new", 0.05, 0.03, [True, True, False, True] * 2))
     assert found is not None
-    # Against all wrong: differences 1, 1, 0, 1 as above.
+    # Against all wrong: differences 1, 1, 0, 1, twice, as above.
     assert found.sentence == "Over Stage 2, new got more captions right. But it ended worse calibrated."
-    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [26.0, 124.0]" in found.statements[2].text
+    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [36.3, 113.7]" in found.statements[2].text
 
 
 def test_grounding_is_stated_without_a_judgement() -> None:

@@ -139,7 +139,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     values, effect = pair
     assert values == pytest.approx([0.1, 0.2, 0.3])
     assert effect["mean"] == pytest.approx(0.2) and effect["seeds"] == 3
-    assert effect["high"] - effect["mean"] == pytest.approx(4.30 * 0.1 / math.sqrt(3))
+    assert effect["high"] - effect["mean"] == pytest.approx(4.303 * 0.1 / math.sqrt(3))
     assert differences(made, "cw_dpo", "dpo", "tv", range(5), {}) is None
     result = table_results(made, TABLES["table6"], range(5), {})
     rows = {row["label"]: row for row in result["rows"]}

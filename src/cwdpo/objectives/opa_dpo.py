@@ -1,4 +1,4 @@
-"""OPA-DPO's preference losses; its data stages (own answers, revisions, SFT on both) come before."""
+"""OPA-DPO's preference losses; own answers, corrections and SFT on both come before (`negatives.correction`)."""
 
 from __future__ import annotations
 

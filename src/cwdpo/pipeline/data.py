@@ -28,6 +28,7 @@ from cwdpo.scenes.rows import write_rows
 from cwdpo.scoring.shared import AutoScorer
 
 __all__ = [
+    "data_groups",
     "groups_of",
     "load_source",
     "negative_policy",
@@ -140,6 +141,8 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
     Raises:
         DataError: The recipe takes negatives from the data alone, and the data has none.
     """
+    if recipe.negatives.correction.by != "none":
+        return  # the model's own answers are the rejected ones
     for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", takes_pairs(recipe))):
         mix: SourceMix = getattr(recipe.negatives, stage)
         if needed and mix.sources() == ["dataset"] and not any(g.by_role(REJECTED) for g in parts[stage]):
@@ -180,7 +183,15 @@ def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ..
 
 
 def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
-    """Return the rows of `stage1`, `stage2` or `held_out`."""
+    """Return the rows of `stage1`, `stage2` or `held_out`; with the model's own answers corrected, if that is asked."""
+    corrected = run.folder / "correction" / f"{part}.jsonl"
+    if run.recipe.negatives.correction.by != "none" and corrected.is_file():
+        return read_part(run, corrected, "response")
+    return data_groups(run, part)
+
+
+def data_groups(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
+    """Return the rows of a part as the data have them."""
     path = run.folder / "data" / f"{part}.jsonl"
     return read_part(run, path, "response") if path.stat().st_size else ()
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cwdpo.errors import RecipeError
+from cwdpo.pipeline.correction import correct_run
 from cwdpo.pipeline.data import prepare_data
 from cwdpo.pipeline.evaluate import evaluate
 from cwdpo.pipeline.reporter import Silent
@@ -36,6 +37,7 @@ class Run(RunDirectory):
             self.reporter = Silent()
         with self.locked():
             team.lead(lambda: self._prepare(ranks))
+            correct_run(self)
             if self.recipe.stage1.enabled:
                 train_stage1(self)
             if self.recipe.stage2.enabled:

@@ -32,9 +32,9 @@ from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "resolved"]
 
-STEPS = ("data", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
+STEPS = ("data", "correction", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
 
 _FIRST_STEP = {
     "name": None,
@@ -61,6 +61,15 @@ def _first_step(key: str) -> str | None:
             return _FIRST_STEP[key]
         key = key.rpartition(".")[0]
     return STEPS[1]
+
+
+def resolved(model: str) -> str:
+    """Return where a model lies that a recipe names: the embedded one, a folder, or a name on a hub."""
+    if model == "scenes":
+        return str(base_path())
+    # Absolute, because an adapter keeps the path of its base and may be read from another folder.
+    folder = Path(model)
+    return str(folder.absolute()) if folder.is_dir() else model
 
 
 @dataclass
@@ -178,7 +187,7 @@ class RunDirectory:
             known = read_json(path)["model"]["digest"] if path.is_file() else None
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path}: is not the manifest that a run keeps; choose another --out") from None
-        if known not in (None, manifest["model"]["digest"]) and (begun := self.begun("negatives/stage1")):
+        if known not in (None, manifest["model"]["digest"]) and (begun := self.begun("correction")):
             raise RunError(
                 f"{self.folder}: the model at {self.model_path} has changed since the step {begun[0]}; "
                 "choose another --out, or put the model back"
@@ -188,11 +197,7 @@ class RunDirectory:
     @property
     def model_path(self) -> str:
         """The model that the run starts from."""
-        if self.recipe.model.path == "scenes":
-            return str(base_path())
-        # Absolute, because an adapter keeps the path of its base and may be read from another folder.
-        folder = Path(self.recipe.model.path)
-        return str(folder.absolute()) if folder.is_dir() else self.recipe.model.path
+        return resolved(self.recipe.model.path)
 
     def stage_model(self, stage: str) -> str:
         """The model that a stage ends with, or the one before it where the stage is left out."""

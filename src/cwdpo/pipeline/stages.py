@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
+from cwdpo.data.schema import REJECTED, PromptGroup
 from cwdpo.errors import RecipeError
+from cwdpo.pipeline.correction import taught
 from cwdpo.pipeline.data import groups_of, takes_negatives, takes_pairs, with_every_chosen, with_negatives
 from cwdpo.pipeline.refresh import Refresher, Rounds
 from cwdpo.pipeline.rundir import RunDirectory
@@ -31,7 +32,7 @@ def train_stage1(run: RunDirectory) -> None:
     if takes_negatives(run.recipe):
         groups = with_negatives(run, "stage1", run.recipe.negatives.stage1, run.model_path)
     else:
-        groups = [g.with_responses(g.by_role(CHOSEN)[:1]) for g in groups_of(run, "stage1")]
+        groups = [taught(g) for g in groups_of(run, "stage1")]
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
     args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in settings_of(Stage1Section)})
 

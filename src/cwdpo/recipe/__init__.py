@@ -7,6 +7,7 @@ from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model import LoraSection, ModelSection
 from cwdpo.recipe.negatives import (
     ON_POLICY,
+    CorrectionSection,
     FilterSection,
     NegativesSection,
     RefreshSection,
@@ -21,6 +22,7 @@ __all__ = [
     "METHODS",
     "ON_POLICY",
     "STAGE2_METHODS",
+    "CorrectionSection",
     "DataSection",
     "EarlyStopSection",
     "EditorSection",

@@ -214,7 +214,7 @@ METHODS: tuple[Method, ...] = (
         *("image_weight", "anchor_weight"),
         image="mask",
         every_chosen=True,
-        note="every chosen response of a prompt, again under the image with 30 % masked; its data stages are not here",
+        note="every chosen response of a prompt, again under the image with 30 % masked; see negatives.correction",
     ),
     _on_policy(
         "grpo",

@@ -12,6 +12,7 @@ from cwdpo.recipe.section import Section
 
 __all__ = [
     "ON_POLICY",
+    "CorrectionSection",
     "FilterSection",
     "NegativesSection",
     "RefreshSection",
@@ -209,6 +210,28 @@ class Stage2Mix(SourceMix):
         return self
 
 
+class CorrectionSection(Section):
+    """The model's own answers, and the same answers corrected with as few changes as can be (OPA-DPO).
+
+    Before Stage 1 the model answers every prompt of both stages. A corrected answer is a chosen response beside those
+    of the data; what the model had said is what the source `dataset` gives. Answers that are right stay out.
+    """
+
+    by: Literal["none", "exact", "editor"] = "none"
+    """Who corrects. none: there are no corrections; `exact`: the grammar, on `scenes`; `editor`: the language model of
+    `negatives.editor`, which is shown the chosen responses."""
+    model: str | None = None
+    """The model whose answers these are; null is model.path."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the answers."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the answers: the likeliest tokens that have this probability together."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest answer, in tokens."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts answered at once."""
+
+
 class NegativesSection(Section):
     """Where the rejected responses of each stage come from."""
 
@@ -217,7 +240,9 @@ class NegativesSection(Section):
     stage2: Stage2Mix = Stage2Mix()
     """Negatives of the preference stage."""
     editor: EditorSection = EditorSection()
-    """Who writes the source `edit`."""
+    """Who writes the source `edit`, rewrites probes and corrects answers."""
+    correction: CorrectionSection = CorrectionSection()
+    """The model's own answers, corrected."""
     seed: int = 0
     """Seed of the draw among sources."""
 
@@ -226,4 +251,8 @@ class NegativesSection(Section):
         asked = "edit" in (*self.stage1.sources(), *self.stage2.sources())
         if asked and not (self.editor.base_url and self.editor.model):
             raise ValueError("the source edit needs negatives.editor.base_url and negatives.editor.model")
+        if self.correction.by == "editor" and not (self.editor.base_url and self.editor.model):
+            raise ValueError(
+                "negatives.correction.by: editor needs negatives.editor.base_url and negatives.editor.model"
+            )
         return self

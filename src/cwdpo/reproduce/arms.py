@@ -22,11 +22,13 @@ class Start:
         title: What people call it.
         stage1: Keys of the recipe's section; the rest are the scale's.
         followed: It is probed while it trains, for the figures.
+        corrected: It also learns the base's own answers, corrected.
     """
 
     title: str
     stage1: _Values
     followed: bool = False
+    corrected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Arm:
         negatives: Keys of `negatives.stage2`.
         tuned: It is compared across methods, so its learning rate is chosen as every method's is.
         followed: It is probed while it trains, for the figures.
+        corrected: It compares with the base's own answers, and takes them corrected for chosen ones too.
     """
 
     start: str
@@ -48,6 +51,7 @@ class Arm:
     negatives: _Values = field(default_factory=dict[str, Any])
     tuned: bool = False
     followed: bool = False
+    corrected: bool = False
 
 
 STARTS: Mapping[str, Start] = {
@@ -55,6 +59,7 @@ STARTS: Mapping[str, Start] = {
     "sft_c": Start(title="SFT-C", stage1={"objective": "sft_c"}),
     "sft_followed": Start(title="SFT", stage1={"objective": "sft"}, followed=True),
     "sft_c_followed": Start(title="SFT-C", stage1={"objective": "sft_c"}, followed=True),
+    "opa_sft": Start(title="SFT, with own answers corrected", stage1={"objective": "sft"}, corrected=True),
     "label_smoothing": Start(
         title="SFT with label smoothing", stage1={"objective": "sft_c", "regularizer": "label_smoothing"}
     ),
@@ -71,7 +76,6 @@ _BASELINES = {
     "ppo": "PPO",
     "grpo": "GRPO",
     "v_dpo": "V-DPO",
-    "opa_dpo": "OPA-DPO",
     "mdpo": "mDPO",
     "rpo": "DPO+NLL",
     "dpo_shift": "DPO-Shift, .5",
@@ -118,6 +122,8 @@ def _arms() -> dict[str, Arm]:
         "cw_dpo": Arm(start="sft_c", title="CW-DPO", stage2=cooled, tuned=True),
     }
     arms |= {n: Arm(start="sft", title=t, stage2={"objective": n}, tuned=True) for n, t in _BASELINES.items()}
+    opa = {"objective": "opa_dpo"}
+    arms["opa_dpo"] = Arm(start="opa_sft", title="OPA-DPO", stage2=opa, tuned=True, corrected=True)
     # Table 2 and beyond: one piece of the recipe taken out
     arms["filtered"] = Arm(start="sft_c", title="CW-DPO, filtered", stage2=cooled, negatives={"filter": {"logp": -5.0}})
     arms["no_sft"] = Arm(start=BASE, title="CW-DPO on the base", stage2=cooled)

@@ -109,9 +109,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("§4.1", "CW-DPO beats PPO", _up("cw_dpo", "ppo", measures=_QUALITY, tuned=True), ("table1",)),
     Claim("§4.1", "CW-DPO beats GRPO", _up("cw_dpo", "grpo", measures=_QUALITY, tuned=True), ("table1",)),
     Claim("§4.1", "CW-DPO beats V-DPO", _up("cw_dpo", "v_dpo", measures=_QUALITY, tuned=True), ("table1",)),
-    Claim(
-        "§4.1", "CW-DPO beats OPA-DPO (its loss)", _up("cw_dpo", "opa_dpo", measures=_QUALITY, tuned=True), ("table1",)
-    ),
+    Claim("§4.1", "CW-DPO beats OPA-DPO", _up("cw_dpo", "opa_dpo", measures=_QUALITY, tuned=True), ("table1",)),
     Claim("§4.1", "Plain DPO can fall below SFT", _down("dpo", "sft", measures=_QUALITY, tuned=True), ("table1",)),
     Claim(
         "§4.1",

@@ -102,8 +102,13 @@ class Workshop:
         begun, arm = STARTS.get(job.entry), ARMS.get(job.entry)
         shared: dict[str, Any] = {name: dict(section) for name, section in self.scale.recipe.items()}
         model, negatives = shared["model"], shared["negatives"]
+        entry = begun or ARMS[job.entry]
         if self.model is not None:
             model["path"] = self.model
+        if entry.corrected:
+            mix = negatives.get("stage2", {})
+            writing = {key: mix[key] for key in ("max_new_tokens", "batch_size") if key in mix}
+            negatives["correction"] = {"by": self.scale.correction, "model": model["path"], **writing}
         start = self.start_job(job.entry, job.seed)
         if arm is not None and start is not None:
             model["path"] = str(self.run_folder(start) / "stage1" / "model")
@@ -114,7 +119,6 @@ class Workshop:
         stage2: dict[str, Any] = {**shared["stage2"], **(arm.stage2 if arm is not None else {})}
         if arm is not None:
             stage2["learning_rate"] = job.rate
-        entry = begun or ARMS[job.entry]
         values = {
             "name": f"{entry.title} ({job.name})",
             "seed": job.seed,

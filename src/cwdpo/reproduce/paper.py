@@ -75,7 +75,7 @@ _TABLE1 = Table(
         Row("PPO", "ppo", _coco(34.9, 28.7, 139.2, 24.7, mmmu=71.4, mmbench=85.8)),
         Row("V-DPO", "v_dpo", _coco(36.6, 28.7, 138.3, 24.8, mmmu=72.9, mmbench=86.8)),
         Row("GRPO", "grpo", _coco(36.5, 28.8, 138.2, 24.9, mmmu=72.8, mmbench=86.9)),
-        Row("OPA-DPO (its loss)", "opa_dpo", _coco(36.8, 29.0, 138.5, 25.1, mmmu=73.1, mmbench=87.2)),
+        Row("OPA-DPO", "opa_dpo", _coco(36.8, 29.0, 138.5, 25.1, mmmu=73.1, mmbench=87.2)),
         Row("CW-DPO", "cw_dpo", {**_CW, "mmmu": 74.6, "mmbench": 89.6}),
         *_beyond("rpo", "dpo_shift", "mdpo", "dpop", "cdpo", "ipo", "simpo", "focal_dpo", "focalpo", "wpo"),
         *_beyond("renormalised", "bounded", "differing"),

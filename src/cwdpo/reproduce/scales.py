@@ -22,6 +22,7 @@ class Scale:
         rates: Those that are tried for a method whose rate is chosen.
         recipe: Sections of the recipe that all runs share.
         given: Negatives that stand for the paper's edited ones.
+        correction: Who corrects the base's own answers for OPA-DPO; none: it is run as its loss alone.
         launched: Each run is a call of `accelerate launch`, one after another, not a process on one thread.
     """
 
@@ -33,6 +34,7 @@ class Scale:
     rates: tuple[float, ...]
     recipe: Mapping[str, Any]
     given: Mapping[str, Any] = field(default_factory=lambda: {"dataset": 1})
+    correction: str = "exact"
     launched: bool = False
 
 
@@ -88,6 +90,7 @@ SCALES: Mapping[str, Scale] = {
             "evaluation": {"batch_size": 64, "max_new_tokens": 48},
         },
         given={"dataset": 0, "perturb": 1},
+        correction="none",
         launched=True,
     ),
 }

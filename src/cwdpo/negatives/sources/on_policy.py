@@ -36,6 +36,7 @@ class OnPolicySource:
         folder: Where texts are kept.
         policy: The model.
         progress: Called with prompts done and their number.
+        samples: How many of a prompt's; default some to spare, for those that are gold ones.
     """
 
     costly = True
@@ -49,6 +50,7 @@ class OnPolicySource:
         folder: Path,
         policy: NegativePolicy,
         progress: Callable[[int, int], None] | None = None,
+        samples: int | None = None,
     ) -> None:
         self.name = name
         self._policy, self._progress, self._seed = policy, progress, seed
@@ -60,7 +62,7 @@ class OnPolicySource:
             "sample": {
                 "temperature": mix.temperature,
                 "top_p": mix.top_p,
-                "num_return_sequences": 2 * mix.most + 2,
+                "num_return_sequences": samples or 2 * mix.most + 2,
             },
         }
         self.settings = {"max_new_tokens": mix.max_new_tokens, **ways[name]}
