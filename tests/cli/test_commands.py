@@ -114,8 +114,9 @@ def test_init_gives_captions_some_negatives(cli: Callable[..., str], tmp_path: P
     tiny_image(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption\na.png,a star\n", encoding="utf-8")
     cli("init", "--data", tmp_path, "--out", tmp_path / "r.yaml")
-    for mix in (load_recipe(tmp_path / "r.yaml").negatives.stage1, load_recipe(tmp_path / "r.yaml").negatives.stage2):
-        assert (mix.dataset, mix.other, mix.beam) == (0, 1, 1)
+    found = load_recipe(tmp_path / "r.yaml").negatives
+    assert found.stage1.shares() == {"perturb": 1, "other": 1}
+    assert found.stage2.shares() == {"perturb": 3, "other": 1}
 
 
 def test_check_writes_and_trains_nothing(

@@ -66,9 +66,9 @@ def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
         raise RecipeError(f"{out}: is there already; choose another --out or pass --force")
     recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
     if data != "scenes" and detect_format(data) in ("captions", "coco", "karpathy"):
-        # Captions come without negatives: half are the model's own, half are captions of other images.
-        mix = {"dataset": 0, "other": 1, "beam": 1}
-        negatives = NegativesSection.model_validate({"stage1": mix, "stage2": mix})
+        # Captions come without negatives: most are the right ones with a fact changed, the rest those of other images.
+        mixes = ({"dataset": 0, "perturb": share, "other": 1} for share in (1, 3))
+        negatives = NegativesSection.model_validate(dict(zip(("stage1", "stage2"), mixes, strict=True)))
         recipe = recipe.model_copy(update={"negatives": negatives})
     if model != "scenes":
         update: dict[str, Any] = {
