@@ -53,7 +53,7 @@ def _text(entry: str) -> str:
     if whole.corrected:
         lines += [
             "# The method begins with the model's own answers, corrected: for that too set negatives.editor, then",
-            "# negatives.correction: {by: editor} and dataset: 1 in place of perturb: 1. As it stands, it is the loss alone.",
+            "# negatives.correction: {by: editor} and dataset: 1 in place of perturb: 1. This is the loss alone.",
         ]
     return "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
