@@ -91,3 +91,39 @@ def test_probe_of_a_broken_model(tmp_path: Path) -> None:
     trainer.add_callback(ProbeCallback(probes, SeparateScorer(), tmp_path, every=1))
     with pytest.raises(NonFiniteError, match=r"after update 1: probe: .*sample\.jsonl:1, sample\.jsonl:2"):
         trainer.train()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_bad_row_can_be_skipped(accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second of three updates is left out: the same weights as from the other two. Its loss is in no mean."""
+    groups = marked(6, 3, tmp_path)
+    cut = {"per_device_train_batch_size": 2 // accumulation, "gradient_accumulation_steps": accumulation}
+    cut |= {"lr_scheduler_type": "constant", "logging_steps": 3}
+    without = train_sft(*spoiled(), [*groups[:2], *groups[4:]], tmp_path / "without", max_steps=2, **cut)
+    trainer = train_sft(*spoiled(), groups, tmp_path / "run", max_steps=3, on_nonfinite="skip", **cut)
+    assert trainer.state.global_step == 3
+    got, want = weights(trainer.model), weights(without.model)
+    assert not [n for n in got if not torch.equal(got[n].nan_to_num(9.0), want[n].nan_to_num(9.0))]
+    assert "skipped: update 2: the loss is nan; nothing was updated. Rows: sample.jsonl:4;" in caplog.text
+    (row,) = [row for row in trainer.state.log_history if "loss" in row]
+    assert row["skipped_updates"] == 1
+    assert row["loss"] == pytest.approx(row["nll/chosen"], rel=1e-3)  # every update has as many chosen responses
+
+
+def test_a_bad_gradient_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of two updates the first has an infinite gradient: it moves nothing, the second does."""
+    model, processor = fresh()
+    bad = [True, False]
+    model.lm_head.weight.register_hook(lambda gradient: gradient / 0.0 if bad.pop(0) else gradient)
+    args = {"per_device_train_batch_size": 2, "lr_scheduler_type": "constant", "objective": "sft"}
+    one = train_sft(*fresh(), rows(4, tmp_path)[2:], tmp_path / "one", max_steps=1, **args)
+    trainer = train_sft(model, processor, rows(4, tmp_path), tmp_path / "run", max_steps=2, on_nonfinite="skip", **args)
+    assert not differing(weights(one.model), weights(trainer.model))
+    assert "update 1: the gradient norm is" in caplog.text
+
+
+def test_too_many_in_a_row_stop(tmp_path: Path) -> None:
+    """A learning rate that throws the weights away leaves nothing that is finite."""
+    args = {"learning_rate": 1e37, "max_steps": 9, "on_nonfinite": "skip"}
+    with pytest.raises(NonFiniteError, match=r"update 7: .*; 5 updates before it were skipped, one after another$"):
+        train_sft(*fresh(), rows(4, tmp_path), tmp_path / "run", **args)

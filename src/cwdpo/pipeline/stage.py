@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import StoppedError
-from cwdpo.files import atomic_directory, read_json, write_json
+from cwdpo.files import append_jsonl, atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
 from cwdpo.pipeline.dynamics import StageDynamics, stage_dynamics
 from cwdpo.pipeline.refresh import Rounds, make_picker
@@ -27,6 +27,7 @@ from cwdpo.scoring.shared import AutoScorer
 from cwdpo.training.api import CWDPOTrainer
 from cwdpo.training.callbacks import MetricsFile, StopOnSignal
 from cwdpo.training.checkpoints import last_checkpoint
+from cwdpo.training.probe_files import trim_rows
 from cwdpo.training.refreshing import RefreshMoment
 from cwdpo.training.throughput import Throughput
 from cwdpo.training.trainer import GroupTrainer
@@ -154,10 +155,19 @@ class Stage:
             picker=make_picker(run, getattr(run.recipe.negatives, self.name), self.rounds.scores),
         )
         trainer.quiet()
+        trainer.guard.told = self._note_skipped
         speed.attach(trainer)
         if probes is not None:
             probes.attach(trainer)
         return _Round(trainer, dynamics, stop, speed, moment, watch)
+
+    def _note_skipped(self, update: int, text: str) -> None:
+        """Say that an update was skipped, and keep it, once even across kills."""
+        self.run.reporter.note(text)
+        if processes().main:
+            path = self.folder / "skipped.jsonl"
+            trim_rows(path, update - 1)
+            append_jsonl(path, {"step": update, "what": text})
 
     def _fill_reference(self, trainer: CWDPOTrainer, *, resuming: bool) -> None:
         """Score the stage's rows under the reference, and show how far that is."""

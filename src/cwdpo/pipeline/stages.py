@@ -120,6 +120,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "warmup_steps": s.warmup_ratio,
         "weight_decay": s.weight_decay,
         "max_grad_norm": s.max_grad_norm,
+        "on_nonfinite": s.on_nonfinite,
         "logging_steps": s.log_steps,
         "logging_first_step": True,
         "save_steps": s.save_steps,

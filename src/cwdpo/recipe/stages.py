@@ -35,6 +35,9 @@ class StageSection(Section):
     """AdamW's decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """An update whose loss or gradient is not finite stops the run, or is left out. Its rows are named, in
+    `skipped.jsonl` where it is left out; more than five in a row stop the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_steps: int = Field(default=100, ge=1)

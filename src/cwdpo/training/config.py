@@ -37,6 +37,7 @@ class GroupTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Longest sequence in tokens. Nothing is cut: a longer row is an error."}
     )
     include_eos: bool = _field(Stage1Section, "include_eos")
+    on_nonfinite: Literal["stop", "skip"] = _field(Stage1Section, "on_nonfinite")
     scorer: Literal["auto", "shared", "separate"] = field(
         default="auto",
         metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
@@ -92,7 +93,7 @@ class SFTCConfig(GroupTrainingArguments):
 
     def section(self) -> Stage1Section:
         """Return the objective's settings, validated."""
-        return self._validated(Stage1Section, (*settings_of(Stage1Section), "include_eos"))
+        return self._validated(Stage1Section, (*settings_of(Stage1Section), "include_eos", "on_nonfinite"))
 
 
 @dataclass
@@ -138,5 +139,5 @@ class CWDPOConfig(GroupTrainingArguments):
 
     def section(self) -> Stage2Section:
         """Return the objective's settings, validated."""
-        names = (*settings_of(Stage2Section), "include_eos")
+        names = (*settings_of(Stage2Section), "include_eos", "on_nonfinite")
         return self._validated(Stage2Section, tuple(n for n in names if getattr(self, n) is not None))

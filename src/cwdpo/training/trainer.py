@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from cwdpo.errors import DataError, ModelError
+from cwdpo.errors import DataError, ModelError, NonFiniteError
 from cwdpo.models.generation import capture_random, inference, restore_random
 from cwdpo.models.loading import sequence_limit
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
@@ -24,11 +24,12 @@ from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
 from cwdpo.training.meter import Meter, means_over
+from cwdpo.training.nonfinite import NonFiniteGuard, blamed_rows, not_finite
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.sealed import SealedTrainer
 from cwdpo.training.sharing import SharedBatches, SharingScorer, shared_loader
 from cwdpo.training.throughput import Stopwatch
-from cwdpo.training.update import TOKENS, Update, add_up, blamed_rows, not_finite, sequence_tokens
+from cwdpo.training.update import TOKENS, Update, add_up, sequence_tokens
 
 __all__ = ["GroupTrainer"]
 
@@ -87,6 +88,7 @@ class GroupTrainer(SealedTrainer):
         self._last_gate = True
         self.team = processes()
         self._meter = Meter(self.team)
+        self.guard = NonFiniteGuard(skip=args.on_nonfinite == "skip")
         rows = eval_dataset if train_dataset is None else train_dataset
         self.shared_scorer = SharingScorer(self.scorer, rows, self.encoder) if self.team.size > 1 else self.scorer
         if args.device.type == "cuda":
@@ -109,6 +111,8 @@ class GroupTrainer(SealedTrainer):
             raise ModelError(
                 "grpo and ppo sample from the whole model in one process; train without others, FSDP and DeepSpeed"
             )
+        if self.guard.skip and self.is_deepspeed_enabled:
+            raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps to itself; use stop, or FSDP")
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""
@@ -212,13 +216,33 @@ class GroupTrainer(SealedTrainer):
         step.done += 1
         if step.done < len(step.inputs):
             return torch.zeros_like(loss)
-        gate = self.objective.gate(add_up(self.team.share(step.sums_of_gate)), step.totals)
+        if self._is_skipped(model, step):
+            return torch.zeros_like(loss)
+        gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
         if gate is not None and gate != step.gate:
             self._redo(model, step, gate)
+            if self._is_skipped(model, step):
+                return torch.zeros_like(loss)
         self._last_gate = step.gate
         self._meter.merge(step.tally)
         self.state.num_input_tokens_seen += int(step.totals[TOKENS])
         return torch.stack(step.losses).sum()
+
+    def _is_skipped(self, model: Any, step: Update) -> bool:
+        """Whether the update must not be made, whatever process has found it so: then its gradient is let go.
+
+        Raises:
+            NonFiniteError: It stops training.
+        """
+        found = [text for text in self.team.gather(str(step.broken) if step.broken is not None else "") if text]
+        if found:
+            step.broken = NonFiniteError(found[0])
+            self._skip(model, step.broken, has_loss=False)
+        return bool(found)
+
+    def _skip(self, model: Any, error: NonFiniteError, *, has_loss: bool) -> None:
+        self.guard.meet(self.state.global_step + 1, error, has_loss=has_loss)
+        model.zero_grad(set_to_none=True)  # the optimizer passes over weights without a gradient
 
     def _redo(self, model: Any, step: Update, gate: bool) -> None:
         """Run the update's micro-batches again with the gate as it turned out, from the same random state.
@@ -281,13 +305,13 @@ class GroupTrainer(SealedTrainer):
         return torch.cat([own, own.new_full((len(batch.responses) - len(own), *own.shape[1:]), torch.nan)])
 
     def _check_finite(self, step: Update, loss: Tensor, scores: Scores, batch: Batch) -> None:
-        """Stop at a loss that is not finite; of several processes, after the last micro-batch, all at once."""
+        """Look at a loss; several processes, and those that skip updates, decide after the last micro-batch."""
         if bool(torch.isfinite(loss)):
             return
         what = f"the loss is {float(loss.detach())}"
         remedy = "lower the learning rate, or look at these rows"
         step.broken = step.broken or not_finite(self.state.global_step + 1, what, blamed_rows(batch, scores), remedy)
-        if self.team.size == 1:
+        if self.team.size == 1 and not self.guard.skip:
             raise step.broken
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -298,7 +322,11 @@ class GroupTrainer(SealedTrainer):
             assert self._step is not None
             rows = [name for part in self.team.gather(self._step.rows) for name in part]
             remedy = "lower the learning rate, or train in float32"
-            raise not_finite(self.state.global_step + 1, f"the gradient norm is {float(norm)}", rows, remedy)
+            error = not_finite(self.state.global_step + 1, f"the gradient norm is {float(norm)}", rows, remedy)
+            self._skip(self.model, error, has_loss=True)
+            return torch.zeros(())
+        if self._step is not None and self._step.broken is None:
+            self.guard.passed()
         return norm
 
     # -- evaluation and logging ------------------------------------------------------------------------------------
@@ -336,6 +364,7 @@ class GroupTrainer(SealedTrainer):
         """Add the metrics gathered since the last log, under the names that TRL uses where it has them."""
         if "loss" in logs:
             logs = {**logs, "num_tokens": float(self.state.num_input_tokens_seen), **self._meter.empty()}
+            logs = self.guard.corrected(logs)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.generation import RandomState
 from cwdpo.objectives.base import Tally
-from cwdpo.scoring.batch import Batch, Scores
+from cwdpo.scoring.batch import Batch
 
-__all__ = ["TOKENS", "Update", "add_up", "blamed_rows", "not_finite", "sequence_tokens"]
+__all__ = ["TOKENS", "Update", "add_up", "sequence_tokens"]
 
 TOKENS = "num_tokens"
 """Key of an update's tokens among its totals."""
@@ -32,7 +31,7 @@ class Update:
         gate_sums: What the gate depends on.
         tally: What is logged.
         losses: Of the micro-batches.
-        broken: Why the update must not be made.
+        broken: Why the update must not be made, where this process has found a reason.
     """
 
     inputs: list[dict[str, Batch]]
@@ -57,37 +56,12 @@ class Update:
 
     def restart(self, gate: bool) -> None:
         """Forget what was added up, to run the micro-batches again."""
-        self.gate, self.done = gate, 0
+        self.gate, self.done, self.broken = gate, 0, None
         self.gate_sums, self.tally, self.losses = {}, Tally(), []
 
     def sums_of_gate(self) -> dict[str, float]:
-        """Return what the gate depends on, over this process's rows.
-
-        Raises:
-            NonFiniteError: A loss was not finite.
-        """
-        if self.broken is not None:
-            raise self.broken
+        """Return what the gate depends on, over this process's rows."""
         return {name: float(value) for name, value in self.gate_sums.items()}
-
-
-def not_finite(update: int, what: str, rows: Iterable[str], remedy: str) -> NonFiniteError:
-    """Return the error for a loss or a gradient that is not finite.
-
-    Args:
-        update: Its number, from 1.
-        what: What came out.
-        rows: Where its prompts are from.
-        remedy: What to do.
-    """
-    names = ", ".join(sorted(set(rows)))
-    return NonFiniteError(f"update {update}: {what}; nothing was updated. Rows: {names}; {remedy}")
-
-
-def blamed_rows(batch: Batch, scores: Scores) -> Sequence[str]:
-    """Return where the prompts are from whose responses have no finite log-probability; all of them if none has."""
-    bad = [i for i, ok in enumerate(torch.isfinite(scores.logp_sum).tolist()) if not ok]
-    return [batch.groups[batch.owner[i]].origin for i in bad] or [g.origin for g in batch.groups]
 
 
 def sequence_tokens(batch: Batch) -> int:
