@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from bad_server import completion, serving
+from bad_server import completion, edited, serving
 from cwdpo.chat.client import ChatClient, ServiceError
+from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.errors import DataError, ModelError, RunError
 from cwdpo.models.loading import load_model
 from cwdpo.pipeline.models import require_model
 from cwdpo.recipe import EditorSection, LoraSection, ModelSection
 from cwdpo.training.sealed import _reading
+from tiny_runs import tiny_recipe, write_yaml
 
 SRC = Path(__file__).parents[1] / "src"
 KEY = "sk-" + "0123456789abcdef" * 3
@@ -195,3 +198,36 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(lambda caption, count: moved) as server:
             assert "307" in _asked(server.url)
         assert not other.headers
+
+
+def test_no_file_of_a_run_and_no_line_holds_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole run with an editor that is asked, refuses once with the key in its words, and answers in the end."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    mix = {"dataset": 0, "edit": 1, "other": 1}
+
+    def plan(caption: str, times: int) -> Any:
+        if times == 1:
+            return 429, {"error": {"message": f"{KEY} asks too often"}}, {"Retry-After": "0"}
+        return 200, edited(caption.replace("a ", "no ", 1)), {}
+
+    with serving(plan) as server:
+        recipe = tiny_recipe(
+            "scenes",
+            negatives={"stage1": mix, "stage2": mix, "editor": {"base_url": server.url, "model": "m", "attempts": 3}},
+            data={"size": 24, "held_out": 4},
+            stage1={"max_steps": 1},
+            stage2={"max_steps": 1},
+            probes={"rewriter": "editor", "kinds": ["chosen_paraphrase"]},
+            evaluation={"prompts": 2},
+        )
+        path = write_yaml(tmp_path / "recipe.yaml", recipe)
+        with caplog.at_level("DEBUG"):
+            said = CliRunner().invoke(app, ["train", str(path), "--out", str(tmp_path / "run")])
+        assert said.exit_code == 0, said.output
+        assert any(headers.get("authorization") == f"Bearer {KEY}" for headers in server.headers)
+    assert "report.html" in said.output and KEY not in said.output + caplog.text
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {"report.html", "manifest.json", "recipe.yaml", "edit.jsonl"} <= {file.name for file in files}
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
