@@ -63,7 +63,7 @@ def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
             progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
             name=name,
         )
-    readings = _readings(run, groups, models)
+    readings = _readings(run, groups, models) if e.likelihoods else {}
     summary, rows = summarise(groups, captions, readings, run.folder)
     write_jsonl(folder / "rows.jsonl", rows)
     write_json(folder / "summary.json", summary)

@@ -99,6 +99,8 @@ class EvaluationSection(Section):
 
     prompts: int = Field(default=256, ge=0)
     """Held-out prompts that are captioned and scored; 0 leaves the step out."""
+    likelihoods: bool = True
+    """Score the held-out responses too: log p by kind, calibration, drift, grounding. false leaves it at captions."""
     batch_size: int = Field(default=32, ge=1)
     """Prompts at once."""
     max_new_tokens: int = Field(default=48, ge=1)

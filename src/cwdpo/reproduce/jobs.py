@@ -128,7 +128,11 @@ class Workshop:
             "stage1": {**shared["stage1"], **(begun.stage1 if begun else {}), "enabled": begun is not None},
             "stage2": {**stage2, "enabled": arm is not None},
             "probes": _FOLLOWED if entry.followed else {"every": 0},
-            "evaluation": {**shared["evaluation"], "prompts": self.scale.evaluated},
+            "evaluation": {
+                **shared["evaluation"],
+                "prompts": self.scale.evaluated,
+                "likelihoods": job.seed != TUNING_SEED,  # captions alone choose the rate
+            },
         }
         return load_recipe(base=values, overrides=self.overrides)
 
