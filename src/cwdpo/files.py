@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cwdpo.errors import RunError, one_line
 
@@ -20,6 +20,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "text_digest",
+    "whole_file",
     "write_bytes",
     "write_json",
     "write_jsonl",
@@ -35,18 +36,25 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Generator[BinaryIO]:
+    """Yield a file to write to; a reader of `path` sees the old file or, once the block has ended well, the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+    with whole_file(path) as handle:
+        handle.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -83,8 +91,10 @@ def _damaged(path: Path, why: object) -> RunError:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON value a line, whole or not at all; rows are taken one at a time."""
+    with whole_file(path) as handle:
+        for row in rows:
+            handle.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 def append_jsonl(path: Path, *rows: Any) -> None:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import pytest
+
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
+from cwdpo.data.stored import StoredGroups
+from cwdpo.files import write_jsonl
 from cwdpo.pipeline.data import with_every_chosen
 from tiny_training import fresh, rows, train_dpo
 
 
-def test_chosen_responses_come_back_once() -> None:
+def _stored(path: Path, groups: list[PromptGroup]) -> StoredGroups:
+    write_jsonl(path, (group.to_json() for group in groups))
+    return StoredGroups(path, path.parent)
+
+
+@pytest.mark.parametrize("left_out", [(), (0,), (1, 2), (3,)])
+def test_chosen_responses_come_back_once(tmp_path: Path, left_out: tuple[int, ...]) -> None:
     gold, revised = Response("gold"), Response("revised", source="edit")
-    data = PromptGroup(
-        "a", (ImageRef(path="a.png"),), (user_message("?"),), (gold, revised, gold, Response("r", REJECTED))
-    )
-    with_negatives = data.with_responses((gold, Response("own", REJECTED, "sample")))
-    (found,) = with_every_chosen([with_negatives], [data])
-    assert [(r.role, r.text) for r in found.responses] == [
-        ("chosen", "gold"),
-        ("chosen", "revised"),
-        ("rejected", "own"),
+    data = [
+        PromptGroup(
+            name, (ImageRef(path="a.png"),), (user_message("?"),), (gold, revised, gold, Response("r", REJECTED))
+        )
+        for name in "abcd"
+    ]
+    negatives = [g.with_responses((gold, Response(f"own {g.id}", REJECTED, "sample"))) for g in data]
+    kept = [g for i, g in enumerate(negatives) if i not in left_out]
+    found = with_every_chosen(_stored(tmp_path / "groups.jsonl", kept), _stored(tmp_path / "data.jsonl", data))
+    assert [[(r.role, r.text) for r in group.responses] for group in pickle.loads(pickle.dumps(found))] == [
+        [("chosen", "gold"), ("chosen", "revised"), ("rejected", f"own {g.id}")] for g in kept
     ]
 
 

@@ -14,6 +14,7 @@ from cwdpo.data.places import RowContext
 from cwdpo.data.rules import REQUIREMENTS, check_group
 from cwdpo.data.schema import PromptGroup
 from cwdpo.data.sources import RowReader, row_reader
+from cwdpo.data.stored import LazyGroups
 from cwdpo.data.tables.arrow import as_arrow
 from cwdpo.errors import DataError
 
@@ -35,6 +36,11 @@ class GroupDataset(Dataset[PromptGroup]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def stamp(self) -> str | None:
+        """What changes whenever the rows change, where they lie in a file of a run; None otherwise."""
+        return self._rows.stamp if isinstance(self._rows, LazyGroups) else None
 
     def __getitem__(self, index: int) -> PromptGroup:
         """Return one group.

@@ -8,7 +8,7 @@ prompt's id alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cwdpo.data.schema import CHOSEN, PromptGroup, Response
 from cwdpo.errors import DataError
@@ -37,7 +37,7 @@ def with_kinds(
     groups: Sequence[PromptGroup],
     kinds: Sequence[str],
     *,
-    train: Sequence[PromptGroup] = (),
+    train: Iterable[PromptGroup] = (),
     written: Mapping[str, Mapping[str, str]] | None = None,
     seed: int = 0,
 ) -> list[PromptGroup]:
@@ -46,7 +46,7 @@ def with_kinds(
     Args:
         groups: Held-out prompts with a chosen response.
         kinds: Keys of `KINDS`; kinds that a prompt has already are left as they are.
-        train: Training prompts, for `other_train` and the random kinds.
+        train: Training prompts, for `other_train` and the random kinds; read once, and only for these.
         written: For the kinds of `WRITTEN`, the texts by prompt id; a prompt without one gets no such response.
         seed: Of all draws.
 
@@ -58,14 +58,15 @@ def with_kinds(
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise DataError(f"probe kind {unknown[0]!r} is unknown; take some of {', '.join(KINDS)}")
-    return [_extended(group, groups, kinds, train, written or {}, seed) for group in groups]
+    golds = _golds(train) if set(kinds) & {"other_train", "random", "random_shuffled"} else []
+    return [_extended(group, _golds(groups), golds, kinds, written or {}, seed) for group in groups]
 
 
 def _extended(
     group: PromptGroup,
-    groups: Sequence[PromptGroup],
+    test: Sequence[tuple[str, str]],
+    train: Sequence[tuple[str, str]],
     kinds: Sequence[str],
-    train: Sequence[PromptGroup],
     written: Mapping[str, Mapping[str, str]],
     seed: int,
 ) -> PromptGroup:
@@ -79,24 +80,28 @@ def _extended(
         if kind in WRITTEN:
             text = written.get(kind, {}).get(group.id, "")
         elif kind == "other_train":
-            text = chance[kind].choice(_golds(train, group, kind))
+            text = chance[kind].choice(_others(train, group, kind))
         elif kind == "other_test":
-            text = chance[kind].choice(_golds(groups, group, kind))
+            text = chance[kind].choice(_others(test, group, kind))
         elif kind == "shuffled":
             text = _shuffled(gold, chance[kind])
         else:
-            text = _of_length(_golds(train, group, kind), len(gold.split()), chance["random"])
+            text = _of_length(_others(train, group, kind), len(gold.split()), chance["random"])
             text = _shuffled(text, chance[kind]) if kind == "random_shuffled" else text
         if text:
             added.append(Response(text, kind, "probe"))
     return group.with_responses([*group.responses, *added])
 
 
-def _golds(groups: Sequence[PromptGroup], but: PromptGroup, kind: str) -> list[str]:
+def _golds(groups: Iterable[PromptGroup]) -> list[tuple[str, str]]:
+    """Return ids and chosen responses."""
+    return [(g.id, g.chosen.text) for g in groups if g.by_role(CHOSEN)]
+
+
+def _others(golds: Sequence[tuple[str, str]], but: PromptGroup, kind: str) -> list[str]:
     """Return the chosen responses of other prompts that are no right answer to this one."""
     right = {*but.references, *(r.text for r in but.by_role(CHOSEN))}
-    texts = (g.chosen.text for g in groups if g.id != but.id and g.by_role(CHOSEN))
-    found = [text for text in texts if text not in right]
+    found = [text for name, text in golds if name != but.id and text not in right]
     if not found:
         raise DataError(f"{but.origin or but.id}: there is no other prompt to take the probe kind {kind!r} from")
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from cwdpo.data import (
     write_rejected,
 )
 from cwdpo.data.schema import CHOSEN, REJECTED, ImageRef, PromptGroup
+from cwdpo.data.stored import LazyGroups, MappedGroups, StoredGroups
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
@@ -153,9 +155,9 @@ def require_negatives(recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]
             )
 
 
-def write_part(run: RunDirectory, path: Path, groups: Sequence[PromptGroup]) -> None:
+def write_part(run: RunDirectory, path: Path, groups: Iterable[PromptGroup]) -> None:
     """Write rows with image paths relative to `data` where the image lies in it: the run can be copied elsewhere."""
-    write_jsonl(path, [_with_relative_images(group, run.folder / "data").to_json() for group in groups])
+    write_jsonl(path, (_with_relative_images(group, run.folder / "data").to_json() for group in groups))
 
 
 def _with_relative_images(group: PromptGroup, root: Path) -> PromptGroup:
@@ -165,11 +167,9 @@ def _with_relative_images(group: PromptGroup, root: Path) -> PromptGroup:
     return replace(group, images=tuple(ImageRef(path=str(p)) for p in inside))
 
 
-def read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> tuple[PromptGroup, ...]:
-    """Read rows that `write_part` wrote."""
-    root = run.folder / "data"
-    source = DataSource(path=path, format="cwdpo", image_root=root, check_images=False, require=require)
-    return load_groups(source).groups
+def read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> StoredGroups:
+    """Return rows that `write_part` wrote; they stay in the file until they are asked for."""
+    return StoredGroups(path, run.folder / "data", require)
 
 
 def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ...], tuple[PromptGroup, ...]]:
@@ -182,7 +182,7 @@ def _draw_scenes(run: RunDirectory, folder: Path) -> tuple[tuple[PromptGroup, ..
     return train, test
 
 
-def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
+def groups_of(run: RunDirectory, part: str) -> StoredGroups:
     """Return the rows of `stage1`, `stage2` or `held_out`; with the model's own answers corrected, if that is asked."""
     corrected = run.folder / "correction" / f"{part}.jsonl"
     if run.recipe.negatives.correction.by != "none" and corrected.is_file():
@@ -190,10 +190,9 @@ def groups_of(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
     return data_groups(run, part)
 
 
-def data_groups(run: RunDirectory, part: str) -> tuple[PromptGroup, ...]:
+def data_groups(run: RunDirectory, part: str) -> StoredGroups:
     """Return the rows of a part as the data have them."""
-    path = run.folder / "data" / f"{part}.jsonl"
-    return read_part(run, path, "response") if path.stat().st_size else ()
+    return read_part(run, run.folder / "data" / f"{part}.jsonl", "response")
 
 
 def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativePolicy:
@@ -206,7 +205,7 @@ def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativeP
     )
 
 
-def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: str) -> list[PromptGroup]:
+def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: str) -> StoredGroups:
     """Give a stage's prompts their negatives, written by the model that the stage starts from."""
     path = run.folder / "negatives" / stage / "groups.jsonl"
 
@@ -217,7 +216,7 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
     if not team.lead(made):
         policy = negative_policy(run, stage, model_path)
         team.lead(lambda: _make_negatives(run, stage, mix, policy), generate=policy.write)
-    return list(read_part(run, path, "chosen"))
+    return read_part(run, path, "chosen")
 
 
 def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
@@ -242,13 +241,39 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
         run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
 
 
-def with_every_chosen(groups: Sequence[PromptGroup], data: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """Give prompts that have their negatives all chosen responses of the data back, each once."""
-    known = {group.id: group.by_role(CHOSEN) for group in data}
-    found: list[PromptGroup] = []
-    for group in groups:
-        texts = {r.text: r for r in (*group.by_role(CHOSEN), *known.get(group.id, ()))}
-        found.append(group.with_responses((*texts.values(), *group.by_role(REJECTED))))
+def with_every_chosen(groups: LazyGroups, data: LazyGroups) -> LazyGroups:
+    """Give prompts that have their negatives all chosen responses of the data back, each once.
+
+    Args:
+        groups: Prompts with negatives.
+        data: The rows that they were made of, in the same order; those that got no negative are not among `groups`.
+    """
+    return MappedGroups(groups, _EveryChosen(groups, data), f"every chosen of {data.stamp}")
+
+
+class _EveryChosen:
+    """Looks the row of the data up that a prompt was made of."""
+
+    def __init__(self, groups: LazyGroups, data: LazyGroups) -> None:
+        self._data = data
+        self._rows = None if len(groups) == len(data) else _places(groups, data)
+
+    def __call__(self, group: PromptGroup, index: int) -> PromptGroup:
+        row = self._data[index if self._rows is None else int(self._rows[index])]
+        assert row.id == group.id, "negatives and data are in another order"
+        texts = {r.text: r for r in (*group.by_role(CHOSEN), *row.by_role(CHOSEN))}
+        return group.with_responses((*texts.values(), *group.by_role(REJECTED)))
+
+
+def _places(groups: Iterable[PromptGroup], data: Iterable[PromptGroup]) -> Any:
+    """Return where each of `groups` is in `data`, which has them all in the same order."""
+    ids = (group.id for group in groups)
+    wanted, found = next(ids, None), array("q")
+    for place, row in enumerate(data):
+        if row.id == wanted:
+            found.append(place)
+            wanted = next(ids, None)
+    assert wanted is None, "negatives of a row that is not in the data"
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,11 @@ def probe_groups(run: RunDirectory) -> list[PromptGroup]:
                 "bring the file back, or set probes.digest to the new content (readings of the two do not compare)"
             )
     else:
-        groups = list(groups_of(run, "held_out"))
-    groups = [g for g in groups if g.by_role(CHOSEN)][: p.prompts]
+        groups = groups_of(run, "held_out")
+    groups = list(islice((g for g in groups if g.by_role(CHOSEN)), p.prompts))
     if not p.kinds or not groups:
         return groups
-    train = [*groups_of(run, "stage1"), *groups_of(run, "stage2")]
+    train = chain(groups_of(run, "stage1"), groups_of(run, "stage2"))
     written = _rewritten(run, groups)
     if "own" in p.kinds:
         written["own"] = _own_answers(run, groups)

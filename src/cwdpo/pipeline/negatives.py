@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class StageNegatives:
         model: The model that wrote on-policy ones and weighed all.
     """
 
-    groups: list[PromptGroup]
+    groups: Sequence[PromptGroup]
     survey: Survey
     dropped: list[dict[str, Any]]
     model: str

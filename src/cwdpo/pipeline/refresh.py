@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cwdpo.data.schema import REJECTED, PromptGroup
+from cwdpo.data.stored import LazyGroups
 from cwdpo.files import append_jsonl, read_json
 from cwdpo.losses import cooling_weight
 from cwdpo.models.loading import state_digest
@@ -59,11 +60,11 @@ class Rounds:
         scores: Log-probabilities of these under the model that the stage starts from.
     """
 
-    def __init__(self, groups: Sequence[PromptGroup], scores: Path) -> None:
-        self.first_groups, self._first_scores = list(groups), scores
+    def __init__(self, groups: LazyGroups, scores: Path) -> None:
+        self.first_groups, self._first_scores = groups, scores
 
     @property
-    def groups(self) -> list[PromptGroup]:
+    def groups(self) -> LazyGroups:
         """The prompts of this round, always as many and in the same order."""
         return self.first_groups
 
@@ -94,7 +95,7 @@ class Refresher(Rounds):
     """
 
     def __init__(
-        self, run: RunDirectory, settings: RefreshSection, start: str, groups: Sequence[PromptGroup], scores: Path
+        self, run: RunDirectory, settings: RefreshSection, start: str, groups: LazyGroups, scores: Path
     ) -> None:
         super().__init__(groups, scores)
         self._run, self._settings, self._start = run, settings, start
@@ -106,11 +107,11 @@ class Refresher(Rounds):
         return self._run.folder / "negatives" / "stage2" / f"refresh-{step}"
 
     @property
-    def groups(self) -> list[PromptGroup]:
+    def groups(self) -> LazyGroups:
         """The prompts of this round, always as many and in the same order."""
         if not self._rows:
             return self.first_groups
-        return list(read_part(self._run, self._folder(self._rows[-1]["step"]) / "groups.jsonl", "chosen"))
+        return read_part(self._run, self._folder(self._rows[-1]["step"]) / "groups.jsonl", "chosen")
 
     @property
     def scores(self) -> Path:

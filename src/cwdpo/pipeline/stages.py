@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from cwdpo.data.schema import REJECTED, PromptGroup
+from cwdpo.data.schema import PromptGroup
+from cwdpo.data.stored import LazyGroups, MappedGroups
 from cwdpo.errors import RecipeError
 from cwdpo.pipeline.correction import taught
 from cwdpo.pipeline.data import groups_of, takes_negatives, takes_pairs, with_every_chosen, with_negatives
@@ -32,7 +33,7 @@ def train_stage1(run: RunDirectory) -> None:
     if takes_negatives(run.recipe):
         groups = with_negatives(run, "stage1", run.recipe.negatives.stage1, run.model_path)
     else:
-        groups = [taught(g) for g in groups_of(run, "stage1")]
+        groups = MappedGroups(groups_of(run, "stage1"), _taught, "taught")
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
     args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in settings_of(Stage1Section)})
 
@@ -42,13 +43,17 @@ def train_stage1(run: RunDirectory) -> None:
     Stage(run, "stage1", s, run.model_path, Rounds(groups, _reference_path(run)), make).train()
 
 
+def _taught(group: PromptGroup, index: int) -> PromptGroup:
+    return taught(group)
+
+
 def train_stage2(run: RunDirectory) -> None:
     """Stage 2 (Algorithm 1, steps 7 to 13)."""
     s = run.recipe.stage2
     if _already_done(run, "stage2"):
         return
     start = run.stage_model("stage1")
-    groups = _compared(run, start) if takes_pairs(run.recipe) else list(groups_of(run, "stage2"))
+    groups = _compared(run, start) if takes_pairs(run.recipe) else groups_of(run, "stage2")
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
     args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
@@ -60,10 +65,9 @@ def train_stage2(run: RunDirectory) -> None:
     Stage(run, "stage2", s, start, rounds, make).train()
 
 
-def _compared(run: RunDirectory, start: str) -> list[PromptGroup]:
+def _compared(run: RunDirectory, start: str) -> LazyGroups:
     """Return the prompts of Stage 2 with the responses that its objective compares."""
     groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
-    groups = [g for g in groups if g.by_role(REJECTED)]
     every = STAGE2_METHODS[run.recipe.stage2.objective].every_chosen
     return with_every_chosen(groups, groups_of(run, "stage2")) if every else groups
 

@@ -67,6 +67,11 @@ class ReferenceCache:
         finally:
             connection.close()
 
+    def count(self) -> int:
+        """Return how many responses are there."""
+        with self._connect() as connection:
+            return connection.execute("SELECT COALESCE(MAX(rowid), 0) FROM logps").fetchone()[0]
+
     def missing(self, keys: Sequence[str]) -> bool:
         """Whether any of the keys is not there."""
         return len(self._read(keys)) < len(set(keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
-from cwdpo.data.grouped import groups_from_dataset
+from cwdpo.data.grouped import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_model, sequence_limit, state_digest
@@ -248,17 +248,23 @@ class CWDPOTrainer(GroupTrainer):
         target: Any = self._ref_model if self._ref_model is not None else self.model
         identity = self._cache_path.with_suffix(".json")
         team = processes()
+        held_out: Any = self.eval_dataset
+        sets = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
+        stamps = [_stamp(part) for part in sets if part is not None]
         team.lead(lambda: self._check_identity(target, identity, resuming=resuming))
+        if team.lead(lambda: self._knows(stamps)):
+            self._filled = True
+            return 0
         # The trainer wraps its model when training begins: until then, a copy of it is sharded.
         target = self.shard(copy.deepcopy(target)) if self.is_fsdp_enabled else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
-            held_out: Any = self.eval_dataset
-            parts = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
-            loaders = [_in_order(d, self.data_collator, self.args, team) for d in parts if d is not None]
+            loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
             whole = (inputs["batch"] for loader in loaders for inputs in loader)
             batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
+        cache = self._cache
+        team.lead(lambda: write_json(self._scored_path, {"rows": stamps, "responses": cache.count()}))
         self._filled = True
         return scored
 
@@ -273,14 +279,43 @@ class CWDPOTrainer(GroupTrainer):
                 raise ModelError(f"{self._cache_path}: made with {what}; choose another output_dir or delete it")
         write_json(identity, current)
 
+    @property
+    def _scored_path(self) -> Path:
+        """Which data sets were scored to the end: not one of their rows needs to be looked at again."""
+        return Path(str(self.args.output_dir)) / "reference_rows.json"
+
+    def _knows(self, stamps: list[str | None]) -> bool:
+        if None in stamps or self._cache is None or not self._scored_path.is_file():
+            return False
+        known = read_json(self._scored_path, rows=list, responses=int)
+        return known["rows"] == stamps and known["responses"] <= self._cache.count()
+
+
+def _stamp(dataset: Any) -> str | None:
+    """Return what changes whenever the rows of a data set change, or None where only reading them tells."""
+    return dataset.stamp if isinstance(dataset, GroupDataset) else None
+
 
 def _in_order(dataset: Any, collator: Any, args: GroupTrainingArguments, team: Processes) -> Any:
     """Return a loader of this process's share of the batches, as many as any other's: at the end some come twice."""
-    size, rows = args.per_device_train_batch_size, range(len(dataset))
-    batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-    batches += batches[-1:] * (-len(batches) % team.size)
-    mine = batches[team.rank :: team.size]
-    return DataLoader(dataset, batch_sampler=mine, collate_fn=collator, num_workers=args.dataloader_num_workers)
+    batches = _Batches(len(dataset), args.per_device_train_batch_size, team)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collator, num_workers=args.dataloader_num_workers)
+
+
+class _Batches:
+    """This process's batches of rows in their order."""
+
+    def __init__(self, rows: int, size: int, team: Processes) -> None:
+        self._rows, self._size, self._team = range(rows), size, team
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // (self._size * self._team.size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        last = -(-len(self._rows) // self._size) - 1
+        for turn in range(len(self)):
+            start = min(turn * self._team.size + self._team.rank, last) * self._size
+            yield list(self._rows[start : start + self._size])
 
 
 def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveReference:
