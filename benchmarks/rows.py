@@ -8,6 +8,7 @@ checkpoint in the middle of the epoch (`resume`), and `cwdpo check`. The rows ar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,26 +20,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import arguments, hardware, report, start
 from PIL import Image
+
+from common import arguments, hardware, report, start
 
 COLOURS = ("red", "blue", "green", "yellow", "grey", "black", "white", "brown")
 SHAPES = ("circle", "square", "triangle", "star", "bus", "dog", "chair", "tree")
+PICTURES = 100
 PHASES = ("check", "prepare", "negatives", "first update", "resume")
 
 
 def write_rows(folder: Path, count: int) -> Path:
     """Write rows with small texts about a few pictures; return the file."""
     folder.mkdir(parents=True)
-    for i, colour in enumerate(COLOURS):
-        Image.new("RGB", (56, 56), colour).save(folder / f"{i}.png")
+    for i in range(PICTURES):
+        Image.new("RGB", (56, 56), (2 * i, 255 - i, 100)).save(folder / f"{i}.png")
     path = folder / "rows.jsonl"
     with path.open("w", encoding="utf-8") as handle:
         for i in range(count):
             shape, other = SHAPES[i % 8], SHAPES[(i + 1) % 8]
             row = {
                 "id": f"row-{i}",
-                "image": f"{i // 8 % 8}.png",
+                "image": f"{i % PICTURES}.png",
                 "prompt": "Describe the image in one sentence.",
                 "chosen": f"A {COLOURS[i // 8 % 8]} {shape} beside {i} others.",
                 "rejected": f"A {COLOURS[i // 8 % 8]} {other} beside {i} others.",
@@ -97,10 +100,8 @@ def phase(name: str, data: Path, out: Path) -> None:
         with run.locked():
             with_negatives(run, "stage1", recipe.negatives.stage1, run.model_path)
     else:
-        try:
+        with contextlib.suppress(StoppedError):
             run.execute()
-        except StoppedError:
-            pass
     print(json.dumps(facts))
 
 
