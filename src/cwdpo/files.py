@@ -24,6 +24,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_jsonl",
+    "write_lines",
     "write_text",
 ]
 
@@ -92,9 +93,14 @@ def _damaged(path: Path, why: object) -> RunError:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, whole or not at all; rows are taken one at a time."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines as UTF-8, whole or not at all; they are taken one at a time."""
     with whole_file(path) as handle:
-        for row in rows:
-            handle.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+        for line in lines:
+            handle.write((line + "\n").encode("utf-8"))
 
 
 def append_jsonl(path: Path, *rows: Any) -> None:

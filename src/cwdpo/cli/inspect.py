@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from cwdpo.recipe import Recipe, StageSection
 __all__ = ["inspect_recipe"]
 
 _GIB = 2**30
+_SCENES = 64
+_SHOWN = 64
 
 
 def inspect_recipe(recipe: Recipe, console: Console) -> None:
@@ -27,10 +29,9 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     Raises:
         UserError: What would stop the run, in one line.
     """
-    from cwdpo.data import split_stages
-    from cwdpo.pipeline import Run, load_source
-    from cwdpo.pipeline.data import require_negatives
+    from cwdpo.pipeline import Run
     from cwdpo.pipeline.models import require_model
+    from cwdpo.pipeline.preparing import share_rows, source_of
     from cwdpo.scenes.rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
@@ -38,48 +39,46 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     d = recipe.data
     with tempfile.TemporaryDirectory() as folder:
+        train, held_out = source_of(recipe, d.path), d.held_out
         if d.path == "scenes":
-            write_rows(Path(folder), 64, d.split_seed, "train")
-            loaded = load_source(recipe, f"{folder}/train.jsonl", format="cwdpo")
-            console.print(f"[bold]data[/]  scenes: {d.size} pictures will be drawn; 64 looked at")
-        else:
-            loaded = load_source(recipe, d.path)
-            console.print(f"[bold]data[/]  {escape(d.path)}: format {loaded.format}, {loaded.rows} rows", end="")
-            console.print(f", {len(loaded.bad_rows)} set aside" if loaded.bad_rows else "")
-        share, held_out = d.held_out if d.held_out < 1 else int(d.held_out), None
-        if d.held_out_path is not None:
-            share, held_out = 0, load_source(recipe, d.held_out_path).groups
-        elif d.path == "scenes":
-            share = min(share, len(loaded.groups) // 2)
-        split = split_stages(loaded.groups, stage1_share=d.stage1_share, held_out=share, seed=d.split_seed)
-        parts = {"stage1": split.stage1, "stage2": split.stage2, "held out": held_out or split.held_out}
-        require_negatives(recipe, parts)
-        _counts(console, recipe, parts)
-        run = Run(Path(folder) / "run", recipe)
-        model = run.trainable(run.model_path)
-        encoder = run.encoder(run.model_path, model)
-        _rows(console, encoder, loaded.groups)
-        _memory(console, recipe, model, encoder, loaded.groups)
+            write_rows(Path(folder), _SCENES, d.split_seed, "train")
+            train, held_out = source_of(recipe, f"{folder}/train.jsonl", format="cwdpo"), min(held_out, _SCENES // 2)
+        elif d.held_out_path is not None:
+            held_out = source_of(recipe, d.held_out_path)
+        with share_rows(recipe, train, held_out, progress=lambda what, done, total: None) as shared:
+            if d.path == "scenes":
+                console.print(f"[bold]data[/]  scenes: {d.size} pictures will be drawn; {_SCENES} looked at")
+            else:
+                rows, bad = shared.train, sum(1 for _ in shared.train.bad_rows())
+                console.print(f"[bold]data[/]  {escape(d.path)}: format {rows.format}, {rows.count} rows", end="")
+                console.print(f", {bad} set aside" if bad else "")
+            _counts(console, recipe, shared.roles)
+            run = Run(Path(folder) / "run", recipe)
+            model = run.trainable(run.model_path)
+            encoder = run.encoder(run.model_path, model)
+            groups = list(islice(shared.train, _SHOWN))
+            _rows(console, encoder, groups)
+            _memory(console, recipe, model, encoder, groups)
     console.print("[green]ok[/]: the recipe, the data and the model fit together")
 
 
-def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Sequence[PromptGroup]]) -> None:
-    for name, groups in parts.items():
-        roles = Counter(r.role for g in groups for r in g.responses)
+def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Mapping[str, int]]) -> None:
+    for name, roles in parts.items():
         stage: StageSection | None = getattr(recipe, name, None)
-        held = ", ".join(f"{n} {role}" for role, n in roles.items()) or "no response"
-        text = f"  {name}: {len(groups)} prompts ({held})"
+        prompts = roles["prompts"]
+        held = ", ".join(f"{n} {role}" for role, n in roles.items() if role != "prompts") or "no response"
+        text = f"  {name.replace('_', ' ')}: {prompts} prompts ({held})"
         if stage is not None and stage.enabled and recipe.data.path != "scenes":
-            by_epochs = math.ceil(stage.epochs * math.ceil(len(groups) / stage.batch_size))
+            by_epochs = math.ceil(stage.epochs * math.ceil(prompts / stage.batch_size))
             updates = stage.max_steps if stage.max_steps > 0 else by_epochs
             text += f", {updates} updates of {stage.batch_size} prompts at {stage.learning_rate:g}"
         console.print(text)
 
 
-def _rows(console: Console, encoder: Any, groups: tuple[PromptGroup, ...]) -> None:
+def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> None:
     image = getattr(encoder.processor, "image_token", None)
     lengths: list[tuple[int, int]] = []
-    for index, group in enumerate(groups[:64]):
+    for index, group in enumerate(groups):
         encoded = encoder.encode(group)
         lengths += [(len(encoded.prefix_ids), len(r.ids)) for r in encoded.responses]
         if index >= 3:
@@ -103,7 +102,7 @@ def _rows(console: Console, encoder: Any, groups: tuple[PromptGroup, ...]) -> No
     console.print(table)
 
 
-def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: tuple[PromptGroup, ...]) -> None:
+def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: Sequence[PromptGroup]) -> None:
     """Print the memory of a Stage 2 update; activations are measured on the first prompt, then scaled."""
     import torch
 

@@ -11,7 +11,7 @@ from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.files import write_bytes, write_jsonl
 
-__all__ = ["with_image_files", "write_groups"]
+__all__ = ["as_file", "with_image_files", "write_groups"]
 
 
 def with_image_files(group: PromptGroup, folder: Path) -> PromptGroup:
@@ -20,7 +20,7 @@ def with_image_files(group: PromptGroup, folder: Path) -> PromptGroup:
     Raises:
         DataError: A picture in memory cannot be used.
     """
-    return replace(group, images=tuple(_as_file(ref, folder) for ref in group.images))
+    return replace(group, images=tuple(as_file(ref, folder) for ref in group.images))
 
 
 def write_groups(path: Path, groups: Iterable[PromptGroup]) -> None:
@@ -29,7 +29,8 @@ def write_groups(path: Path, groups: Iterable[PromptGroup]) -> None:
     write_jsonl(path, (with_image_files(group, folder).to_json() for group in groups))
 
 
-def _as_file(ref: ImageRef, folder: Path) -> ImageRef:
+def as_file(ref: ImageRef, folder: Path) -> ImageRef:
+    """Return an image as a file: one that is none is written to `folder`, named by content."""
     if ref.path is not None:
         return ref
     target = folder / ref.digest()

@@ -1,28 +1,36 @@
-"""A data source read whole: every row a prompt group, or set aside with its reason."""
+"""A data source read row by row: good rows into a scratch file, bad ones set aside with their reason."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from cwdpo.data.export import as_file
 from cwdpo.data.fields import RowError, excerpt, kind_of
 from cwdpo.data.images import ImageError, ImageLimits, image_problem, missing_file
 from cwdpo.data.places import DEFAULT_PROMPT, RowContext
 from cwdpo.data.readers.captions import CaptionChoice
 from cwdpo.data.rules import REQUIREMENTS, check_group
 from cwdpo.data.schema import ImageRef, PromptGroup
+from cwdpo.data.scratch import Scratch
 from cwdpo.data.sources import RowReader, open_source
-from cwdpo.data.tables.raw import RawRow
+from cwdpo.data.splits import content_digest
+from cwdpo.data.tables.raw import RawRow, RawTable
 from cwdpo.errors import DataError, one_line
 from cwdpo.files import write_jsonl
 
-__all__ = ["BadRow", "DataSource", "LoadedData", "load_groups", "write_rejected"]
+__all__ = ["BadRow", "DataSource", "LoadedData", "SourceRows", "load_groups", "read_source", "write_rejected"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Is told of `rows` read (their number is not known) and of `images` looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,63 +128,110 @@ class LoadedData:
 
 
 def load_groups(source: DataSource, *, progress: Callable[[int, int], None] | None = None) -> LoadedData:
-    """Read a data source. Rows are read first, then images looked at: a bad row of text is found in seconds.
-
-    Images are never held: each is decoded and let go, in threads.
+    """Read a data source into memory; images are never held.
 
     Args:
         source: What to read and how strictly.
         progress: Called with the images checked so far and their number.
 
     Raises:
+        DataError: As `read_source`.
+    """
+
+    def told(what: str, done: int, total: int | None) -> None:
+        if progress is not None and total is not None:
+            progress(done, total)
+
+    with read_source(source, progress=told) as rows:
+        return LoadedData(tuple(rows), tuple(rows.bad_rows()), rows.format, rows.count)
+
+
+def write_rejected(path: Path, bad_rows: Iterable[BadRow]) -> None:
+    """Write `rejected_rows.jsonl`: file, row, reason and the beginning of each row set aside; whole or not at all."""
+    write_jsonl(path, (row.to_json() for row in bad_rows))
+
+
+@contextlib.contextmanager
+def read_source(
+    source: DataSource,
+    *,
+    progress: Progress | None = None,
+    contents: bool = False,
+    folder: Path | None = None,
+    scratch: Path | None = None,
+) -> Generator[SourceRows]:
+    """Read a data source and yield its rows, which lie in a scratch file while the block lasts.
+
+    Rows are read first, then images looked at: a bad row of text is found in seconds. Neither rows nor images are
+    held: what is in memory does not grow with them.
+
+    Args:
+        source: What to read and how strictly.
+        progress: Who is told.
+        contents: Whether images are told apart by their content, so that the rows can be shared out.
+        folder: Where images that are no files are written, named by content; None: they stay where they are.
+        scratch: Folder for the scratch file; None: the system's for temporary files.
+
+    Raises:
         DataError: One line: the file cannot be read; a row is bad and `on_bad_row` is `stop`; or too many are.
     """
-    choice = CaptionChoice(source.prompt, source.captions, source.seed)
-    name, table, reader = open_source(source.path, source.format, source.split, choice)
-    root = table.root if source.image_root is None else _folder(source.image_root)
-    stem = Path(source.path).name.partition(":")[0].partition(".")[0] or "row"
-    rows = _Rows(source, reader, partial(RowContext, root=root, stem=stem))
-    for raw in table.rows:
-        if rows.count == source.limit:
-            break
-        rows.add(raw)
-    if source.need_images:
-        rows.check_images(progress)
-    groups, bad = rows.sorted()
-    _refuse_too_many(source, bad, rows.count)
-    return LoadedData(groups, bad, name, rows.count)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp") as place:
+        store = Scratch(Path(place) / "rows.sqlite")
+        try:
+            rows = SourceRows(source, store)
+            rows.read(progress or _untold)
+            if source.need_images:
+                rows.look_at_images(progress or _untold, contents=contents, folder=folder)
+            rows.refuse_too_many()
+            yield rows
+        finally:
+            store.close()
 
 
-def write_rejected(path: Path, bad_rows: Sequence[BadRow]) -> None:
-    """Write `rejected_rows.jsonl`: file, row, reason and the beginning of each row set aside; whole or not at all."""
-    write_jsonl(path, [row.to_json() for row in bad_rows])
+class SourceRows:
+    """The rows of a source, as far as they are good.
 
+    Attributes:
+        format: The format that was read.
+        count: How many rows were read, good and bad.
+    """
 
-class _Rows:
-    """Rows as they come in: good ones with their groups, bad ones with their reason."""
-
-    def __init__(self, source: DataSource, reader: RowReader, context: Callable[..., RowContext]) -> None:
+    def __init__(self, source: DataSource, store: Scratch) -> None:
+        self.store = store
         self.count = 0
         self._source = source
-        self._reader = reader
-        self._context = context
-        self._good: list[tuple[RawRow, list[PromptGroup]]] = []
-        self._bad: list[tuple[int, BadRow]] = []
-        self._places: list[int] = []
-        self._ids: dict[str, int] = {}
+        choice = CaptionChoice(source.prompt, source.captions, source.seed)
+        self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
+            open_source, source.path, source.format, source.split, choice
+        )
+        self.format, self._table, self._reader = self._open()
+        root = self._table.root if source.image_root is None else _folder(source.image_root)
+        stem = Path(source.path).name.partition(":")[0].partition(".")[0] or "row"
+        self._context = partial(RowContext, root=root, stem=stem)
 
-    def add(self, raw: RawRow) -> None:
-        """Read one row; where it is bad, raise or set it aside."""
-        self.count += 1
-        try:
-            groups = self._read(raw)
-        except RowError as error:
-            self._set_aside(self.count, raw.file, raw.number, error, raw.value)
-            return
-        self._good.append((RawRow(raw.number, excerpt(raw.value), file=raw.file), groups))
-        self._places.append(self.count)
+    def __iter__(self) -> Iterator[PromptGroup]:
+        """Yield the groups in the order of the source."""
+        return iter(self.store)
 
-    def _read(self, raw: RawRow) -> list[PromptGroup]:
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def bad_rows(self) -> Iterator[BadRow]:
+        """Yield what was set aside, in the order of the source."""
+        return (BadRow(*fields) for fields in self.store.bad_rows())
+
+    def read(self, progress: Progress) -> None:
+        """Read the text of all rows."""
+        for raw in islice(self._table.rows, self._source.limit):
+            self.count += 1
+            try:
+                self._add(raw)
+            except RowError as error:
+                self._set_aside(self.count, raw, error)
+            if self.count % 1000 == 0:
+                progress("rows", self.count, None)
+
+    def _add(self, raw: RawRow) -> None:
         if raw.error is not None:
             raise raw.error
         if not isinstance(raw.value, Mapping):
@@ -184,66 +239,85 @@ class _Rows:
         groups = self._reader(raw.value, self._context(file=raw.file, number=raw.number, table=raw.table))
         for group in groups:
             check_group(group, self._source.require)
-            if group.id in self._ids:
-                raise RowError("duplicate id", f"{group.id!r} is also the id of row {self._ids[group.id]}")
-        self._ids.update((group.id, raw.number) for group in groups)
-        return groups
+            known = self.store.number_of(group.id)
+            if known is not None:
+                raise RowError("duplicate id", f"{group.id!r} is also the id of row {known}")
+        for group in groups:
+            self.store.add(self.count, raw.number, group, raw.table, raw.file)
 
-    def check_images(self, progress: Callable[[int, int], None] | None) -> None:
-        """Look at every image once; rows with one that cannot be used are bad, in the order of the file."""
-        good, self._good = self._good, []
-        places, self._places = self._places, []
-        problems = _ImageProblems(self._source, [g for _, groups in good for g in groups], progress)
-        for place, (raw, groups) in zip(places, good, strict=True):
-            problem = next((p for group in groups for ref in group.images if (p := problems.of(ref))), None)
-            if problem is None:
-                self._good.append((raw, groups))
-            else:
-                self._set_aside(place, raw.file, raw.number, RowError(problem.kind, problem.detail), raw.value)
-
-    def sorted(self) -> tuple[tuple[PromptGroup, ...], tuple[BadRow, ...]]:
-        """Return the groups and the bad rows in the order of the file."""
-        bad = sorted(self._bad, key=lambda pair: pair[0])
-        return tuple(g for _, groups in self._good for g in groups), tuple(row for _, row in bad)
-
-    def _set_aside(self, place: int, file: str, number: int, error: RowError, value: Any) -> None:
-        if self._source.on_bad_row == "stop":
-            raise DataError(f"{file} row {number}: {error}; mend the row or set data.on_bad_row: skip") from error
-        self._bad.append((place, BadRow(file, number, error.kind, excerpt(str(error), 400), excerpt(value))))
-
-
-class _ImageProblems:
-    """Why images cannot be used, each image looked at once, a few ahead of the row that asks."""
-
-    def __init__(
-        self, source: DataSource, groups: Sequence[PromptGroup], progress: Callable[[int, int], None] | None
-    ) -> None:
-        refs = dict.fromkeys(ref for group in groups for ref in group.images)
-        self._total = len(refs)
-        self._known: dict[ImageRef, ImageError | None] = {}
-        self._progress = progress
-        self._found = self._look(list(refs), source)
-
-    def of(self, ref: ImageRef) -> ImageError | None:
-        """Return why an image cannot be used, or None."""
-        while ref not in self._known:
-            found, problem = next(self._found)
-            self._known[found] = problem
-            if self._progress is not None:
-                self._progress(len(self._known), self._total)
-        return self._known[ref]
-
-    @staticmethod
-    def _look(refs: list[ImageRef], source: DataSource) -> Iterator[tuple[ImageRef, ImageError | None]]:
-        if not source.check_images:
-            yield from ((ref, missing_file(ref)) for ref in refs)
-            return
-        workers = source.workers or min(8, os.cpu_count() or 1)
-        check = partial(image_problem, limits=source.limits)
+    def look_at_images(self, progress: Progress, *, contents: bool, folder: Path | None) -> None:
+        """Look at every image once, in threads; rows with one that cannot be used are bad."""
+        total, done, bad = self.store.images(), 0, 0
+        workers = self._source.workers or min(8, os.cpu_count() or 1)
+        look = partial(_look, source=self._source, contents=contents, folder=folder)
         with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(refs), 32 * workers):
-                part = refs[start : start + 32 * workers]
-                yield from zip(part, pool.map(check, part), strict=True)
+            for part in self.store.batches(32 * workers):
+                known: list[tuple[int, str, str | None]] = []
+                numbers, refs = zip(*part, strict=True)
+                for number, (problem, digest, path) in zip(numbers, pool.map(look, refs), strict=True):
+                    if problem is not None:
+                        self.store.note_problem(number, problem.kind, problem.detail)
+                        bad += 1
+                    elif digest is not None:
+                        known.append((number, digest, path))
+                    done += 1
+                    progress("images", done, total)
+                if bad and self._source.on_bad_row == "stop":
+                    break
+                self.store.note_images(known)
+        if bad:
+            self._set_images_aside()
+
+    def _set_images_aside(self) -> None:
+        """Set rows with images that cannot be used aside. The source is read again for what stands in them."""
+        wanted = self.store.broken_rows()
+        row, problem = next(wanted)
+        for number, raw in enumerate(self._open()[1].rows, 1):
+            if number == row:
+                self._set_aside(row, raw, RowError(*problem))
+                row, problem = next(wanted, (0, ("", "")))
+        self.store.drop_broken()
+
+    def _set_aside(self, row: int, raw: RawRow, error: RowError) -> None:
+        if self._source.on_bad_row == "stop":
+            raise DataError(
+                f"{raw.file} row {raw.number}: {error}; mend the row or set data.on_bad_row: skip"
+            ) from error
+        fields = (raw.file, raw.number, error.kind, excerpt(str(error), 400), excerpt(raw.value))
+        self.store.set_aside(row, fields)
+
+    def refuse_too_many(self) -> None:
+        """Raise where more rows are bad than may be.
+
+        Raises:
+            DataError: One line with the share and the most common reasons.
+        """
+        source, (bad, kinds) = self._source, self.store.bad_kinds()
+        if self.count == 0:
+            raise DataError(f"{source.path}: no rows")
+        share = bad / self.count
+        if share <= source.max_bad_share and bad < self.count:
+            return
+        common, first = ", ".join(f"{kind} ({count})" for kind, count in kinds[:3]), next(self.bad_rows())
+        raise DataError(
+            one_line(
+                f"{source.path}: {bad} of {self.count} rows are bad, {share:.1%}, more than data.max_bad_share = "
+                f"{source.max_bad_share:.1%}; most common: {common}; the first is row {first.row}: {first.reason}; "
+                "mend them or raise the limit",
+                600,
+            )
+        )
+
+
+def _look(
+    ref: ImageRef, source: DataSource, contents: bool, folder: Path | None
+) -> tuple[ImageError | None, str | None, str | None]:
+    """Return why an image cannot be used; where it can, its digest and the file that it was written to."""
+    problem = image_problem(ref, source.limits) if source.check_images else missing_file(ref)
+    if problem is not None or not contents:
+        return problem, None, None
+    written = as_file(ref, folder) if folder is not None else ref
+    return None, content_digest(ref), written.path if written is not ref else None
 
 
 def _folder(path: str | Path) -> Path:
@@ -253,18 +327,5 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _refuse_too_many(source: DataSource, bad: Sequence[BadRow], rows: int) -> None:
-    if rows == 0:
-        raise DataError(f"{source.path}: no rows")
-    share = len(bad) / rows
-    if share <= source.max_bad_share and len(bad) < rows:
-        return
-    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(row.kind for row in bad).most_common(3))
-    raise DataError(
-        one_line(
-            f"{source.path}: {len(bad)} of {rows} rows are bad, {share:.1%}, more than data.max_bad_share = "
-            f"{source.max_bad_share:.1%}; most common: {kinds}; the first is row {bad[0].row}: {bad[0].reason}; "
-            "mend them or raise the limit",
-            600,
-        )
-    )
+def _untold(what: str, done: int, total: int | None) -> None:
+    """Tell nobody."""

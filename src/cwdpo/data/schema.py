@@ -59,6 +59,22 @@ class ImageRef:
             return self.stored.name
         return self.path or ("<bytes in the row>" if self.data is not None else "<image in memory>")
 
+    def to_json(self, root: Path | None = None) -> Any:
+        """Return what stands for the image in a row: its path.
+
+        Args:
+            root: Folder that the path is given relative to, where it lies in it; absolute otherwise. None: as it is.
+
+        Raises:
+            ValueError: It is not a file.
+        """
+        if self.path is None:
+            raise ValueError(f"image {self.name}: only images that are files can be written as JSON")
+        if root is None:
+            return self.path
+        path = Path(self.path)
+        return str(path.relative_to(root) if path.is_relative_to(root) else path.absolute())
+
     def digest(self) -> str:
         """Return the SHA-256 of the image's content, and of what is done to it, in hex.
 
@@ -141,17 +157,19 @@ class PromptGroup:
         """Return the same prompt with other responses."""
         return replace(self, responses=tuple(responses))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, images: Sequence[ImageRef] | None = None, *, root: Path | None = None) -> dict[str, Any]:
         """Return the row of our JSONL format. Images must be files.
+
+        Args:
+            images: Other images.
+            root: Folder that paths are given relative to, as for `ImageRef.to_json`.
 
         Raises:
             ValueError: An image is not a file.
         """
-        if any(image.path is None for image in self.images):
-            raise ValueError(f"row {self.id}: only images that are files can be written as JSONL")
         row: dict[str, Any] = {
             "id": self.id,
-            "images": [image.path for image in self.images],
+            "images": [image.to_json(root) for image in (self.images if images is None else images)],
             "prompt": [dict(m) for m in self.messages],
             "responses": [r.to_json() for r in self.responses],
         }

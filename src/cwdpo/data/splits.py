@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.errors import DataError, one_line
 from cwdpo.files import text_digest
 
-__all__ = ["StageSplit", "split_indices", "split_stages"]
+__all__ = [
+    "PARTS",
+    "SharedOut",
+    "StageSplit",
+    "content_digest",
+    "prompt_digest",
+    "share_out",
+    "split_indices",
+    "split_stages",
+]
 
 T = TypeVar("T")
+
+PARTS = ("stage1", "stage2", "held_out")
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,25 @@ class StageSplit(Generic[T]):
     held_out: tuple[T, ...]
 
 
+@dataclass(frozen=True)
+class SharedOut:
+    """Which part every group goes to, and in which order: by rank, then by id.
+
+    Attributes:
+        ranks: `Int64[groups]`, equal for groups that stay together.
+        bounds: For each part, its first rank and the one after its last.
+    """
+
+    ranks: Any
+    bounds: Mapping[str, tuple[int, int]]
+
+
 def split_stages(
     groups: Sequence[PromptGroup], *, stage1_share: float = 0.75, held_out: float = 0, seed: int = 0
 ) -> StageSplit[PromptGroup]:
     """Split groups by image; see `split_indices`."""
     split = split_indices(groups, stage1_share=stage1_share, held_out=held_out, seed=seed)
-    return StageSplit(
-        stage1=tuple(groups[i] for i in split.stage1),
-        stage2=tuple(groups[i] for i in split.stage2),
-        held_out=tuple(groups[i] for i in split.held_out),
-    )
+    return StageSplit(*(tuple(groups[i] for i in getattr(split, part)) for part in PARTS))
 
 
 def split_indices(
@@ -51,46 +72,80 @@ def split_indices(
 ) -> StageSplit[int]:
     """Split groups by image: those that share one, by content and whatever its file is called, stay together.
 
-    Groups without an image stay together where their prompts are equal. Bundles of groups are put in the order of a
-    hash of seed and content, and cut where the counts of groups come nearest to what is asked; so the parts do not
-    depend on the order of the file, and few groups move when rows are added. (The paper says 75/25 and neither the
-    unit nor the seed.)
-
     Args:
         groups: The data, read one group at a time.
-        stage1_share: Share of the groups that are not held out, 0 to 1, that go to Stage 1; the rest is Stage 2's.
-        held_out: Groups to hold out: a number, or a share of all where below 1.
-        seed: Another seed, another split.
+        stage1_share: As for `share_out`.
+        held_out: Likewise.
+        seed: Likewise.
 
     Returns:
         Indices into `groups`.
 
     Raises:
-        DataError: Shares out of range, more held out than there is, an image that cannot be read, or too few images
-            for a part that was asked for.
+        DataError: As `share_out`, or an image that cannot be read.
     """
-    _check_shares(len(groups), stage1_share, held_out)
-    keys = _content_keys(groups)
-    names = {index: groups[index].id for index in range(len(groups))}
-    bundles = _bundles(keys)
-    order = sorted(bundles, key=lambda key: text_digest(str(seed), key))
-    wanted = round(held_out * len(groups)) if held_out < 1 else int(held_out)
-    first, rest = _cut([len(bundles[key]) for key in order], wanted)
-    middle, _ = _cut([len(bundles[key]) for key in order[first:]], stage1_share * rest)
-    parts = [order[first : first + middle], order[first + middle :], order[:first]]
-    for part, share, name in zip(
-        parts, (stage1_share, 1 - stage1_share, held_out), StageSplit.__annotations__, strict=True
-    ):
-        if share > 0 and not part:
+    numbers: dict[str, int] = {}
+    keys = [tuple(numbers.setdefault(key, len(numbers)) for key in group) for group in _content_keys(groups)]
+    out = share_out(
+        np.array([key[0] for key in keys], np.int64),
+        b"".join(map(bytes.fromhex, numbers)),
+        (key for key in keys if len(key) > 1),
+        stage1_share=stage1_share,
+        held_out=held_out,
+        seed=seed,
+    )
+    order = sorted(range(len(groups)), key=lambda i: (out.ranks[i], groups[i].id, i))
+    parts = (tuple(i for i in order if low <= out.ranks[i] < high) for low, high in out.bounds.values())
+    return StageSplit(*parts)
+
+
+def share_out(
+    images: Any,
+    digests: bytes,
+    links: Iterable[Sequence[int]],
+    *,
+    stage1_share: float,
+    held_out: float,
+    seed: int,
+) -> SharedOut:
+    """Share groups out: bundles of those that share an image are put in the order of a hash of seed and content.
+
+    They are cut where the counts of groups come nearest to what is asked; so the parts do not depend on the order of
+    the file, and few groups move when rows are added. Groups without an image stay together where their prompts are
+    equal. (The paper says 75/25 and neither the unit nor the seed.) Takes some dozen bytes a group, no object.
+
+    Args:
+        images: `Int64[groups]`, the number of each group's first image.
+        digests: SHA-256 of every image, one after the other; images of equal content are one.
+        links: Numbers of the images of groups that have several.
+        stage1_share: Share of the groups that are not held out, 0 to 1, that go to Stage 1; the rest is Stage 2's.
+        held_out: Groups to hold out: a number, or a share of all where below 1.
+        seed: Another seed, another split.
+
+    Raises:
+        DataError: Shares out of range, more held out than there is, or too few images for a part that was asked for.
+    """
+    count = len(images)
+    _check_shares(count, stage1_share, held_out)
+    contents, uniques = _contents(digests)
+    tops = _tied(contents, len(uniques), links)
+    used, bundle = np.unique(tops[contents[images]], return_inverse=True)
+    names = (digests[32 * i : 32 * i + 32].hex() for i in uniques[used].tolist())
+    order = _sorted_words(b"".join(bytes.fromhex(text_digest(str(seed), name)) for name in names))
+    sizes = np.bincount(bundle, minlength=len(used))[order]
+    wanted = round(held_out * count) if held_out < 1 else int(held_out)
+    first = _cut(sizes, wanted)
+    middle = first + _cut(sizes[first:], stage1_share * int(sizes[first:].sum()))
+    bounds = {"stage1": (first, middle), "stage2": (middle, len(used)), "held_out": (0, first)}
+    for share, (name, (low, high)) in zip((stage1_share, 1 - stage1_share, held_out), bounds.items(), strict=True):
+        if share > 0 and low == high:
             raise DataError(
-                f"{len(groups)} rows with {len(bundles)} different images leave nothing for {name} (data.stage1_share "
+                f"{count} rows with {len(used)} different images leave nothing for {name} (data.stage1_share "
                 f"= {stage1_share}, data.held_out = {held_out}); give more images or other shares"
             )
-    stage1, stage2, kept = (
-        tuple(i for key in part for i in sorted(bundles[key], key=lambda i: (names[i], i))) for part in parts
-    )
-    _verify_disjoint(keys, (stage1, stage2, kept))
-    return StageSplit(stage1, stage2, kept)
+    place = np.empty(len(used), np.int64)
+    place[order] = np.arange(len(used))
+    return SharedOut(place[bundle], bounds)
 
 
 def _check_shares(count: int, stage1_share: float, held_out: float) -> None:
@@ -110,58 +165,73 @@ def _content_keys(groups: Sequence[PromptGroup]) -> list[tuple[str, ...]]:
         for start in range(0, len(groups), 256):
             part = [groups[i] for i in range(start, min(start + 256, len(groups)))]
             fresh = {ref.path: ref for group in part for ref in group.images if ref.path and ref.path not in known}
-            known.update(zip(map(str, fresh), pool.map(_digest, fresh.values()), strict=True))
+            known.update(zip(map(str, fresh), pool.map(content_digest, fresh.values()), strict=True))
             keys += [_keys_of(group, known) for group in part]
     return keys
 
 
 def _keys_of(group: PromptGroup, known: Mapping[str, str]) -> tuple[str, ...]:
     if group.images:
-        return tuple(known[ref.path] if ref.path else _digest(ref) for ref in group.images)
-    return (text_digest("prompt", json.dumps([dict(m) for m in group.messages], sort_keys=True)),)
+        return tuple(known[ref.path] if ref.path else content_digest(ref) for ref in group.images)
+    return (prompt_digest(group),)
 
 
-def _digest(ref: ImageRef) -> str:
+def prompt_digest(group: PromptGroup) -> str:
+    """Return what groups without an image share where their prompts are equal."""
+    return text_digest("prompt", json.dumps([dict(m) for m in group.messages], sort_keys=True))
+
+
+def content_digest(ref: ImageRef) -> str:
+    """Return the SHA-256 of an image.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         return ref.digest()
     except OSError as error:
         raise DataError(f"image {ref.name}: cannot be read ({one_line(error.strerror or error)})") from error
 
 
-def _bundles(keys: Sequence[tuple[str, ...]]) -> dict[str, list[int]]:
-    """Return groups that are linked by shared images, each bundle under its least digest."""
-    parent: dict[str, str] = {}
+def _sorted_words(digests: bytes) -> Any:
+    """Return the order in which digests of 32 bytes are sorted."""
+    words = np.frombuffer(digests, ">u8").reshape(-1, 4)
+    return np.lexsort([words[:, i] for i in (3, 2, 1, 0)])
 
-    def top(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
 
-    for group in keys:
-        for key in group:
-            low, high = sorted((top(group[0]), top(key)))
+def _contents(digests: bytes) -> tuple[Any, Any]:
+    """Return for every image the number of its content, sorted by digest, and for every content an image."""
+    words = np.frombuffer(digests, ">u8").reshape(-1, 4)
+    order = _sorted_words(digests)
+    new = np.ones(len(order), bool)
+    new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    contents = np.empty(len(order), np.int64)
+    contents[order] = np.cumsum(new) - 1
+    return contents, order[new]
+
+
+def _tied(contents: Any, count: int, links: Iterable[Sequence[int]]) -> Any:
+    """Return for every content the least one that it is linked to by groups with several images."""
+    parent = np.arange(count)
+
+    def top(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = int(parent[item])
+        return item
+
+    for group in links:
+        first, *others = (int(contents[image]) for image in group)
+        for other in others:
+            low, high = sorted((top(first), top(other)))
             parent[high] = low
-    bundles: defaultdict[str, list[int]] = defaultdict(list)
-    for index, group in enumerate(keys):
-        bundles[top(group[0])].append(index)
-    return dict(bundles)
+    while (above := parent[parent] != parent).any():
+        parent[above] = parent[parent[above]]
+    return parent
 
 
-def _cut(sizes: Sequence[int], wanted: float) -> tuple[int, int]:
-    """Return how many bundles from the start come nearest to `wanted` groups, and how many groups are left."""
-    taken = count = 0
-    for size in sizes:
-        if abs(taken + size - wanted) >= abs(taken - wanted):
-            break
-        taken, count = taken + size, count + 1
-    return count, sum(sizes) - taken
-
-
-def _verify_disjoint(keys: Sequence[tuple[str, ...]], parts: Sequence[tuple[int, ...]]) -> None:
-    contents = [{key for i in part for key in keys[i]} for part in parts]
-    for i, one in enumerate(contents):
-        for other in contents[i + 1 :]:
-            assert not one & other, "two parts of the split share an image"
-    assert sorted(i for part in parts for i in part) == list(range(len(keys))), "the split lost or doubled a row"
+def _cut(sizes: Any, wanted: float) -> int:
+    """Return how many bundles from the start come nearest to `wanted` groups."""
+    taken = np.concatenate([[0], np.cumsum(sizes)])
+    farther = np.abs(taken[1:] - wanted) >= np.abs(taken[:-1] - wanted)
+    return int(farther.argmax()) if farther.any() else len(sizes)

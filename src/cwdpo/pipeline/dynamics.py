@@ -21,7 +21,8 @@ from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.models.generation import generate
 from cwdpo.negatives.rewriter import Rewriter
 from cwdpo.negatives.rewrites import REWRITES, rewritten_by_rules
-from cwdpo.pipeline.data import groups_of, load_source, prepare_data
+from cwdpo.pipeline.data import groups_of
+from cwdpo.pipeline.preparing import load_source, prepare_data
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.processes import processes
 from cwdpo.recipe import Stage1Section, Stage2Section

@@ -14,7 +14,8 @@ from cwdpo.files import read_json, read_jsonl, write_text
 from cwdpo.negatives.filters import Judge
 from cwdpo.negatives.policy import Weigher
 from cwdpo.negatives.survey import Survey, survey
-from cwdpo.pipeline.data import negative_policy, prepare_data, takes_negatives, takes_pairs, with_negatives
+from cwdpo.pipeline.data import negative_policy, with_negatives
+from cwdpo.pipeline.preparing import prepare_data, takes_negatives, takes_pairs
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import SourceMix
 from cwdpo.recipe.plain_yaml import parse_yaml

@@ -7,8 +7,8 @@ from typing import Any
 
 from cwdpo.errors import RecipeError
 from cwdpo.pipeline.correction import correct_run
-from cwdpo.pipeline.data import prepare_data
 from cwdpo.pipeline.evaluate import evaluate
+from cwdpo.pipeline.preparing import prepare_data
 from cwdpo.pipeline.reporter import Silent
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.stages import require_batches, train_stage1, train_stage2

@@ -13,7 +13,8 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.data.stored import LazyGroups, MappedGroups
 from cwdpo.errors import RecipeError
 from cwdpo.pipeline.correction import taught
-from cwdpo.pipeline.data import groups_of, takes_negatives, takes_pairs, with_every_chosen, with_negatives
+from cwdpo.pipeline.data import groups_of, with_every_chosen, with_negatives
+from cwdpo.pipeline.preparing import takes_negatives, takes_pairs
 from cwdpo.pipeline.refresh import Refresher, Rounds
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.stage import Stage
