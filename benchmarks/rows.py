@@ -69,7 +69,8 @@ def phase(name: str, data: Path, out: Path) -> None:
     """Do one phase in this process; print its facts as JSON."""
     from cwdpo.errors import StoppedError
     from cwdpo.pipeline import Run
-    from cwdpo.pipeline.data import prepare_data, with_negatives
+    from cwdpo.pipeline.data import with_negatives
+    from cwdpo.pipeline.preparing import prepare_data
     from cwdpo.pipeline.reporter import Silent
     from cwdpo.recipe import Recipe
 

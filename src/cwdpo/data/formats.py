@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cwdpo.data.dataset_info import INFO_NAME, is_dataset_info, split_name
-from cwdpo.data.tables.arrow import arrow_rows, is_saved_dataset, load_parquet, load_saved
+from cwdpo.data.tables.arrow import arrow_rows, is_saved_dataset, load_saved, parquet_head
 from cwdpo.data.tables.files import CSV_SUFFIXES, JSON_SUFFIXES, captions_csv, data_files
+from cwdpo.data.tables.places import copied, expand, file_name, is_remote
+from cwdpo.data.tables.tar import tar_rows
 from cwdpo.data.tables.text import caption_columns, is_there, json_document, json_rows, jsonl_rows, require_file
 from cwdpo.errors import DataError, one_line
 
-__all__ = ["FORMATS", "detect_format", "format_of_row"]
+__all__ = ["FORMATS", "detect_format", "detect_tar", "format_of_row", "undecidable"]
 
 FORMATS: Mapping[str, str] = {
     "cwdpo": "our rows (JSONL, JSON, Parquet): prompt, images, responses or chosen, rejected, negatives",
@@ -36,6 +39,9 @@ def detect_format(path: str | Path, split: str | None = None) -> str:
     Raises:
         DataError: Not there, or not one of the formats, which are then listed.
     """
+    shards = expand(str(path))
+    if shards is not None or is_remote(path):
+        return _of_shard(shards[0] if shards is not None else str(path))
     place, name = split_name(str(path))
     if name is not None:
         return "llamafactory"
@@ -44,6 +50,30 @@ def detect_format(path: str | Path, split: str | None = None) -> str:
     found = _of_folder(place, split) if place.is_dir() else _of_file(place)
     if found is None:
         raise undecidable(place)
+    return found
+
+
+def _of_shard(path: str) -> str:
+    """Return the format of one file of several, or of one behind an address."""
+    if path.endswith(".tar"):
+        return detect_tar(path)
+    if not is_remote(path):
+        return detect_format(path)
+    with tempfile.TemporaryDirectory() as folder, copied(path, Path(folder)) as copy:
+        return detect_format(copy)
+
+
+def detect_tar(path: str) -> str:
+    """Return the format of the samples of a tar: that of the columns of their JSON, or captions."""
+    rows = tar_rows([path])
+    try:
+        first = next((row.value for row in rows if isinstance(row.value, dict)), {})
+    finally:
+        rows.close()
+    found = "captions" if "captions" in first and "image" in first else format_of_row(first)
+    if found is None:
+        seen = ", ".join(sorted(first)) or "nothing"
+        raise undecidable(Path(file_name(path)), f" from its first sample, whose JSON has {seen}")
     return found
 
 
@@ -83,19 +113,17 @@ def _of_folder(path: Path, split: str | None) -> str | None:
     if captions_csv(path) is not None:
         return "captions"
     files = data_files(path, split)
-    return (
-        _of_rows(path, arrow_rows(load_parquet(files), path.name))
-        if files[0].suffix == ".parquet"
-        else _of_file(files[0])
-    )
+    return _of_file(files[0])
 
 
 def _of_file(path: Path) -> str | None:
     require_file(path)
     if path.name == INFO_NAME and is_dataset_info(json_document(path)):
         return "llamafactory"
+    if path.suffix == ".tar":
+        return detect_tar(str(path))
     if path.suffix == ".parquet":
-        return _of_rows(path, arrow_rows(load_parquet([path]), path.name))
+        return _of_rows(path, parquet_head(path))
     if path.suffix == ".jsonl":
         return _of_rows(path, jsonl_rows(path))
     if path.suffix in JSON_SUFFIXES:

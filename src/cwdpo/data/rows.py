@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,11 @@ from cwdpo.data.readers.captions import CaptionChoice
 from cwdpo.data.rules import REQUIREMENTS, check_group
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.data.scratch import Scratch
-from cwdpo.data.sources import RowReader, open_source
+from cwdpo.data.sources import RowReader, open_source, shards_of
 from cwdpo.data.splits import content_digest
+from cwdpo.data.tables.places import copied, file_name, is_remote
 from cwdpo.data.tables.raw import RawRow, RawTable
+from cwdpo.data.tables.tar import TarMember
 from cwdpo.errors import DataError, one_line
 from cwdpo.files import write_jsonl
 
@@ -175,8 +177,11 @@ def read_source(
     Raises:
         DataError: One line: the file cannot be read; a row is bad and `on_bad_row` is `stop`; or too many are.
     """
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp") as place:
-        store = Scratch(Path(place) / "rows.sqlite")
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp")))
+        if is_remote(source.path) and not str(source.path).endswith(".tar"):
+            source = replace(source, path=stack.enter_context(copied(str(source.path), place / "copies")))
+        store = Scratch(place / "rows.sqlite")
         try:
             rows = SourceRows(source, store)
             rows.read(progress or _untold)
@@ -206,8 +211,9 @@ class SourceRows:
         )
         self.format, self._table, self._reader = self._open()
         root = self._table.root if source.image_root is None else _folder(source.image_root)
-        stem = Path(source.path).name.partition(":")[0].partition(".")[0] or "row"
-        self._context = partial(RowContext, root=root, stem=stem)
+        self._context = partial(RowContext, root=root)
+        several = len(shards_of(source.path) or ()) > 1
+        self._stem = "" if several else file_name(str(source.path)).partition(":")[0].partition(".")[0] or "row"
 
     def __iter__(self) -> Iterator[PromptGroup]:
         """Yield the groups in the order of the source."""
@@ -236,7 +242,8 @@ class SourceRows:
             raise raw.error
         if not isinstance(raw.value, Mapping):
             raise RowError("wrong type", f"a row must be an object, not {kind_of(raw.value)}")
-        groups = self._reader(raw.value, self._context(file=raw.file, number=raw.number, table=raw.table))
+        stem = self._stem or Path(raw.file).stem
+        groups = self._reader(raw.value, self._context(file=raw.file, number=raw.number, table=raw.table, stem=stem))
         for group in groups:
             check_group(group, self._source.require)
             known = self.store.number_of(group.id)
@@ -316,7 +323,7 @@ def _look(
     problem = image_problem(ref, source.limits) if source.check_images else missing_file(ref)
     if problem is not None or not contents:
         return problem, None, None
-    written = as_file(ref, folder) if folder is not None else ref
+    written = as_file(ref, folder) if folder is not None and not isinstance(ref.stored, TarMember) else ref
     return None, content_digest(ref), written.path if written is not ref else None
 
 

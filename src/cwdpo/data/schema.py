@@ -37,6 +37,10 @@ class StoredBytes(Protocol):
         """Return the bytes of the image file."""
         ...
 
+    def to_json(self) -> dict[str, Any] | None:
+        """Return what stands for the image in a row; None where its place is known to this process alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -60,16 +64,19 @@ class ImageRef:
         return self.path or ("<bytes in the row>" if self.data is not None else "<image in memory>")
 
     def to_json(self, root: Path | None = None) -> Any:
-        """Return what stands for the image in a row: its path.
+        """Return what stands for the image in a row: its path, or its place in a tar.
 
         Args:
             root: Folder that the path is given relative to, where it lies in it; absolute otherwise. None: as it is.
 
         Raises:
-            ValueError: It is not a file.
+            ValueError: It is neither a file nor in a tar.
         """
+        place = self.stored.to_json() if self.stored is not None else None
+        if place is not None:
+            return place
         if self.path is None:
-            raise ValueError(f"image {self.name}: only images that are files can be written as JSON")
+            raise ValueError(f"image {self.name}: only images in files and tars can be written as JSON")
         if root is None:
             return self.path
         path = Path(self.path)

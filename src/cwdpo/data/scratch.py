@@ -17,6 +17,7 @@ from cwdpo.data.fields import RowError
 from cwdpo.data.places import StoredCell
 from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.data.splits import SharedOut, prompt_digest, share_out
+from cwdpo.data.tables.tar import TarMember
 
 __all__ = ["Scratch"]
 
@@ -148,9 +149,12 @@ class Scratch:
         value = json.loads(text)
         if isinstance(value, str):
             return ImageRef(path=value)
+        if "tar" in value:
+            return ImageRef(stored=TarMember(**value))
         if "base64" in value:
             return ImageRef(data=base64.b64decode(value["base64"]))
-        return ImageRef(stored=StoredCell(self._file, *value["cell"], self._table))
+        row, column, position = value["cell"]
+        return ImageRef(stored=StoredCell(self._file, row, column, position, self._table))
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -190,7 +194,10 @@ class Scratch:
 
     def _problem(self, image: int) -> tuple[str, str] | None:
         found = self._db.execute("SELECT problem FROM problems WHERE image = ?", (image,)).fetchone()
-        return None if found is None else tuple(json.loads(found[0]))
+        if found is None:
+            return None
+        kind, detail = json.loads(found[0])
+        return kind, detail
 
     def drop_broken(self) -> None:
         """Leave out the groups of rows that were set aside."""

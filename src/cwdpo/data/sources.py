@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cwdpo.data.dataset_info import find_entry, split_name
-from cwdpo.data.formats import FORMATS, detect_format
+from cwdpo.data.formats import FORMATS, detect_format, detect_tar
 from cwdpo.data.places import RowContext
 from cwdpo.data.readers.captions import CaptionChoice, read_captioned, read_coco, read_karpathy
 from cwdpo.data.readers.llamafactory import read_llamafactory
@@ -18,11 +19,13 @@ from cwdpo.data.readers.trl import read_trl
 from cwdpo.data.schema import PromptGroup
 from cwdpo.data.tables.arrow import arrow_rows, is_saved_dataset, load_parquet, load_saved
 from cwdpo.data.tables.files import captions_csv, data_files, image_folder
+from cwdpo.data.tables.places import expand, is_remote
 from cwdpo.data.tables.raw import RawRow, RawTable
+from cwdpo.data.tables.tar import tar_rows
 from cwdpo.data.tables.text import caption_rows, is_there, json_document, json_rows, jsonl_rows, require_file
 from cwdpo.errors import DataError
 
-__all__ = ["RowReader", "open_source", "row_reader"]
+__all__ = ["RowReader", "open_source", "row_reader", "shards_of"]
 
 RowReader = Callable[[Mapping[str, Any], RowContext], list[PromptGroup]]
 """Turns one raw row into its groups, or raises `RowError`."""
@@ -61,6 +64,9 @@ def open_source(
     """
     if name != "auto" and name not in FORMATS:
         raise DataError(f"data.format = {name!r}: must be auto or one of {', '.join(FORMATS)}")
+    files = shards_of(path)
+    if files is not None:
+        return _shards(str(path), files, name, choice)
     place, entry = split_name(str(path))
     if not is_there(place):
         raise DataError(f"{place}: no such file or folder")
@@ -78,6 +84,40 @@ def open_source(
         return found, RawTable(root.absolute(), _rows(file, split)), partial(read_llamafactory, layout=layout)
     root = place if place.is_dir() else place.parent
     return found, RawTable(root.absolute(), _rows(place, split)), row_reader(found)
+
+
+def shards_of(path: str | Path) -> list[str] | None:
+    """Return the files of a pattern, of a tar, or of a folder of tars; None where the path is something else."""
+    files = expand(str(path))
+    if files is None and str(path).endswith(".tar") and (is_remote(path) or Path(path).is_file()):
+        return [str(path)]
+    if files is None and not is_remote(path) and is_there(Path(path)) and Path(path).is_dir():
+        tars = sorted(str(file) for file in Path(path).glob("*.tar"))
+        others = [f for ending in ("parquet", "jsonl") for f in Path(path).glob(f"*.{ending}")]
+        return tars if tars and not others else None
+    return files
+
+
+def _shards(path: str, files: Sequence[str], name: str, choice: CaptionChoice) -> tuple[str, RawTable, RowReader]:
+    """Return format, rows and reader of files of one kind."""
+    kinds = {Path(file).suffix for file in files}
+    if len(kinds) > 1 or not kinds <= {".jsonl", ".parquet", ".tar"}:
+        found = ", ".join(sorted(kind or "no ending" for kind in kinds))
+        raise DataError(f"{path}: shards must all be .jsonl, .parquet or .tar files, not {found}")
+    kind = kinds.pop()
+    if kind != ".tar":
+        places = [Path(file) for file in files]
+        rows = (
+            arrow_rows(load_parquet(places), places[0].name)
+            if kind == ".parquet"
+            else chain.from_iterable(jsonl_rows(place) for place in places)
+        )
+        found = detect_format(places[0]) if name == "auto" else name
+        return found, RawTable(places[0].parent.absolute(), rows), row_reader(found)
+    files = [file if is_remote(file) else str(Path(file).absolute()) for file in files]
+    found = detect_tar(files[0]) if name == "auto" else name
+    reader = partial(read_captioned, choice=choice) if found == "captions" else row_reader(found)
+    return found, RawTable(Path.cwd(), tar_rows(files)), reader
 
 
 def _rows(path: Path, split: str | None) -> Iterable[RawRow]:

@@ -93,7 +93,7 @@ class StoredGroups(LazyGroups):
         where = f"row {index + 1}"
         try:
             row = json.loads(self._line(index))
-            group = read_native(row, RowContext(self.path.name, index + 1, self._root, self.path.stem))[0]
+            group = read_native(row, RowContext(self.path.name, index + 1, self._root, self.path.stem, own=True))[0]
             check_group(group, self._require)
         except (RowError, ValueError, RecursionError, TypeError) as error:
             raise RunError(

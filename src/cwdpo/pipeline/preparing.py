@@ -13,7 +13,9 @@ from typing import Any
 from cwdpo.data import DataSource, ImageLimits, LoadedData, load_groups, write_rejected
 from cwdpo.data.rows import BadRow, Progress, SourceRows, read_source
 from cwdpo.data.schema import REJECTED
+from cwdpo.data.sources import shards_of
 from cwdpo.data.splits import PARTS
+from cwdpo.data.tables.places import is_remote
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import file_digest, read_json, write_lines
 from cwdpo.pipeline.rundir import RunDirectory
@@ -154,7 +156,7 @@ def prepare_data(run: RunDirectory) -> None:
             run.reporter.note(f"{bad} rows set aside in {run.folder / 'rejected_rows.jsonl'}")
         counts = {part: shared.roles[part]["prompts"] for part in PARTS}
     files = _source_files(run.recipe)
-    facts = {"sources": {str(f): file_digest(f) for f in files}, "stamps": {str(f): _stamp(f) for f in files}}
+    facts = {"sources": {str(f): _content(f) for f in files}, "stamps": {str(f): _stamp(f) for f in files}}
     run.finish("data", {"counts": counts, "bad_rows": bad, **facts})
     run.reporter.note(", ".join(f"{n} {name}" for name, n in counts.items()))
 
@@ -174,12 +176,21 @@ def _sources(recipe: Recipe, folder: Path) -> tuple[DataSource, DataSource | flo
 
 
 def _source_files(recipe: Recipe) -> list[Path]:
-    """Return the data files; of a folder, the tables in it."""
+    """Return the data files on this machine; of a folder, the tables in it."""
     found: list[Path] = []
-    for path in (Path(p) for p in (recipe.data.path, recipe.data.held_out_path) if p is not None):
-        files = sorted(p for p in path.iterdir() if p.suffix in _TABLES) if path.is_dir() else [path]
-        found += [file for file in files if file.is_file()]
+    for path in (recipe.data.path, recipe.data.held_out_path):
+        if path is None or is_remote(path):
+            continue
+        files = [Path(file) for file in shards_of(path) or [path]]
+        for file in files:
+            tables = sorted(p for p in file.iterdir() if p.suffix in _TABLES) if file.is_dir() else [file]
+            found += [table for table in tables if table.is_file()]
     return found
+
+
+def _content(file: Path) -> str:
+    """Return what tells a data file from another: its SHA-256, of a tar its size."""
+    return f"{file.stat().st_size} bytes" if file.suffix == ".tar" else file_digest(file)
 
 
 def _stamp(file: Path) -> list[int]:
@@ -193,7 +204,7 @@ def _check_unchanged(run: RunDirectory) -> None:
     stamps: dict[str, Any] = known.get("stamps", {})
     for path, digest in known["sources"].items():
         file = Path(path)
-        if file.is_file() and stamps.get(path) != _stamp(file) and file_digest(file) != digest:
+        if file.is_file() and stamps.get(path) != _stamp(file) and _content(file) != digest:
             raise RunError(f"{path}: the data file has changed since this run began; choose another --out")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from cwdpo.data.fields import RowError, as_list, as_mapping, as_text, require_column
 from cwdpo.data.messages import tagged_parts
-from cwdpo.data.places import DEFAULT_PROMPT, RowContext, build_group, local_path
-from cwdpo.data.schema import ImageRef, PromptGroup, Response
+from cwdpo.data.places import DEFAULT_PROMPT, RowContext, build_group, read_image
+from cwdpo.data.schema import PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.files import text_digest
 
@@ -63,13 +63,14 @@ def read_coco(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice
 
 def read_captioned(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
     """Return the groups of one image of a captions CSV, its rows already gathered: `image`, `captions`."""
-    image = as_text(row["image"], "image")
     captions = [as_text(text, "caption") for text in row["captions"]]
-    return caption_groups(image, image, captions, context, choice)
+    if not isinstance(row["image"], str):  # in a tar
+        return caption_groups(row["image"], as_text(str(row["id"]), "id"), captions, context, choice)
+    return caption_groups(row["image"], as_text(row["image"], "image"), captions, context, choice)
 
 
 def caption_groups(
-    image: str,
+    image: Any,
     name: str,
     captions: Sequence[str],
     context: RowContext,
@@ -82,7 +83,7 @@ def caption_groups(
         raise RowError("no caption", f"{name} has none")
     if not all(texts):
         raise RowError("empty caption", f"caption {texts.index('') + 1} of {name} is empty")
-    ref = ImageRef(path=local_path(image, context.root))
+    ref = read_image(image, context, None, None)
     turns = [{"role": "user", "content": tagged_parts(choice.prompt)}]
     picks = {
         "first": [0],

@@ -10,7 +10,7 @@ from typing import Any
 from cwdpo.data.tables.raw import RawRow
 from cwdpo.errors import DataError, one_line
 
-__all__ = ["arrow_rows", "as_arrow", "is_saved_dataset", "load_parquet", "load_saved"]
+__all__ = ["arrow_rows", "as_arrow", "is_saved_dataset", "load_parquet", "load_saved", "parquet_head"]
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -63,6 +63,26 @@ def load_parquet(files: Sequence[Path]) -> Any:
     except Exception as error:  # as above
         names = ", ".join(file.name for file in files[:3])
         raise DataError(f"{names}: cannot be read as one table ({one_line(error, 160)})") from error
+
+
+def parquet_head(file: Path) -> Iterator[RawRow]:
+    """Yield the first rows of a Parquet file, as far as its format shows in them.
+
+    Raises:
+        DataError: It is not Parquet, or has no rows.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = next(pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=20), None)
+        rows: list[Any] = table.to_pylist() if table is not None else []
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file}: not a Parquet file that can be read ({one_line(error, 120)})") from error
+    if not rows:
+        raise DataError(f"{file}: no rows")
+    for number, value in enumerate(rows, 1):
+        yield RawRow(number, value, file=file.name)
 
 
 def as_arrow(dataset: Any) -> Any:

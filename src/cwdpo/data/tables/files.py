@@ -44,7 +44,7 @@ def _has_captions(file: Path) -> bool:
 
 
 def data_files(folder: Path, split: str | None) -> list[Path]:
-    """Return the data of a folder: Parquet shards of one split, or its only JSONL or JSON file.
+    """Return the data of a folder: Parquet shards of one split, its tars, or its only JSONL or JSON file.
 
     Raises:
         DataError: None, or several that could be meant.
@@ -52,7 +52,10 @@ def data_files(folder: Path, split: str | None) -> list[Path]:
     shards = sorted(file for file in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")] if file.is_file())
     if shards:
         return _of_split(folder, shards, split)
+    tars = sorted(folder.glob("*.tar"))
     files = sorted(file for suffix in (".jsonl", ".json") for file in folder.glob(f"*{suffix}"))
+    if tars and not files:
+        return tars
     if len(files) > 1:
         files = [file for file in files if file.stem == (split or "train")] or files
     if len(files) == 1:
