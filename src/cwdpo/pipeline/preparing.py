@@ -144,8 +144,7 @@ def prepare_data(run: RunDirectory) -> None:
         elif done % _TOLD_EVERY == 0:
             run.reporter.note(f"{done:,} rows read")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    settings: Any = {"progress": told, "folder": folder / "images", "scratch": folder}
+    settings: Any = {"progress": told, "folder": folder / "images", "scratch": run.folder}
     with share_rows(run.recipe, *_sources(run.recipe, folder), **settings) as shared:
         for part in PARTS:
             write_lines(folder / f"{part}.jsonl", shared.lines(part, folder))
