@@ -1,6 +1,6 @@
 """Where rejected responses come from."""
 
-from cwdpo.negatives.build import Negatives, Tally, build_negatives
+from cwdpo.negatives.build import Negatives, Tally, Totals, build_negatives, make_negatives
 from cwdpo.negatives.policy import NegativePolicy
 
-__all__ = ["NegativePolicy", "Negatives", "Tally", "build_negatives"]
+__all__ = ["NegativePolicy", "Negatives", "Tally", "Totals", "build_negatives", "make_negatives"]

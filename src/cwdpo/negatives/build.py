@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,14 +12,17 @@ from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError
-from cwdpo.files import write_jsonl
+from cwdpo.files import read_jsonl, whole_file
 from cwdpo.negatives.candidates import Candidate, Source, seeded
 from cwdpo.negatives.filters import Finding, Judge
 from cwdpo.negatives.policy import NegativePolicy, Weigher
 from cwdpo.negatives.sources import make_sources
 from cwdpo.recipe import EditorSection, SourceMix
 
-__all__ = ["Builder", "Negatives", "Plan", "Tally", "build_negatives"]
+__all__ = ["Builder", "Negatives", "Plan", "Tally", "Totals", "build_negatives", "make_negatives"]
+
+_AT_ONCE = 4096
+"""Prompts that are worked on at once where no model has to write or weigh."""
 
 
 @dataclass
@@ -74,10 +78,6 @@ class Negatives:
     counts: dict[str, int]
     tallies: dict[str, Tally]
     dropped: list[dict[str, Any]]
-
-    def tally_rows(self) -> dict[str, dict[str, Any]]:
-        """Return the tallies as plain values."""
-        return {name: asdict(tally) for name, tally in self.tallies.items()}
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _first_plan(groups: Sequence[PromptGroup], mix: SourceMix, seed: int) -> Pla
 
 
 class Builder:
-    """What `build_negatives` does, step by step.
+    """What `make_negatives` does with some prompts, step by step.
 
     Args:
         groups: Prompts with chosen responses.
@@ -150,14 +150,23 @@ class Builder:
         seed: Fixes the draw.
         plan: What is wished for.
         names: The sources that will be asked.
+        tallies: Where candidates are counted; default an own count.
     """
 
     def __init__(
-        self, groups: Sequence[PromptGroup], mix: SourceMix, seed: int, plan: Plan, names: Sequence[str]
+        self,
+        groups: Sequence[PromptGroup],
+        mix: SourceMix,
+        seed: int,
+        plan: Plan,
+        names: Sequence[str],
+        tallies: dict[str, Tally] | None = None,
     ) -> None:
         self._groups, self._mix, self._seed, self._plan = groups, mix, seed, plan
         self._judge = Judge(mix.filter)
-        self.tallies = {name: Tally() for name in names}
+        self.tallies = {} if tallies is None else tallies
+        for name in names:
+            self.tallies.setdefault(name, Tally())
         self.dropped: list[dict[str, Any]] = []
         self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in names} for g in groups}
 
@@ -214,9 +223,29 @@ class Builder:
         return draws
 
 
-def build_negatives(
+@dataclass
+class Totals:
+    """What is counted while negatives are made.
+
+    Attributes:
+        counts: Negatives by source, and under `none` the prompts that got none.
+        tallies: What became of the candidates, by source.
+        dropped: Candidates that a filter dropped.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter[str])
+    tallies: dict[str, Tally] = field(default_factory=dict[str, Tally])
+    dropped: int = 0
+
+    def tally_rows(self) -> dict[str, dict[str, Any]]:
+        """Return the tallies as plain values."""
+        return {name: asdict(tally) for name, tally in self.tallies.items()}
+
+
+def make_negatives(
     groups: Sequence[PromptGroup],
     mix: SourceMix,
+    totals: Totals,
     *,
     seed: int,
     folder: Path,
@@ -224,16 +253,19 @@ def build_negatives(
     editor: EditorSection | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
-) -> Negatives:
-    """Give every prompt its chosen response and `mix.per_prompt` rejected ones.
+) -> Iterator[PromptGroup]:
+    """Yield every prompt with its chosen response and `mix.per_prompt` rejected ones; those that got none are left out.
 
     The draw among sources depends on the seed and the row's id alone. A prompt that a source has nothing for (no
     rejected response in the data, every hypothesis a gold one, all of them filtered) draws from the others. Where every
     update draws anew (`mix.pooled`), a prompt gets up to `mix.most` of every source instead.
 
+    Where no model writes or weighs, prompts are worked on some thousands at a time, and memory does not grow with them.
+
     Args:
         groups: Prompts with chosen (and, for `dataset`, rejected) responses.
         mix: Shares, settings, filter.
+        totals: Is filled.
         seed: Fixes the draw.
         folder: Where texts written by models and their scores are kept, so that a killed run goes on from there, and
             `dropped.jsonl`.
@@ -246,27 +278,42 @@ def build_negatives(
         DataError: No prompt got a negative.
         ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
     """
-    builder = Builder(groups, mix, seed, _first_plan(groups, mix, seed), mix.sources())
     common: dict[str, Any] = {"seed": seed, "folder": folder, "policy": policy, "progress": progress, "note": note}
-    builder.ask(make_sources(groups, mix, editor=editor or EditorSection(), **common))
+    sources = make_sources(groups, mix, editor=editor or EditorSection(), **common)
     weigher = Weigher(policy, folder, mix.batch_size) if mix.filter.logp is not None else None
-    found: list[PromptGroup] = []
-    counts: Counter[str] = Counter()
-    for draw in builder.draw(weigher, progress):
-        if not draw.taken:
-            counts["none"] += 1
-            continue
-        counts.update(c.source for c in draw.taken.values())
-        chosen = draw.group.by_role(CHOSEN)[:1]
-        found.append(draw.group.with_responses((*chosen, *(c.response() for c in draw.taken.values()))))
-    for name, tally in builder.tallies.items():
-        tally.used = counts[name]
-    write_jsonl(folder / "dropped.jsonl", builder.dropped)
+    cheap = weigher is None and not any(source.costly for source in sources.values())
+    size, found = (_AT_ONCE if cheap else max(1, len(groups))), 0
+    with whole_file(folder / "dropped.jsonl") as listed:
+        for start in range(0, len(groups), size):
+            part = groups[start : start + size]
+            builder = Builder(part, mix, seed, _first_plan(part, mix, seed), mix.sources(), totals.tallies)
+            builder.ask(sources)
+            for draw in builder.draw(weigher, progress):
+                if not draw.taken:
+                    totals.counts["none"] += 1
+                    continue
+                found += 1
+                totals.counts.update(c.source for c in draw.taken.values())
+                chosen = draw.group.by_role(CHOSEN)[:1]
+                yield draw.group.with_responses((*chosen, *(c.response() for c in draw.taken.values())))
+            listed.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in builder.dropped)
+            totals.dropped += len(builder.dropped)
+            if progress is not None and size < len(groups):
+                progress(min(start + size, len(groups)), len(groups))
+    for name, tally in totals.tallies.items():
+        tally.used = totals.counts[name]
     if not found:
-        dropped = f" ({len(builder.dropped)} candidates were dropped: {folder / 'dropped.jsonl'})"
+        dropped = f" ({totals.dropped} candidates were dropped: {folder / 'dropped.jsonl'})"
         raise DataError(
             f"none of {len(groups)} prompts got a negative from {', '.join(mix.sources())}"
-            f"{dropped if builder.dropped else ''}; give the data rejected responses, "
+            f"{dropped if totals.dropped else ''}; give the data rejected responses, "
             "or set another source in negatives.stage1 and negatives.stage2, for instance beam: 1 or other: 1"
         )
-    return Negatives(found, {k: n for k, n in counts.items() if n}, builder.tallies, builder.dropped)
+
+
+def build_negatives(groups: Sequence[PromptGroup], mix: SourceMix, *, folder: Path, **settings: Any) -> Negatives:
+    """Return what `make_negatives` yields, in memory, with what was counted and dropped."""
+    totals = Totals()
+    found = list(make_negatives(groups, mix, totals, folder=folder, **settings))
+    counts = {name: count for name, count in totals.counts.items() if count}
+    return Negatives(found, counts, totals.tallies, list(read_jsonl(folder / "dropped.jsonl")))

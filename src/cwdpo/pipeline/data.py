@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.data.stored import LazyGroups, MappedGroups, StoredGroups
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
-from cwdpo.negatives import NegativePolicy, build_negatives
+from cwdpo.negatives import NegativePolicy, Totals, make_negatives
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.processes import processes
 from cwdpo.recipe import ON_POLICY, SourceMix
@@ -79,23 +79,29 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
 def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
     folder = run.folder / "negatives" / stage
     run.reporter.step("negatives", f"negatives of {stage}")
-    built = build_negatives(
-        groups_of(run, stage),
-        mix,
-        seed=run.recipe.negatives.seed,
-        folder=folder,
-        policy=policy,
-        editor=run.recipe.negatives.editor,
-        progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
-        note=run.reporter.note,
-    )
-    write_json(folder / "counts.json", built.counts)
-    write_json(folder / "tallies.json", {"policy": policy.digest, "sources": built.tally_rows()})
-    write_part(run, folder / "groups.jsonl", built.groups)
+    totals = Totals()
+
+    def made() -> Iterator[PromptGroup]:
+        yield from make_negatives(
+            groups_of(run, stage),
+            mix,
+            totals,
+            seed=run.recipe.negatives.seed,
+            folder=folder,
+            policy=policy,
+            editor=run.recipe.negatives.editor,
+            progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
+            note=run.reporter.note,
+        )
+        # Before the groups stand: whoever finds these, finds the counts too.
+        write_json(folder / "counts.json", {source: n for source, n in totals.counts.items() if n})
+        write_json(folder / "tallies.json", {"policy": policy.digest, "sources": totals.tally_rows()})
+
+    write_part(run, folder / "groups.jsonl", made())
     kept = " to draw from at every update" if mix.pooled else ""
-    run.reporter.note(", ".join(f"{n} from {source}" for source, n in built.counts.items()) + kept)
-    if built.dropped:
-        run.reporter.note(f"{len(built.dropped)} candidates dropped, listed in {folder / 'dropped.jsonl'}")
+    run.reporter.note(", ".join(f"{n} from {source}" for source, n in totals.counts.items() if n) + kept)
+    if totals.dropped:
+        run.reporter.note(f"{totals.dropped} candidates dropped, listed in {folder / 'dropped.jsonl'}")
 
 
 def with_every_chosen(groups: LazyGroups, data: LazyGroups) -> LazyGroups:

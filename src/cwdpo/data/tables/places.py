@@ -18,6 +18,9 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 100_000
 
+LARGEST = 1 << 30
+"""Bytes of the largest image that is read from within another file."""
+
 
 def is_remote(path: str | Path) -> bool:
     """Return whether a path is an address."""
@@ -128,6 +131,8 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     Raises:
         OSError: They are not there, or cannot be had.
     """
+    if size > LARGEST:
+        raise OSError(f"{size:,} bytes, more than the {LARGEST:,} that an image may have")
     if is_remote(path):
         system, inner = _system(path)
         try:
@@ -138,8 +143,9 @@ def read_range(path: str, offset: int, size: int) -> bytes:
             raise OSError(one_line(error, 160) or type(error).__name__) from error
     else:
         with Path(path).open("rb") as handle:
-            handle.seek(offset)
-            content = handle.read(size)
+            there = max(0, os.fstat(handle.fileno()).st_size - offset)
+            handle.seek(offset if there else 0)
+            content = handle.read(min(size, there))
     if len(content) != size:
         raise OSError(f"{len(content)} bytes where {size} should be: the file has changed")
     return content

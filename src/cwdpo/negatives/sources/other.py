@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
 from cwdpo.negatives.text import normalise
 
 __all__ = ["OtherSource"]
+
+
+class _SortedTexts:
+    """Different texts, sorted so that a draw does not depend on the order of the rows; in a file, not in memory.
+
+    Args:
+        texts: The texts.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._db = sqlite3.connect("")  # a file of its own, which goes with it
+        self._db.execute("CREATE TABLE texts (text TEXT)")
+        self._db.executemany("INSERT INTO texts VALUES (?)", ((text,) for text in texts))
+        self._db.execute("CREATE TABLE sorted (place INTEGER PRIMARY KEY, text TEXT)")
+        self._db.execute("INSERT INTO sorted SELECT NULL, text FROM texts GROUP BY text ORDER BY text")
+        self._count: int = self._db.execute("SELECT COUNT(*) FROM sorted").fetchone()[0]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> str:
+        return self._db.execute("SELECT text FROM sorted WHERE place = ?", (place + 1,)).fetchone()[0]
 
 
 class OtherSource:
@@ -23,8 +46,7 @@ class OtherSource:
     costly = False
 
     def __init__(self, groups: Sequence[PromptGroup], seed: int) -> None:
-        # Sorted: the draw does not depend on the order of the rows.
-        self._answers = sorted({group.chosen.text for group in groups})
+        self._answers = _SortedTexts(group.chosen.text for group in groups)
         self._seed = seed
 
     def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
