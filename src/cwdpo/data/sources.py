@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -89,9 +90,9 @@ def open_source(
 def shards_of(path: str | Path) -> list[str] | None:
     """Return the files of a pattern, of a tar, or of a folder of tars; None where the path is something else."""
     files = expand(str(path))
-    if files is None and str(path).endswith(".tar") and (is_remote(path) or Path(path).is_file()):
+    if files is None and str(path).endswith(".tar") and (is_remote(path) or os.path.isfile(path)):  # noqa: PTH113
         return [str(path)]
-    if files is None and not is_remote(path) and is_there(Path(path)) and Path(path).is_dir():
+    if files is None and not is_remote(path) and os.path.isdir(path):  # noqa: PTH112 (a name that cannot be is none)
         tars = sorted(str(file) for file in Path(path).glob("*.tar"))
         others = [f for ending in ("parquet", "jsonl") for f in Path(path).glob(f"*.{ending}")]
         return tars if tars and not others else None

@@ -15,9 +15,9 @@ class DataSection(Section):
     """Where the prompts, images and responses are, and how they are shared out."""
 
     path: str = "scenes"
-    """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot. Shards are a folder or a
-    pattern (`data/train-{000..099}.tar`, `data/*.parquet`), image tars are WebDataset's; an address (`s3://`, `hf://`,
-    `https://`) is read through fsspec."""
+    """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot. Shards are a folder or
+    a pattern (`data/train-{000..099}.tar`, `data/*.parquet`), image tars are WebDataset's; an address (`s3://`,
+    `hf://`, `https://`) is read through fsspec."""
     format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "coco", "captions"] = "auto"
     """How to read it. `auto` looks at the file."""
     image_root: str | None = None
