@@ -21,6 +21,7 @@ ROWS = {
     "filters_on_scenes": ("share_right", "filters"),
     "arithmetic": ("ours_over_least", "trl_over_ours"),
     "large_models": ("seconds_per_pair", "flops", "mfu"),
+    "plan_against_measured": ("memory_ratio", "flops_ratio"),
 }
 
 

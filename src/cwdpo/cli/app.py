@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cwdpo._version import __version__
-from cwdpo.cli import dynamics, evaluation, reproducing
+from cwdpo.cli import dynamics, evaluation, planning, reproducing
 
 __all__ = ["app"]
 
@@ -230,4 +230,5 @@ def caption(
 
 dynamics.register(app)
 evaluation.register(app)
+planning.register(app)
 reproducing.register(app)

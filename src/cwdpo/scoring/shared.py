@@ -35,7 +35,7 @@ from cwdpo.scoring.separate import (
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
 
-__all__ = ["SHARED_FAMILIES", "AutoScorer", "Scorer", "SharedPrefixScorer", "choose_scorer"]
+__all__ = ["SHARED_FAMILIES", "AutoScorer", "Scorer", "SharedPrefixScorer", "choose_scorer", "why_separate"]
 
 logger = logging.getLogger(__name__)
 
@@ -331,8 +331,8 @@ class AutoScorer:
             return self.chosen(model, batch)
 
 
-def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | None:
-    """Return why the shared scorer cannot be used, or None."""
+def why_separate(model: Any) -> str | None:
+    """Return why the shared scorer does not go with a model, as far as its settings tell, or None."""
     inner = base_model(model)
     family, text = inner.config.model_type, inner.config.get_text_config()
     if family not in SHARED_FAMILIES:
@@ -343,6 +343,14 @@ def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | Non
         return f"sharing the prompt does not work with {others[0]} layers"
     if getattr(text, "sliding_window", None) and family not in _MASK_PER_LAYER_TYPE:
         return f"sharing the prompt does not know the sliding window of model type {family!r}"
+    return None
+
+
+def _why_not_shared(model: Any, batch: Batch, vision: FrozenVision) -> str | None:
+    """Return why the shared scorer cannot be used, or None."""
+    if (reason := why_separate(model)) is not None:
+        return reason
+    family = base_model(model).config.model_type
     telling = sorted(batch.groups, key=lambda g: (bool(g.vision), len(g.responses)), reverse=True)
     sample = Batch(tuple(replace(g, responses=g.responses[:3]) for g in telling[:2]))
     try:

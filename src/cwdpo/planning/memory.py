@@ -1,0 +1,86 @@
+"""Bytes on one GPU: what a step takes where everything is whole, laid out over processes that share it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from cwdpo.planning.gpus import Layout
+from cwdpo.planning.models import Size
+from cwdpo.planning.steps import Taken
+
+__all__ = ["RESERVE", "held", "moving", "standing", "weights"]
+
+GIB = 2**30
+RESERVE = 1.5 * GIB
+"""What torch, CUDA and the library of collectives take beside tensors; an assumption."""
+FRAGMENTS = 0.04
+"""Share of the tensors' bytes that torch's allocator holds and cannot use; an assumption."""
+_MOMENTS = 8
+_BUCKET = 500_000_000
+"""Weights that DeepSpeed reduces at once, by default; it keeps two such buckets."""
+
+
+def weights(size: Size, layout: Layout, ranks: int) -> int:
+    """Return the bytes of the weights that a process holds between steps."""
+    if ranks == 1 or not layout.shares_weights:
+        return size.bytes
+    return 0 if layout.offload and layout.kind == "fsdp2" else size.bytes // ranks
+
+
+def moving(size: Size, layout: Layout, ranks: int, half: bool) -> int:
+    """Return the bytes that come and go where weights are shared: two layers at once, and what is in no layer."""
+    if ranks == 1 or not layout.shares_weights:
+        return 0
+    ratio = 0.5 if half and size.bytes >= 4 * size.weights else 1.0  # float32 weights are gathered in bfloat16
+    return int(ratio * (size.outside + 2 * size.block))
+
+
+def standing(size: Size, layout: Layout, ranks: int, half: bool) -> Counter[str]:
+    """Return what a trained model has beside its activations: weights, buffers of collectives, AdamW's two moments."""
+    trained, found = size.trained, Counter[str]()
+    if ranks == 1 or layout.kind == "ddp":
+        found["weights"] = size.bytes
+        found["optimiser"] = _MOMENTS * trained
+        found["communication"] = 4 * trained if ranks > 1 else 0
+        return found
+    found["communication"] = moving(size, layout, ranks, half)
+    if layout.kind == "fsdp2":
+        out = 0 if layout.offload else 1
+        found["weights"] = out * size.bytes // ranks
+        found["gradients"] = out * 4 * trained // ranks
+        found["optimiser"] = out * _MOMENTS * trained // ranks
+        found["communication"] += 2 * 2 * size.block_trained
+        return found
+    # DeepSpeed: weights in bfloat16, float32 masters and moments shared.
+    shared = ranks if layout.kind == "zero3" else 1
+    found["weights"] = 2 * (size.weights + size.adapters) // shared
+    found["gradients"] = 2 * trained // ranks
+    found["optimiser"] = 0 if layout.offload else (4 + _MOMENTS) * trained // ranks
+    found["communication"] += 2 * 2 * min(trained, _BUCKET)
+    return found
+
+
+def held(taken: Taken, layout: Layout, ranks: int) -> Counter[str]:
+    """Return what a step holds at its worst moment, by what people call it."""
+    found: Counter[str] = Counter()
+    shared = ranks > 1 and layout.kind != "ddp"
+    for kind, size in taken.held.items():
+        if kind == "gradients":
+            found["gradients"] += 0 if shared else size
+        else:
+            found[_name(kind)] += size
+    return found
+
+
+def _name(kind: str) -> str:
+    if kind == "copies":
+        return "weights"
+    if kind.startswith("images"):
+        return "pictures"
+    return "logits" if kind.startswith("head") else "activations"
+
+
+def together(parts: Mapping[str, float]) -> float:
+    """Return the bytes that a GPU needs for these, with what is reserved."""
+    return sum(parts.values()) * (1 + FRAGMENTS) + RESERVE

@@ -1,0 +1,120 @@
+"""A dry run holds as many bytes and takes as many FLOPs as the step itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cwdpo.models.loading import add_lora, freeze_parts
+from cwdpo.planning import steps
+from cwdpo.planning.models import depths_of
+from cwdpo.planning.steps import Work, take
+from cwdpo.recipe import LoraSection, ModelSection
+from cwdpo.scoring.batch import Batch
+from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.separate import SeparateScorer, base_model
+from cwdpo.scoring.shared import SharedPrefixScorer, why_separate
+from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.vision import FrozenVision
+from tiny_models import FAMILIES, sample_groups, tiny_model, tiny_processor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from common import count_flops, peak_bytes
+
+ADAPTERS = LoraSection(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+def section(**changes: Any) -> ModelSection:
+    return ModelSection(**{"path": "tiny", "freeze": ["vision", "projector"], **changes})
+
+
+def groups_of(family: str, folder: Path, count: int = 2) -> Any:
+    processor = tiny_processor(family)
+    encoder = PromptEncoder(processor)
+    return tuple(encoder.encode(g) for g in sample_groups(count, folder / "images"))
+
+
+def real_step(family: str, asked: ModelSection, work: Work) -> Any:
+    """The step itself, with weights, as the trainer runs it."""
+    model = tiny_model(family, tiny_processor(family))
+    if asked.lora is not None:
+        model = add_lora(model, asked, asked.lora)
+    else:
+        freeze_parts(model, asked.freeze)
+    if work.checkpointing:
+        base_model(model).activation_checkpointing_enable()
+        model.enable_input_require_grads()
+    model.train()
+    scorer = SeparateScorer() if why_separate(model) is not None else SharedPrefixScorer(FrozenVision())
+    if work.accumulating:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def step() -> None:
+        scores_from_logits(scorer(model, Batch(work.groups))).logp_sum.sum().backward()
+        if not work.accumulating:
+            model.zero_grad(set_to_none=True)
+
+    step()  # looks once which modules make the features
+    return step, sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_bytes_and_flops_of_a_step(family: str, lora: bool, tmp_path: Path) -> None:
+    config = tiny_model(family, tiny_processor(family)).config
+    asked = section(lora=ADAPTERS if lora else None)
+    work = Work(asked, groups_of(family, tmp_path))
+    planned = take(config, work)
+    step, there = real_step(family, asked, work)
+    assert planned.held.total() == pytest.approx(peak_bytes(step) + there, rel=0.02)
+    assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
+
+
+@pytest.mark.parametrize("change", ["checkpointing", "accumulating"])
+def test_ways_of_a_step(change: str, tmp_path: Path) -> None:
+    """Measured: 1.00 times; gradients that are there already count among the planned bytes."""
+    config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
+    work = Work(section(), groups_of("qwen2_5_vl", tmp_path), **{change: True})
+    planned = take(config, work)
+    step, there = real_step("qwen2_5_vl", section(), work)
+    assert planned.held.total() == pytest.approx(peak_bytes(step) + there, rel=0.02)
+    assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", True), ("llava", False)]
+)
+def test_a_deep_model_is_what_a_few_layers_tell(
+    family: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six layers planned from three and four, against all six run dry. The tower is trained."""
+    config = tiny_model(family, tiny_processor(family)).config
+    config.get_text_config().num_hidden_layers = 6
+    if getattr(config.get_text_config(), "layer_types", None):
+        config.get_text_config().layer_types = ["full_attention"] * 6
+    config.vision_config.num_hidden_layers = 6
+    if family == "qwen2_5_vl":
+        config.vision_config.fullatt_block_indexes = [1, 3, 4, 5]
+    if family == "qwen3_vl":
+        config.vision_config.deepstack_visual_indexes = [1, 3]
+    work = Work(section(freeze=[]), groups_of(family, tmp_path), checkpointing=checkpointing)
+    drawn_out = take(config, work)
+    monkeypatch.setattr("cwdpo.planning.models.Depths.lowered", lambda self: self)
+    whole = take(config, work)
+    assert drawn_out.held.total() == pytest.approx(whole.held.total(), rel=0.01)
+    assert drawn_out.flops == pytest.approx(whole.flops, rel=1e-6)
+
+
+def test_prompts_without_gradients_add_up(tmp_path: Path) -> None:
+    """Five prompts planned from one and two, against five run dry."""
+    config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
+    (group,) = groups_of("qwen2_5_vl", tmp_path, 1)
+    drawn_out = take(config, Work(section(), (group,) * 5, training=False))
+    peaks, _ = steps._run(config, Work(section(), (group,) * 5, training=False), depths_of(config))
+    assert drawn_out.held.total() == pytest.approx(max(p.total() for p in peaks.values()), rel=0.01)

@@ -1,0 +1,183 @@
+"""`cwdpo plan`: what fits, what does not and what to do, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwdpo.cli.plans import Asked, plan_recipe
+from cwdpo.errors import ModelError, RecipeError
+from cwdpo.planning import Said, model_of, parse_gpus, read_layout, read_rows
+from cwdpo.planning.gpus import Layout
+from cwdpo.planning.memory import standing
+from cwdpo.planning.models import bare_model, depths_of, model_config, size_of
+from cwdpo.recipe import LoraSection, ModelSection
+from cwdpo.recipe.files import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = ["stage1.batch_size=8", "stage2.batch_size=8", "probes.prompts=4"]
+
+
+def planned(tmp_path: Path, *overrides: str, gpus: str = "1xA100-40", **more: Any) -> dict[str, Any]:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "plan.json"
+    recipe.write_text("name: planned\n", encoding="utf-8")
+    plan_recipe(recipe, [*SMALL, *overrides], Asked(gpus, **more), out, as_json=False)
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return planned(tmp_path_factory.mktemp("plan"))
+
+
+def test_scenes_fit(scenes: dict[str, Any]) -> None:
+    assert scenes["fits"] and scenes["remedies"] == []
+    names = [step["name"] for step in scenes["steps"]]
+    assert names == ["stage1", "reference", "stage2", "probes", "evaluation"]
+    train = scenes["steps"][2]
+    # AdamW's moments: two numbers of four bytes for every trained weight.
+    assert train["gib"]["optimiser"] * 2**30 == 8 * scenes["model"]["trained"]
+    assert train["gib"]["weights"] * 2**30 == pytest.approx(4 * scenes["model"]["weights"])
+    # 4,000 pictures: three quarters for Stage 1; 1,000 for Stage 2 are 125 updates of 8.
+    assert scenes["rows"]["counts"] == {"stage1": 3000, "stage2": 1000, "held_out": 400}
+    assert train["what"].startswith("125 updates of 8 prompts × 2")
+    assert train["seconds"] == pytest.approx(train["flops"] / (312e12 * 0.35))
+
+
+def test_what_does_not_fit_is_told_with_remedies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cwdpo.planning.memory.RESERVE", 0)
+    small = ("probes.every=0", "evaluation.prompts=0", "stage1.enabled=false", "stage2.batch_size=64")
+    large = planned(tmp_path, *small, "stage2.micro_batch_size=64")
+    assert large["fits"]
+    room = 0.5 * max(step["gib_with_reserve"] for step in large["steps"])
+    gpus = f"{room:.5f}GB@10TFLOPs"
+    found = planned(tmp_path, *small, "stage2.micro_batch_size=64", gpus=gpus)
+    needed = [r["text"] for r in found["remedies"] if r["needed"]]
+    assert not found["fits"] and needed and found["gib_after_remedies"] <= room
+    assert "does not fit" in capsys.readouterr().out
+    # What is said to be enough is enough.
+    changes = [part for text in needed for part in text.split(" ")]
+    assert planned(tmp_path, *small, "stage2.micro_batch_size=64", *changes, gpus=gpus)["fits"]
+
+
+def test_json_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stage1: {enabled: false}\nprobes: {every: 0}\nevaluation: {prompts: 0}\n", encoding="utf-8")
+    plan_recipe(recipe, [], Asked("2xH100"), None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in found["steps"]] == ["reference", "stage2"]
+    assert found["gpus"]["count"] == 2 and found["gpus"]["gib"] == 80
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "gib", "flops"),
+    [
+        ("8xH100", 8, 80, 989e12),
+        ("h200", 1, 140, 989e12),
+        ("A100-40GB", 1, 40, 312e12),
+        ("2xRTX4090", 2, 24, 165e12),
+        ("MI300X", 1, 192, 1307e12),
+        ("4x48GB@200TFLOPs", 4, 48, 200e12),
+        ("4x48GB@200TFLOPs@0.9TB/s", 4, 48, 200e12),
+    ],
+)
+def test_gpus(text: str, count: int, gib: float, flops: float) -> None:
+    found = parse_gpus(text)
+    assert (found.count, found.gpu.gib, found.gpu.flops) == (count, gib, flops)
+    if text.endswith("TB/s"):
+        assert found.gpu.bandwidth == pytest.approx(0.9e12)
+
+
+@pytest.mark.parametrize("text", ["8xH10", "0xH100", "8x0GB@1TFLOPs", "", "x"])
+def test_unknown_gpus_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="--gpus"):
+        parse_gpus(text)
+
+
+def test_a_model_that_is_not_here(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="downloads nothing; copy its config"):
+        planned(tmp_path, "model.path=someone/some-model")
+    with pytest.raises(ModelError, match=r"no config.json"):
+        planned(tmp_path, f"model.path={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen2.5-VL-32B-Instruct", 33_452_718_336),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", 73_410_777_344),
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
+    ],
+)
+def test_models_that_recipes_name_are_known_by_size(name: str, weights: int) -> None:
+    """As their makers count them."""
+    import torch
+
+    section = ModelSection(path=name)
+    config, _ = model_config(section)
+    assert size_of(config, bare_model(config, section, depths_of(config), torch.bfloat16)).weights == weights
+
+
+def test_every_shipped_recipe_names_a_known_model() -> None:
+    for path in RECIPES.glob("qwen*.yaml"):
+        model_of(load_recipe(path))
+
+
+def test_layouts(tmp_path: Path) -> None:
+    kinds = {p.stem: read_layout(p).kind for p in (RECIPES / "accelerate").glob("*.yaml")}
+    assert kinds == {"ddp": "ddp", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
+    other = tmp_path / "other.yaml"
+    other.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="fsdp_version must be 2"):
+        read_layout(other)
+    with pytest.raises(RecipeError, match="no configuration of accelerate"):
+        read_layout(tmp_path / "none.yaml")
+
+
+def test_what_sharing_leaves_on_a_gpu() -> None:
+    """Full training of 7B in float32: 16 bytes a weight, 4 + 8 with DDP (gradients come with the step), shared by 8."""
+    import torch
+
+    section = ModelSection(path="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
+    config, _ = model_config(section)
+    size = size_of(config, bare_model(config, section, depths_of(config), torch.float32))
+    n = 8_292_166_656
+    alone = standing(size, Layout("ddp"), 1, True)
+    assert alone["weights"] == 4 * n and alone["optimiser"] == 8 * n and alone["communication"] == 0
+    assert standing(size, Layout("ddp"), 8, True)["communication"] == 4 * n  # DDP's buckets
+    shared = standing(size, Layout("fsdp2"), 8, True)
+    assert shared["weights"] == 4 * n // 8 and shared["gradients"] == 4 * n // 8 and shared["optimiser"] == n
+    two = standing(size, Layout("zero2"), 8, True)
+    assert two["weights"] == 2 * n and two["optimiser"] == 12 * n // 8
+
+
+def test_rows_are_measured_where_they_can_be(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["data.size=100"])
+    rows = read_rows(recipe, model_config(recipe.model)[0], Said())
+    assert rows.group is not None and "processor" in rows.source
+    assert rows.typical.visual > 0 and rows.largest.response >= rows.typical.response
+    other = load_recipe(None, ["model.path=Qwen/Qwen2.5-VL-7B-Instruct", "data.path=nowhere.jsonl"])
+    config, _ = model_config(other.model)
+    assumed = read_rows(other, config, Said(prompts=1000, visual_tokens=256))
+    assert "assumed" in assumed.source and assumed.largest.visual == 256
+    assert sum(assumed.counts.values()) == 1000
+    assert assumed.longest(config).prefix_ids.count(config.image_token_id) == 256
+
+
+def test_adapters_leave_little_to_train() -> None:
+    """Rank 16 on the seven matrices of each of 28 layers of the 7B, and four of what joins its tower to it."""
+    import torch
+
+    section = ModelSection(path="Qwen/Qwen2.5-VL-7B-Instruct", freeze=["vision"], lora=LoraSection(r=16))
+    config, _ = model_config(section)
+    size = size_of(config, bare_model(config, section, depths_of(config), torch.bfloat16))
+    layer = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    joined = (5120 + 5120) + (5120 + 3584)
+    assert size.adapters == size.trained == 16 * (28 * layer + joined)
