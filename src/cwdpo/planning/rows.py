@@ -6,19 +6,21 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from cwdpo.data import ImageLimits
+from cwdpo.data import DataSource, ImageLimits
 from cwdpo.data.images import image_size
+from cwdpo.data.rows import read_source
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import ModelError
 from cwdpo.files import read_json
 from cwdpo.models.processors import load_processor
-from cwdpo.pipeline.data import load_source
+from cwdpo.pipeline.preparing import source_of
 from cwdpo.recipe import Recipe
 from cwdpo.scenes import base_path
 from cwdpo.scenes.rows import write_rows
@@ -93,8 +95,8 @@ def read_rows(recipe: Recipe, config: Any, said: Said) -> Rows:
     """
     d, said_all = recipe.data, None not in (said.prompt_tokens, said.visual_tokens, said.response_tokens)
     encoder = _encoder(recipe)
-    if d.path != "scenes" and not Path(d.path).exists():
-        rows = _assumed(recipe, f"{d.path} is not there: lengths and {_ROWS:,} prompts are assumed")
+    if (why := _out_of_reach(d.path)) is not None:
+        rows = _assumed(recipe, f"{d.path} is {why}: lengths and {_ROWS:,} prompts are assumed")
     elif said_all:
         rows = _assumed(recipe, "lengths as given")
     else:
@@ -118,6 +120,15 @@ def read_rows(recipe: Recipe, config: Any, said: Said) -> Rows:
 
 
 _ROWS = 10_000
+"""Prompts that are assumed."""
+
+
+def _out_of_reach(path: str) -> str | None:
+    """Return why the data cannot be looked at now, or None."""
+    if "://" in path:
+        return "behind an address"
+    shards = any(mark in path for mark in "*?[{")
+    return None if path == "scenes" or shards or Path(path).exists() else "not there"
 
 
 def _assumed(recipe: Recipe, source: str) -> Rows:
@@ -164,15 +175,21 @@ def _encoder(recipe: Recipe) -> PromptEncoder | None:
 def _looked_at(recipe: Recipe, config: Any, encoder: PromptEncoder | None) -> Rows:
     """Measure a sample of the rows."""
     d = recipe.data
-    if d.path == "scenes":
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        if d.path == "scenes":
             write_rows(Path(folder), 64, d.split_seed, "train")
-            groups = load_source(recipe, f"{folder}/train.jsonl", format="cwdpo", check_images=False).groups
+            groups, _ = _sample(source_of(recipe, f"{folder}/train.jsonl", format="cwdpo", check_images=False))
             return _measured(recipe, config, encoder, groups, d.size, "64 drawn pictures")
-    groups = load_source(recipe, d.path, check_images=False).groups
-    step = max(1, len(groups) // _SAMPLE)
-    sample = groups[::step][:_SAMPLE]
-    return _measured(recipe, config, encoder, sample, len(groups), f"{len(sample)} of {len(groups)} rows of {d.path}")
+        groups, count = _sample(source_of(recipe, d.path, check_images=False))
+    return _measured(recipe, config, encoder, groups, count, f"{len(groups)} of {count} rows of {d.path}")
+
+
+def _sample(source: DataSource) -> tuple[list[PromptGroup], int]:
+    """Return some rows, evenly spread, and how many there are."""
+    with read_source(source) as rows:
+        count = len(rows)
+        step = max(1, count // _SAMPLE)
+        return list(islice(islice(rows, 0, None, step), _SAMPLE)), count
 
 
 def _measured(

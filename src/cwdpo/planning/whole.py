@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import RecipeError
-from cwdpo.pipeline.data import takes_negatives, takes_pairs
+from cwdpo.pipeline.preparing import takes_negatives, takes_pairs
 from cwdpo.planning.gpus import Gpus, Layout
 from cwdpo.planning.memory import GIB, held, moving, standing, together, weights
 from cwdpo.planning.models import Size, bare_model, depths_of, model_config, size_of
@@ -141,6 +141,8 @@ class Planner:
         """Return the steps of the run in their order."""
         r = self.recipe
         found: list[Step | None] = []
+        if r.negatives.correction.by != "none":
+            found.append(self._answers())
         if takes_negatives(r):
             found.append(self._negatives("stage1", r.negatives.stage1))
         if r.stage1.enabled:
@@ -275,6 +277,12 @@ class Planner:
         copies = mix.beam_width if "beam" in written else mix.most
         what = f"{'and'.join(written)} for {prompts} prompts, {mix.batch_size} at once"
         return self._generation(f"negatives {stage}", what, prompts, mix.batch_size, copies, mix.max_new_tokens)
+
+    def _answers(self) -> Step:
+        c = self.recipe.negatives.correction
+        prompts = self.rows.counts["stage1"] + self.rows.counts["stage2"]
+        what = f"answers to {prompts} prompts, to be corrected, {c.batch_size} at once"
+        return self._generation("correction", what, prompts, c.batch_size, 1, c.max_new_tokens)
 
     def _evaluation(self) -> Step:
         e = self.recipe.evaluation
