@@ -199,6 +199,8 @@ def put(system: Any, name: str, content: bytes) -> str:
 
 
 def test_tars_and_tables_behind_addresses(tmp_path: Path, memory: Any) -> None:
+    import datasets
+
     for i, colour in enumerate(("red", "green")):
         put(memory, f"/b/t-{i}.tar", write_tar(tmp_path / "t.tar", sample("0", colour)).read_bytes())
         put(memory, f"/b/r-{i}.jsonl", json.dumps(PAIR).encode())
@@ -212,6 +214,11 @@ def test_tars_and_tables_behind_addresses(tmp_path: Path, memory: Any) -> None:
     assert [g.id for g in read("memory://b/r-0.jsonl")] == ["r-0-1"]
     assert [g.id for g in read("memory://b/r-*.jsonl")] == ["r-0-1", "r-1-1"]
     assert detect_format("memory://b/r-*.jsonl") == "cwdpo" == detect_format("memory://b/t-0.tar")
+    datasets.Dataset.from_list([{**PAIR, "image": {"bytes": png("blue"), "path": None}}]).to_parquet(tmp_path / "p")
+    put(memory, "/b/p.parquet", (tmp_path / "p").read_bytes())
+    kept = sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*"))  # pyright: ignore[reportAttributeAccessIssue]
+    assert [colour_of(g) for g in read("memory://b/*.parquet")] == [BLUE]
+    assert sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*")) == kept  # pyright: ignore[reportAttributeAccessIssue]
     child = os.fork()
     if child == 0:
         os._exit(0 if colour_of(groups[1]) == GREEN else 1)

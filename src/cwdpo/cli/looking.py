@@ -40,7 +40,7 @@ def _load(path: str, *, exact: bool = False) -> tuple[Any, Any]:
 
 
 def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[PromptGroup]:
-    found = list(load_groups(DataSource(path=path, require=require)).groups[:count])
+    found = list(load_groups(DataSource(path=path, require=require, limit=count)).groups[:count])
     if not found:
         raise DataError(f"{path}: no row can be used")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -179,16 +180,20 @@ def read_source(
     """
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp")))
+        cache: Path | None = None
         if is_remote(source.path) and not str(source.path).endswith(".tar"):
             source = replace(source, path=stack.enter_context(copied(str(source.path), place / "copies")))
+            cache = place / "arrow"
         store = Scratch(place / "rows.sqlite")
         try:
-            rows = SourceRows(source, store)
+            rows = SourceRows(source, store, cache)
             rows.read(progress or _untold)
             if source.need_images:
                 rows.look_at_images(progress or _untold, contents=contents, folder=folder)
             rows.refuse_too_many()
             yield rows
+        except sqlite3.OperationalError as error:
+            raise DataError(f"{place}: rows cannot be kept there ({one_line(error, 100)}); make room") from error
         finally:
             store.close()
 
@@ -201,13 +206,13 @@ class SourceRows:
         count: How many rows were read, good and bad.
     """
 
-    def __init__(self, source: DataSource, store: Scratch) -> None:
+    def __init__(self, source: DataSource, store: Scratch, cache: Path | None = None) -> None:
         self.store = store
         self.count = 0
         self._source = source
         choice = CaptionChoice(source.prompt, source.captions, source.seed)
         self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
-            open_source, source.path, source.format, source.split, choice
+            open_source, source.path, source.format, source.split, choice, cache
         )
         self.format, self._table, self._reader = self._open()
         root = self._table.root if source.image_root is None else _folder(source.image_root)

@@ -49,7 +49,7 @@ def row_reader(name: str) -> RowReader:
 
 
 def open_source(
-    path: str | Path, name: str, split: str | None, choice: CaptionChoice
+    path: str | Path, name: str, split: str | None, choice: CaptionChoice, cache: Path | None = None
 ) -> tuple[str, RawTable, RowReader]:
     """Return the format, the rows and their reader. Rows are read as they are asked for.
 
@@ -59,6 +59,7 @@ def open_source(
         split: Which split; None is `train` where there are several (Karpathy's `restval` belongs to it), and `all`
             is every image of a Karpathy file.
         choice: How captions become answers.
+        cache: Folder for the Arrow copy of Parquet files; None: the cache of `datasets`.
 
     Raises:
         DataError: Not there, empty, or not in that format.
@@ -67,7 +68,7 @@ def open_source(
         raise DataError(f"data.format = {name!r}: must be auto or one of {', '.join(FORMATS)}")
     files = shards_of(path)
     if files is not None:
-        return _shards(str(path), files, name, choice)
+        return _shards(str(path), files, name, choice, cache)
     place, entry = split_name(str(path))
     if not is_there(place):
         raise DataError(f"{place}: no such file or folder")
@@ -82,9 +83,9 @@ def open_source(
         file, layout, root = find_entry(place, entry)
         if not is_there(file):
             raise DataError(f"{file}: no such file or folder, though dataset_info.json names it")
-        return found, RawTable(root.absolute(), _rows(file, split)), partial(read_llamafactory, layout=layout)
+        return found, RawTable(root.absolute(), _rows(file, split, cache)), partial(read_llamafactory, layout=layout)
     root = place if place.is_dir() else place.parent
-    return found, RawTable(root.absolute(), _rows(place, split)), row_reader(found)
+    return found, RawTable(root.absolute(), _rows(place, split, cache)), row_reader(found)
 
 
 def shards_of(path: str | Path) -> list[str] | None:
@@ -99,7 +100,9 @@ def shards_of(path: str | Path) -> list[str] | None:
     return files
 
 
-def _shards(path: str, files: Sequence[str], name: str, choice: CaptionChoice) -> tuple[str, RawTable, RowReader]:
+def _shards(
+    path: str, files: Sequence[str], name: str, choice: CaptionChoice, cache: Path | None
+) -> tuple[str, RawTable, RowReader]:
     """Return format, rows and reader of files of one kind."""
     kinds = {Path(file).suffix for file in files}
     if len(kinds) > 1 or not kinds <= {".jsonl", ".parquet", ".tar"}:
@@ -109,7 +112,7 @@ def _shards(path: str, files: Sequence[str], name: str, choice: CaptionChoice) -
     if kind != ".tar":
         places = [Path(file) for file in files]
         rows = (
-            arrow_rows(load_parquet(places), places[0].name)
+            arrow_rows(load_parquet(places, cache), places[0].name)
             if kind == ".parquet"
             else chain.from_iterable(jsonl_rows(place) for place in places)
         )
@@ -121,16 +124,18 @@ def _shards(path: str, files: Sequence[str], name: str, choice: CaptionChoice) -
     return found, RawTable(Path.cwd(), tar_rows(files)), reader
 
 
-def _rows(path: Path, split: str | None) -> Iterable[RawRow]:
+def _rows(path: Path, split: str | None, cache: Path | None) -> Iterable[RawRow]:
     """Return the rows of a JSONL, JSON or Parquet file, of a folder of them, or of a saved dataset."""
     if path.is_dir():
         if is_saved_dataset(path):
             return arrow_rows(load_saved(path, split), path.name)
         files = data_files(path, split)
-        return arrow_rows(load_parquet(files), path.name) if files[0].suffix == ".parquet" else _rows(files[0], split)
+        if files[0].suffix == ".parquet":
+            return arrow_rows(load_parquet(files, cache), path.name)
+        return _rows(files[0], split, cache)
     require_file(path)
     if path.suffix == ".parquet":
-        return arrow_rows(load_parquet([path]), path.name)
+        return arrow_rows(load_parquet([path], cache), path.name)
     if path.suffix == ".json":
         return json_rows(path)
     if path.suffix == ".jsonl":

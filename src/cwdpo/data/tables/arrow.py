@@ -40,8 +40,12 @@ def load_saved(path: Path, split: str | None) -> Any:
     return loaded[name]
 
 
-def load_parquet(files: Sequence[Path]) -> Any:
-    """Return Parquet files as one memory-mapped `datasets.Dataset` (its Arrow copy lies in the datasets cache).
+def load_parquet(files: Sequence[Path], cache: Path | None = None) -> Any:
+    """Return Parquet files as one memory-mapped `datasets.Dataset`.
+
+    Args:
+        files: The files.
+        cache: Folder for its Arrow copy; None: the cache of `datasets`.
 
     Raises:
         DataError: A file is not Parquet.
@@ -59,7 +63,9 @@ def load_parquet(files: Sequence[Path]) -> Any:
             raise DataError(f"{file}: no rows")
     try:
         with _quiet():
-            return datasets.Dataset.from_parquet([str(file) for file in files])
+            return datasets.Dataset.from_parquet(
+                [str(file) for file in files], cache_dir=None if cache is None else str(cache)
+            )
     except Exception as error:  # as above
         names = ", ".join(file.name for file in files[:3])
         raise DataError(f"{names}: cannot be read as one table ({one_line(error, 160)})") from error
