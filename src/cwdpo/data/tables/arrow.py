@@ -61,11 +61,10 @@ def load_parquet(files: Sequence[Path], cache: Path | None = None) -> Any:
             raise DataError(f"{file}: not a Parquet file that can be read ({one_line(error, 120)})") from error
         if rows == 0:
             raise DataError(f"{file}: no rows")
+    place: dict[str, Any] = {} if cache is None else {"cache_dir": str(cache)}
     try:
         with _quiet():
-            return datasets.Dataset.from_parquet(
-                [str(file) for file in files], cache_dir=None if cache is None else str(cache)
-            )
+            return datasets.Dataset.from_parquet([str(file) for file in files], **place)
     except Exception as error:  # as above
         names = ", ".join(file.name for file in files[:3])
         raise DataError(f"{names}: cannot be read as one table ({one_line(error, 160)})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -62,7 +62,7 @@ class _Part:
     text: bytes = field(default=b"", repr=False)
 
 
-def tar_rows(paths: Sequence[str]) -> Iterator[RawRow]:
+def tar_rows(paths: Sequence[str]) -> Generator[RawRow]:
     """Yield the samples of tars: members in sequence whose names are equal up to the first dot.
 
     A sample's `json` gives the columns of its row, its images come under `images` in their order; where there is only a
@@ -86,7 +86,7 @@ def _members(path: str) -> Iterator[tuple[str, _Part]]:
     last = "its beginning"
     with open_file(path) as handle:
         try:
-            tar = tarfile.open(fileobj=handle, mode="r:")  # noqa: SIM115 (holds nothing but the handle)
+            tar: Any = tarfile.open(fileobj=handle, mode="r:")  # noqa: SIM115 (holds nothing but the handle)
             while (info := tar.next()) is not None:
                 tar.members = []  # or it keeps every one
                 if not info.isreg() or info.issparse():
