@@ -73,11 +73,13 @@ def test_load_model(family: str, tiny_folder: Folder, tmp_path: Path) -> None:
     assert loaded.config.use_cache is False
 
 
-def test_load_adapter(tiny_folder: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_load_adapter(dora: bool, tiny_folder: Folder, tmp_path: Path) -> None:
     """A folder with an adapter gives base and adapter, trainable or not."""
+    adapters = lora(use_dora=dora)
     groups = rows(2, tmp_path)
     base = load_model(ModelSection(path=str(tiny_folder("llava"))))
-    trainer = train_sft(base, tiny_processor("llava"), groups, tmp_path / "run", peft_config=lora(), max_steps=1)
+    trainer = train_sft(base, tiny_processor("llava"), groups, tmp_path / "run", peft_config=adapters, max_steps=1)
     trainer.save_model(str(tmp_path / "adapter"))
     want = logps_of(trainer.model, tiny_processor("llava"), groups)
     for trainable in (True, False):
@@ -213,6 +215,20 @@ def test_lora_places(family: str) -> None:
     assert whole
     assert all("modules_to_save" in n and part_of(n) == "projector" for n in whole)
     assert not any("lm_head" in n for n in adapters)
+
+
+def test_dora_trains_sizes_beside_directions(tmp_path: Path) -> None:
+    """One size for every output of an adapted layer, in float32; before the first update the model is its base."""
+    groups, processor = rows(2, tmp_path), tiny_processor("llava")
+    base = fresh("llava")[0]
+    want = logps_of(base, processor, groups)
+    adapters = LoraSection(r=2, dora=True)
+    model = add_lora(base, ModelSection(freeze=["vision", "projector"], lora=adapters), adapters)
+    sizes = {n: p for n, p in model.named_parameters() if "magnitude" in n}
+    matrices = [n for n, p in model.named_parameters() if "lora_B" in n]
+    assert len(sizes) == len(matrices) > 0
+    assert all(p.requires_grad and p.dtype == torch.float32 and p.ndim == 1 for p in sizes.values())
+    torch.testing.assert_close(logps_of(model, processor, groups), want, rtol=1e-5, atol=1e-4)
 
 
 def test_lora_without_a_place() -> None:

@@ -87,6 +87,16 @@ def test_ways_of_a_step(change: str, tmp_path: Path) -> None:
     assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
 
 
+def test_dora_takes_more(tmp_path: Path) -> None:
+    """Its norms of weights are counted too."""
+    config, groups = tiny_model("llava", tiny_processor("llava")).config, groups_of("llava", tmp_path)
+    plain, asked = (section(lora=ADAPTERS.model_copy(update={"dora": on})) for on in (False, True))
+    planned = take(config, Work(asked, groups))
+    step, _ = real_step("llava", asked, Work(asked, groups))
+    assert planned.held.total() == pytest.approx(peak_bytes(step), rel=0.02)
+    assert planned.held.total() > take(config, Work(plain, groups)).held.total()
+
+
 @pytest.mark.parametrize(
     ("family", "checkpointing"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", True), ("llava", False)]
 )

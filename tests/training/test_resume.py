@@ -77,6 +77,13 @@ def fresh_lora(groups: list[Any], folder: Path, callbacks: list[Any]) -> CWDPOTr
     return CWDPOTrainer(model, args=args, train_dataset=groups, peft_config=lora(lora_dropout=0.2), **given)
 
 
+def fresh_dora(groups: list[Any], folder: Path, callbacks: list[Any]) -> CWDPOTrainer:
+    model, processor = fresh("llava")
+    given: dict[str, Any] = {"processing_class": processor, "callbacks": callbacks}
+    args = CWDPOConfig(str(folder), **COMMON)
+    return CWDPOTrainer(model, args=args, train_dataset=groups, peft_config=lora(use_dora=True), **given)
+
+
 def stage1_lora_live(groups: list[Any], folder: Path, callbacks: list[Any]) -> CWDPOTrainer:
     """The adapter of stage 1 goes on, a frozen copy of it is the reference."""
     model, processor = fresh()
@@ -115,7 +122,12 @@ def final(trainer: Any, folder: Path) -> tuple[dict[str, Tensor], list[Any], lis
 
 
 @pytest.mark.parametrize(
-    "make", [full_sft, fresh_lora, *(pytest.param(m, marks=pytest.mark.slow) for m in (full_cw_dpo, stage1_lora_live))]
+    "make",
+    [
+        full_sft,
+        fresh_lora,
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (full_cw_dpo, fresh_dora, stage1_lora_live)),
+    ],
 )
 def test_resume_is_bitwise(make: Make, tmp_path: Path) -> None:
     """Killed after updates 1, 3 and 5: from nothing, from the middle of an epoch, and after a skip of one epoch."""

@@ -170,6 +170,7 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
                 r=lora.r,
                 lora_alpha=lora.alpha,  # type: ignore[arg-type]
                 lora_dropout=lora.dropout,
+                use_dora=lora.dora,
                 target_modules=lora.target_modules,
                 exclude_modules=_pattern_of(skipped) if skipped else None,
                 modules_to_save=whole or None,

@@ -106,8 +106,8 @@ def model_config(section: ModelSection) -> tuple[Any, LoraSection | None]:
     if (folder / "adapter_config.json").is_file():
         settings = _adapter(folder / "adapter_config.json")
         base, _ = model_config(section.model_copy(update={"path": str(settings["base_model_name_or_path"])}))
-        lora = LoraSection(r=settings["r"], alpha=settings["lora_alpha"], target_modules=settings["target_modules"])
-        return base, lora
+        lora = {"r": settings["r"], "alpha": settings["lora_alpha"], "target_modules": settings["target_modules"]}
+        return base, LoraSection(**lora, dora=bool(settings.get("use_dora")))
     if path in _KNOWN and not folder.exists():
         from transformers import AutoConfig
 
@@ -119,7 +119,8 @@ def model_config(section: ModelSection) -> tuple[Any, LoraSection | None]:
 def _adapter(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("base_model_name_or_path", "r", "lora_alpha", "target_modules")}
+        needed = ("base_model_name_or_path", "r", "lora_alpha", "target_modules")
+        return {name: found[name] for name in needed} | {"use_dora": found.get("use_dora")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path}: is no adapter's configuration ({one_line(error, 120)})") from None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cwdpo.errors import RecipeError
 from cwdpo.planning.gpus import Layout
 from cwdpo.planning.whole import Planner, Step
 from cwdpo.recipe import LoraSection, Recipe
@@ -164,6 +166,8 @@ def _changes(planner: Planner) -> Iterator[Change]:
     if r.model.lora is None:
         lora = {"lora": LoraSection().model_dump(), "freeze": [p for p in r.model.freeze if p != "language"]}
         yield _setting("model.lora={r: 16}", "adapters in place of all weights", "model", lora)
+    if r.evaluation.prompts:
+        yield _setting("evaluation.prompts=0", "nothing is captioned at the end", "evaluation", {"prompts": 0})
     if r.model.dtype == "float32":
         yield _setting("model.dtype=bfloat16", "numbers of 8 bits", "model", {"dtype": "bfloat16"})
 
@@ -178,6 +182,7 @@ def smallest_number(planner: Planner) -> int | None:
         if count <= planner.gpus.count:
             continue
         other = planner.changed(gpus=replace(planner.gpus, count=count), layout=Layout("fsdp2"), timed=False)
-        if worst(other).gib <= planner.gpus.gpu.gib:
-            return count
+        with contextlib.suppress(RecipeError):  # a batch that so many cannot share
+            if worst(other).gib <= planner.gpus.gpu.gib:
+                return count
     return None

@@ -275,7 +275,7 @@ class Planner:
         if not mix.pooled:
             prompts = math.ceil(prompts * sum(shares.get(n, 0) for n in written) / sum(shares.values()))
         copies = mix.beam_width if "beam" in written else mix.most
-        what = f"{'and'.join(written)} for {prompts} prompts, {mix.batch_size} at once"
+        what = f"{' and '.join(written)} for {prompts} prompts, {mix.batch_size} at once"
         return self._generation(f"negatives {stage}", what, prompts, mix.batch_size, copies, mix.max_new_tokens)
 
     def _answers(self) -> Step:

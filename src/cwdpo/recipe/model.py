@@ -20,6 +20,9 @@ class LoraSection(Section):
     """Scale of the update; the effective factor is alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. Above 0 it is drawn anew in every forward pass."""
+    dora: bool = False
+    """DoRA: the size of every output's weights is trained by itself, beside the direction that the adapter turns. Takes
+    more time and memory (`cwdpo plan` says how much)."""
     target_modules: str | list[str] = "all-linear"
     """Names of the linear layers that get an adapter, a regular expression, or `all-linear`. Frozen towers get none."""
 
