@@ -14,6 +14,7 @@ from typing import Any
 from common import arguments, count_flops, hardware, peak_bytes, report, start
 from cwdpo.planning.steps import Work, take
 from cwdpo.recipe import LoraSection, ModelSection
+from cwdpo.scoring.separate import base_model
 from sides import ours
 from workload import SMALL, TINY, Size, _text, _vision, make_model, make_processor, make_rows
 
@@ -53,7 +54,8 @@ def compare(case: dict[str, Any], visual: int, response: int, pairs: int) -> dic
         freeze=["vision", "projector"] if lora else [],
         lora=LoraSection(r=16, target_modules=PROJECTIONS) if lora else None,
     )
-    side.step()
+    if checkpointing:
+        base_model(side.model).activation_checkpointing_enable()  # which the trainer does when training begins
     measured, flops = peak_bytes(side.step), count_flops(side.step)
     began = time.process_time()
     planned = take(config, Work(section, groups, checkpointing=checkpointing))

@@ -130,6 +130,8 @@ def _changes(planner: Planner) -> Iterator[Change]:
                 less,
             )
     for micro in (m for m in (4, 2, 1) if any(planner.prompts_at_once(s) > m for s in stages)):
+        if any(getattr(r, s).batch_size % (micro * ranks) for s in stages):
+            continue
         text = " ".join(f"{s}.micro_batch_size={micro}" for s in stages)
         many = {s: {"micro_batch_size": micro} for s in stages}
         yield Change(text, "smaller matrices, somewhat slower; the same result", lambda p, many=many: _set(p, **many))
