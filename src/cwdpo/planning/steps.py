@@ -94,11 +94,12 @@ def _phases(config: Any, work: Work, flops: bool) -> _Phases:
     least = whole.lowered()
     first = _run(config, work, least)
     alone = {"vision", "projector"} <= set(work.section.freeze)
+    copied = work.section.dtype == "bfloat16" and work.section.lora is None and not work.gathered
     steps: list[tuple[int, _Phases, _Phases]] = []
     for name in ("text", "windowed", "whole"):
         more = getattr(whole, name) - getattr(least, name)
-        # Where nothing has gradients, a layer takes FLOPs but leaves nothing behind.
-        if more and (flops or (work.training and (name == "text" or not alone))):
+        # Without gradients a layer leaves nothing behind, but for autocast's copies of float32 weights.
+        if more and (flops or ((work.training or copied) and (name == "text" or not alone))):
             steps.append((more, _run(config, work, least.one_more(name)), first))
     return _drawn_out(first, steps)
 
