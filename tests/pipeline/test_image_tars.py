@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,7 @@ def write_shards(folder: Path) -> str:
 
 
 def _run(server: CliServer, recipe: Path, run: Path, **settings: Any) -> tuple[int, str]:
-    """Train. Workers of a process that was killed notice it after some seconds, and hold its lock until then."""
-    for _ in range(30):
-        code, call = server.run("train", recipe, "--out", run, **settings)
-        if "another run is at work" not in call.stderr:
-            break
-        time.sleep(1)
+    code, call = server.run("train", recipe, "--out", run, **settings)
     return code, call.stderr
 
 

@@ -72,6 +72,20 @@ def resolved(model: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else model
 
 
+_LOCKS: set[Any] = set()
+"""Open lock files of this process."""
+
+
+def _let_go_of_locks() -> None:
+    """Close lock files in a forked child: one that outlives a killed run (a data loader's worker) holds no lock."""
+    for handle in _LOCKS:
+        handle.close()
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
 @dataclass
 class RunDirectory:
     """A folder and the recipe that fills it.
@@ -114,6 +128,8 @@ class RunDirectory:
             raise RunError(
                 f"{self.folder}: another run is at work in it; wait for it or choose another --out"
             ) from None
+        _LOCKS.add(handle)
+        stack.callback(_LOCKS.discard, handle)
         self._sweep()
 
     def _require_seen(self) -> None:

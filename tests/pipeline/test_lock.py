@@ -1,0 +1,36 @@
+"""A run directory is held by one run at a time, and by nothing that outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cwdpo.errors import RunError
+from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.recipe import Recipe
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    run, other = (RunDirectory(tmp_path / "run", Recipe()) for _ in range(2))
+    with run.locked(), pytest.raises(RunError, match="another run is at work in it"), other.locked():
+        pass
+    with other.locked():
+        pass
+
+
+def test_a_child_that_outlives_the_run_holds_nothing(tmp_path: Path) -> None:
+    """Workers of a data loader are forked, and after `kill -9` of the run they live on for some seconds."""
+    with RunDirectory(tmp_path / "run", Recipe()).locked():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with RunDirectory(tmp_path / "run", Recipe()).locked():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
