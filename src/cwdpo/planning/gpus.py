@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from cwdpo.errors import RecipeError, one_line
+from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.training.throughput import peak_flops
 
 __all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
@@ -137,7 +138,7 @@ def read_layout(path: Path) -> Layout:
         RecipeError: It is none, or shares a model in another way.
     """
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found: Any = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: no configuration of accelerate: {one_line(error, 160)}") from None
     if not isinstance(found, dict) or "distributed_type" not in found:
