@@ -24,7 +24,12 @@ HOLDS, PART, NOT, OPEN, MISSING, UNTESTED = (
     "not run",
     "not testable here",
 )
-"""Verdicts. Not shown: the interval holds zero. Does not hold: it lies on the other side of what is claimed."""
+"""Verdicts. Not shown: the interval holds zero, or there are fewer than three seeds. Does not hold: it lies on
+the other side of what is claimed."""
+
+
+_LEAST_SEEDS = 3
+"""With fewer, an interval says more of the seeds than of the claim."""
 
 
 def judge(effect: Mapping[str, float], sign: int) -> str:
@@ -82,7 +87,13 @@ def _measured(shop: Workshop, c: Contrast, seeds: Sequence[int], rates: Mapping[
         f" [{factor * effect['low']:+.{decimals}f}, {factor * effect['high']:+.{decimals}f}]" if "low" in effect else ""
     )
     text = f"{c.one} - {c.other}, {name}: {mean}{ends} ({len(values)} seed{'s' * (len(values) > 1)})"
-    return {**said, "values": values, "effect": effect, "text": text, "verdict": judge(effect, c.sign)}
+    return {
+        **said,
+        "values": values,
+        "effect": effect,
+        "text": text,
+        "verdict": judge(effect, c.sign) if len(values) >= _LEAST_SEEDS else OPEN,
+    }
 
 
 def _costs(shop: Workshop, seeds: Sequence[int]) -> list[dict[str, Any]]:
