@@ -37,8 +37,8 @@ def _page(rows: Sequence[Mapping[str, Any]], scale: Scale, seeds: Sequence[int],
         "of it; **does not hold**: it lies on the other side, be it for one of the things that a claim says of each; "
         "**not shown**: it holds zero, or there are fewer than three seeds; **not run**: the runs are missing. "
         "What is found here is found on this model and these data: it says nothing of a 72B model on photographs. "
-        "Intervals are not widened for the number of claims: of forty without any truth, some two would come out one way "
-        "or the other by chance.",
+        "Intervals are not widened for the number of claims: of forty without any truth, some two would come out one "
+        "way or the other by chance.",
         "",
         f"Where methods are compared (`tuned`), each had the same budget: the learning rates {rates} once each, on a "
         "seed of its own, and the one with most right captions was taken. Everywhere else all rows share one rate "
