@@ -139,6 +139,10 @@ def test_shares_add_up(name: str) -> None:
 def test_without_old_log_probabilities_the_policy_is_the_old_one() -> None:
     """The loss is then −mean A, whatever the log-probabilities, and its gradient −A over lengths and responses."""
     batch, scores = example()
+
+    def sampled(group: EncodedGroup) -> tuple[SampledResponse, ...]:
+        return tuple(r for r in group.responses if isinstance(r, SampledResponse))
+
     groups = tuple(
         EncodedGroup(
             g.id,
@@ -146,13 +150,14 @@ def test_without_old_log_probabilities_the_policy_is_the_old_one() -> None:
             (1,),
             {},
             {},
-            tuple(SampledResponse(ids=r.ids, reward=0.0, advantages=r.advantages) for r in g.responses),  # type: ignore[attr-defined]
+            tuple(SampledResponse(ids=r.ids, reward=0.0, advantages=r.advantages) for r in sampled(g)),
         )
         for g in batch.groups
     )
     found = loss_of(settings(kl=0.3), Batch(groups), scores)
     found.backward()
-    advantages = [r.advantages[0] for g in groups for r in g.responses]  # type: ignore[attr-defined]
+    advantages = [r.advantages[0] for g in groups for r in sampled(g)]
+    assert len(advantages) == 4
     assert found.item() == pytest.approx(-sum(advantages) / 4, rel=1e-6)
     assert scores.logps.grad is not None
     assert scores.logps.grad[0].tolist() == pytest.approx([-advantages[0] / 3 / 4] * 3 + [0.0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -33,13 +34,13 @@ class LazyGroups(Sequence[PromptGroup]):
     """Prompt groups by index, none of them in memory; a slice is a list."""
 
     @property
+    @abstractmethod
     def stamp(self) -> str:
         """What changes whenever the rows change."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: int) -> PromptGroup:
         """Return the group at an index that is in range."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> PromptGroup: ...
@@ -115,8 +116,9 @@ class StoredGroups(LazyGroups):
         self.__init__(state["path"], state["_root"], state["_require"])
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)  # pyright: ignore[reportArgumentType]
+        handle: int | None = getattr(self, "_handle", None)  # not there where the file could not be opened
+        if handle is not None:
+            os.close(handle)
 
 
 class MappedGroups(LazyGroups):

@@ -154,7 +154,7 @@ def _run(config: Any, work: Work, depths: Depths) -> _Phases:
                 run.enter("head, backward")
                 del scores
                 loss.backward()
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what a model's code may raise
         family = base_model(model).config.model_type
         raise ModelError(
             f"model type {family!r} cannot be planned: without numbers its step stops at: {one_line(error, 160)}"
