@@ -62,7 +62,7 @@ SCALES: Mapping[str, Scale] = {
         train=2400,
         evaluated=500,
         rate=1e-4,
-        rates=(3e-5, 1e-4, 3e-4),
+        rates=(1e-5, 3e-5, 1e-4, 3e-4),
         recipe=_scenes(32, 250),
     ),
     "small": Scale(
@@ -71,7 +71,7 @@ SCALES: Mapping[str, Scale] = {
         train=38_400,
         evaluated=4000,
         rate=1e-4,
-        rates=(3e-5, 1e-4, 3e-4),
+        rates=(1e-5, 3e-5, 1e-4, 3e-4),
         recipe=_scenes(64, 1000),
     ),
     "full": Scale(
