@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,28 @@ def test_curves_agree(ranks: int, sharded: bool, runs: Runs) -> None:
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in what JSON holds, in order."""
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value) if "second" not in key]
+    if isinstance(value, list):
+        for part in value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_rows_without_padding(tmp_path: Path, cli_server: CliServer, runs: Runs, recipe: Path) -> None:
+    """`model.padding_free` in two processes: the curves of one with padding, probes and reference among them."""
+    call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", "model.padding_free=true", ranks=2)
+    assert call.codes() == [0, 0], call.stderr
+    assert "slower" not in call.stderr + call.stdout  # of the separate scorer
+    assert differences(runs(1), tmp_path / "run") == []
+    for stage in ("stage1", "stage2"):
+        one, two = (list(numbers(rows_of(run / stage / "probes.jsonl"))) for run in (runs(1), tmp_path / "run"))
+        assert len(one) > 20 and two == pytest.approx(one, rel=1e-4, abs=1e-4)
 
 
 def test_written_by_both(tmp_path: Path, cli_server: CliServer, runs: Runs, tiny_folder: Callable[[str], Path]) -> None:

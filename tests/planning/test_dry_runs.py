@@ -50,7 +50,8 @@ def real_step(family: str, asked: ModelSection, work: Work) -> Any:
         base_model(model).activation_checkpointing_enable()
         model.enable_input_require_grads()
     model.train()
-    scorer = SeparateScorer() if why_separate(model) is not None else SharedPrefixScorer(FrozenVision())
+    shared = SharedPrefixScorer(FrozenVision(), packed=asked.padding_free)
+    scorer = SeparateScorer() if why_separate(model) is not None else shared
     if work.accumulating:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -85,6 +86,31 @@ def test_ways_of_a_step(change: str, tmp_path: Path) -> None:
     step, there = real_step("qwen2_5_vl", section(), work)
     assert planned.held.total() == pytest.approx(peak_bytes(step) + there, rel=0.02)
     assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row(family: str, tmp_path: Path) -> None:
+    """Groups of unequal length: the plan knows that nothing is padded, and that attention spans the row."""
+    config = tiny_model(family, tiny_processor(family)).config
+    asked = section(padding_free=True)
+    work = Work(asked, groups_of(family, tmp_path, 3))
+    planned = take(config, work)
+    step, there = real_step(family, asked, work)
+    assert planned.held.total() == pytest.approx(peak_bytes(step) + there, rel=0.02)
+    assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
+    assert planned != take(config, Work(section(), work.groups))
+
+
+def test_a_packed_row_is_not_drawn_out_without_gradients(tmp_path: Path) -> None:
+    """Its attention grows with the square of the prompts: four are run, not told from one and two."""
+    config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
+    (group,) = groups_of("qwen2_5_vl", tmp_path, 1)
+    flops = [
+        take(config, Work(section(padding_free=True), (group,) * n, training=False)).flops["text"] for n in (1, 2, 4)
+    ]
+    attention = (flops[1] - 2 * flops[0]) / 2  # n² a + n b: f(2) − 2 f(1) = 2 a
+    assert attention > 0
+    assert flops[2] == pytest.approx(4 * flops[0] + 12 * attention, rel=1e-9)
 
 
 def test_dora_takes_more(tmp_path: Path) -> None:

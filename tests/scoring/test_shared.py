@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import ALL, assert_same, attend, collate, gradients, score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import image_counts, naive_logps
@@ -19,55 +20,20 @@ from torch import Tensor
 from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.scoring import masks
 from cwdpo.scoring import shared as module
-from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
+from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
+from cwdpo.scoring.layouts import Layout, positions
 from cwdpo.scoring.separate import SeparateScorer
 from cwdpo.scoring.shared import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
+from tiny_models import HYBRID, sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]
-ALL = (*FAMILIES, *MORE_FAMILIES)
 SEPARATE, SHARED = SeparateScorer(), SharedPrefixScorer()
-
-
-def collate(processor: Any, groups: list[Any]) -> Batch:
-    return GroupCollator(PromptEncoder(processor))(groups)["batch"]
-
-
-def score(scorer: Any, model: Any, batch: Batch) -> Scores:
-    return scores_from_logits(scorer(model, batch))
-
-
-def gradients(scorer: Any, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sums of log-probabilities, and the gradient of a sum over them with weights of both signs."""
-    model.zero_grad()
-    sums = score(scorer, model, batch).logp_sum
-    (sums * torch.linspace(-1, 1.3, len(sums))).sum().backward()
-    return sums.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]) -> None:
-    torch.testing.assert_close(one[0], other[0], rtol=0, atol=1e-4)
-    assert one[1].keys() == other[1].keys() and one[1]
-    size = torch.stack([g.norm() for g in one[1].values()]).norm()
-    assert size > 0.1
-    for name, gradient in one[1].items():
-        # Some are 0 but for rounding (the bias of a key shifts all scores alike): measured against the whole there.
-        allowed = 1e-5 * gradient.norm() + 1e-7 * size
-        assert (gradient - other[1][name]).norm() <= allowed, name
 
 
 def test_every_family_that_is_listed_is_tested() -> None:
     assert set(ALL) == SHARED_FAMILIES
-
-
-def attend(model: Any, attention: str) -> None:
-    if attention == SHARED_PREFIX:
-        use_shared_prefix_attention(model)
-    else:
-        model.set_attn_implementation(attention)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
@@ -234,6 +200,14 @@ def test_image_and_prompt_pass_once(tmp_path: Path) -> None:
     }
 
 
+def running_on(inner: Any, batch: Batch, layout: Layout) -> Tensor:
+    """Positions in which a response goes on where the one before it ends."""
+    right = positions(inner, batch, layout)
+    responses = layout.segments > 0
+    last = torch.where(responses, 0, right).amax(-1, keepdim=True)
+    return torch.where(responses, last + responses.cumsum(-1), right)
+
+
 @pytest.mark.parametrize("broken", ["mask", "positions", "nothing"])
 def test_first_batch_is_checked(
     broken: str, tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -242,12 +216,10 @@ def test_first_batch_is_checked(
     batch = collate(processor, sample_groups(2, tmp_path))
     if broken == "mask":  # later responses see the earlier ones
         monkeypatch.setattr(
-            module._Layout, "seen", lambda self, *_: torch.ones(2, *[self.ids.shape[1]] * 2).tril().bool()
+            masks, "dense", lambda rule, layout, device: torch.ones(2, *[layout.ids.shape[1]] * 2).tril().bool()
         )
     elif broken == "positions":  # a later response's positions run on
-        monkeypatch.setattr(
-            module._Layout, "offsets", lambda self: (self.segments > 0).long().cumsum(1) * (self.segments > 0)
-        )
+        monkeypatch.setattr(module, "positions", running_on)
     with caplog.at_level(logging.WARNING):
         scorer = choose_scorer(model, batch)
     if broken == "nothing":
@@ -287,7 +259,7 @@ def test_linear_attention_falls_back(
         choose_scorer(model, batch)
         monkeypatch.setattr(module, "SHARED_FAMILIES", {HYBRID})
         choose_scorer(model, batch)
-        monkeypatch.setattr(module, "_layer_types", lambda _: set())
+        monkeypatch.setattr(module, "layer_types", lambda _: set())
         assert isinstance(choose_scorer(model, batch), SeparateScorer)
     first, second, third = (r.getMessage() for r in caplog.records if r.name == module.__name__)
     assert "not known to work" in first
@@ -300,7 +272,7 @@ def test_failure_falls_back(
 ) -> None:
     model, processor = tiny_pair("llava")
     batch = collate(processor, sample_groups(1, tmp_path))
-    monkeypatch.setattr(module, "_positions", lambda *_: torch.zeros(1, 1, 1, 1))
+    monkeypatch.setattr(module, "positions", lambda *_: torch.zeros(1, 1, 1, 1))
     with caplog.at_level(logging.WARNING):
         assert isinstance(choose_scorer(model, batch), SeparateScorer)
     assert "sharing the prompt failed for model type 'llava'" in caplog.text

@@ -58,7 +58,7 @@ def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativeP
         load=lambda: run.inference_model(model_path),
         encoder=run.encoder(model_path, include_eos=getattr(run.recipe, stage).include_eos),
         digest=folder_digest(model_path),
-        scorer=AutoScorer(run.recipe.model.scorer, bfloat16=run.recipe.model.dtype == "bfloat16"),
+        scorer=AutoScorer.of(run.recipe.model),
     )
 
 

@@ -81,7 +81,7 @@ def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[
         for rows in (groups, wrong_rows)
     )
     assert probes is not None
-    scorer = AutoScorer(run.recipe.model.scorer, bfloat16=run.recipe.model.dtype == "bfloat16")
+    scorer = AutoScorer.of(run.recipe.model)
     readings: dict[str, dict[str, Any]] = {}
     previous: Any = None
     for name, path in models.items():

@@ -184,7 +184,7 @@ class Refresher(Rounds):
             load=lambda: model,
             encoder=run.encoder(self._start, model, include_eos=run.recipe.stage2.include_eos),
             digest=state_digest(model),
-            scorer=AutoScorer(m.scorer, bfloat16=m.dtype == "bfloat16"),
+            scorer=AutoScorer.of(m),
         )
 
     def _mean_weight(self, weigher: Weigher, groups: Sequence[PromptGroup]) -> float:

@@ -138,7 +138,7 @@ class Stage:
         model = processes().each(lambda: run.trainable(self.start))
         encoder = run.encoder(self.start, model, include_eos=s.include_eos)
         cache = FeatureCache.of(m.vision_cache_gib, m.vision_cache_folder, m.vision_cache_folder_gib)
-        scorer = AutoScorer(m.scorer, bfloat16=m.dtype == "bfloat16", cache=cache)
+        scorer = AutoScorer.of(m, cache)
         dynamics = stage_dynamics(run, self.name, s, encoder, scorer, self.folder, self.rounds.first_groups)
         probes = dynamics.probes
         stop, moment = StopOnSignal(), self.rounds.moment()

@@ -87,7 +87,7 @@ _Phases = tuple[dict[str, Counter[str]], Counter[str]]
 
 def _phases(config: Any, work: Work, flops: bool) -> _Phases:
     """Run a step as far as it has to be run, and draw it out to the whole."""
-    if not work.training and len(work.groups) > 2:
+    if not work.training and len(work.groups) > 2 and not work.section.padding_free:
         one, two = (_phases(config, replace(work, groups=work.groups[:n]), flops) for n in (1, 2))
         return _drawn_out(one, [(len(work.groups) - 1, two, one)])  # the prompts are all alike
     whole = depths_of(config)
@@ -173,7 +173,7 @@ class _Vision(FrozenVision):
 
 def _scorer(model: Any, section: ModelSection) -> Any:
     separate = section.scorer == "separate" or why_separate(model) is not None
-    return SeparateScorer() if separate else SharedPrefixScorer(_Vision())
+    return SeparateScorer() if separate else SharedPrefixScorer(_Vision(), packed=section.padding_free)
 
 
 def _first(value: Any) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cwdpo.recipe.section import Section
 
@@ -40,6 +40,10 @@ class ModelSection(Section):
     scorer: Literal["auto", "shared", "separate"] = "auto"
     """`auto` encodes image and prompt once for all responses where that is known to work and was checked on the first
     batch, and each response as a sequence of its own elsewhere; `shared` and `separate` insist."""
+    padding_free: bool = False
+    """Lay all prompts of a micro-batch in one row, one behind the other, instead of padding each to the longest: the
+    same scores, and no work for padding where pictures or texts differ in size. Needs the shared scorer. Under `sdpa`
+    and `eager` one dense mask spans the row: attention grows with the square of all tokens of the micro-batch."""
     vision_cache_gib: float = Field(default=1.0, ge=0)
     """Memory, in GiB for each process, in which image features of a frozen vision tower stay from step to step (about
     7 MB an image of 1,000 tokens for a 7B model in bfloat16). Not used while the tower is trained; 0 keeps none."""
@@ -61,3 +65,9 @@ class ModelSection(Section):
     """Longest sequence allowed, in tokens. Nothing is cut: a longer row is an error that names it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
+
+    @model_validator(mode="after")
+    def _packed_is_shared(self) -> ModelSection:
+        if self.padding_free and self.scorer == "separate":
+            raise ValueError("padding_free goes with the shared scorer; set scorer: auto or shared, or leave one out")
+        return self

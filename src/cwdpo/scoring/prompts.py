@@ -24,12 +24,12 @@ def prompt_inputs(model: Any, groups: Sequence[EncodedGroup], pad: int) -> dict[
     inner, batch = base_model(model), Batch(tuple(groups))
     check_token_types(inner, batch)
     width = max(len(g.prefix_ids) for g in groups)
-    starts = [width - len(g.prefix_ids) for g in groups]
+    places = [(row, width - len(g.prefix_ids)) for row, g in enumerate(groups)]
     ids = torch.full((len(groups), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, (group, start) in enumerate(zip(groups, starts, strict=True)):
+    for group, (row, start) in zip(groups, places, strict=True):
         ids[row, start:] = torch.tensor(group.prefix_ids)
         mask[row, start:] = 1
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    inputs |= token_type_rows(inner, batch, range(len(groups)), starts, mask)
+    inputs |= token_type_rows(inner, batch, range(len(groups)), places, mask)
     return inputs | batch.vision_inputs([1] * len(groups))

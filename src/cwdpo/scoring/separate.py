@@ -55,22 +55,22 @@ def check_token_types(inner: Any, batch: Batch) -> None:
 
 
 def token_type_rows(
-    inner: Any, batch: Batch, owner: Sequence[int], starts: Sequence[int], mask: Tensor
+    inner: Any, batch: Batch, owner: Sequence[int], places: Sequence[tuple[int, int]], mask: Tensor
 ) -> dict[str, Tensor]:
-    """Return `{name: Long[sequences, width]}` of further per-token inputs.
+    """Return `{name: Long[rows, width]}` of further per-token inputs.
 
     Args:
         inner: The transformers model.
         batch: The groups.
-        owner: For each sequence the group whose prefix it has.
-        starts: For each sequence where its prefix starts.
-        mask: `[sequences, width]`, true at tokens.
+        owner: For each prefix that is to be written the group that has it.
+        places: For each of them the row and the column where it starts.
+        mask: `[rows, width]`, true at tokens.
     """
     family = getattr(getattr(inner, "config", None), "model_type", "")
     rows: dict[str, Tensor] = {}
     for name in sorted({name for g in batch.groups for name in g.token_types}):
         types = mask.long() * _RESPONSE_TYPES.get((family, name), 0)
-        for row, (g, start) in enumerate(zip(owner, starts, strict=True)):
+        for g, (row, start) in zip(owner, places, strict=True):
             group = batch.groups[g]
             values = group.token_types.get(name, (0,) * len(group.prefix_ids))
             types[row, start : start + len(values)] = torch.tensor(values, dtype=torch.long)
@@ -109,8 +109,8 @@ class SeparateScorer:
             ids[row, width - len(sequence) :] = torch.tensor(sequence)
             mask[row, width - len(sequence) :] = 1
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        starts = [width - len(sequence) for sequence in sequences]
-        inputs |= token_type_rows(inner, batch, owner, starts, mask)
+        places = [(row, width - len(sequence)) for row, sequence in enumerate(sequences)]
+        inputs |= token_type_rows(inner, batch, owner, places, mask)
         accepted = inspect.signature(inner.forward).parameters
         if "position_ids" in accepted and not computes_own_positions(inner):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -42,6 +42,7 @@ class GroupTrainingArguments(TrainingArguments):
         default="auto",
         metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
     )
+    padding_free: bool = _field(ModelSection, "padding_free")
     vision_cache_gib: float = _field(ModelSection, "vision_cache_gib")
     vision_cache_folder: str | None = _field(ModelSection, "vision_cache_folder")
     vision_cache_folder_gib: float = _field(ModelSection, "vision_cache_folder_gib")
@@ -52,13 +53,13 @@ class GroupTrainingArguments(TrainingArguments):
         self.label_names = []
         super().__post_init__()
         cache = ("vision_cache_gib", "vision_cache_folder", "vision_cache_folder_gib")
-        self._validated(ModelSection, ("max_length", "scorer", *cache))
+        self._validated(ModelSection, ("max_length", "scorer", "padding_free", *cache))
         self.section()
 
     def make_scorer(self) -> AutoScorer:
         """Return the scorer that these arguments ask for."""
         cache = FeatureCache.of(self.vision_cache_gib, self.vision_cache_folder, self.vision_cache_folder_gib)
-        return AutoScorer(self.scorer, bfloat16=self.bf16, cache=cache)
+        return AutoScorer(self.scorer, bfloat16=self.bf16, cache=cache, packed=self.padding_free)
 
     def section(self) -> Any:
         """Return the objective's settings, validated.

@@ -1,0 +1,221 @@
+"""One row without padding for all groups of a batch: the scores and gradients of separate sequences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agreement import ALL, assert_same, attend, collate, gradients, score
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import image_counts
+from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
+
+from cwdpo.models.attention import SHARED_PREFIX
+from cwdpo.models.loading import freeze_parts
+from cwdpo.recipe import ModelSection
+from cwdpo.scoring import masks
+from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
+from cwdpo.scoring.features import FeatureCache
+from cwdpo.scoring.separate import SeparateScorer
+from cwdpo.scoring.shared import AutoScorer, SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.vision import FrozenVision
+from tiny_models import sample_groups, tiny_model, tiny_processor
+from tiny_training import clone, fresh, largest_difference, rows, train_dpo, train_sft, weights
+
+Pair = Callable[[str], tuple[Any, Any]]
+SEPARATE, PADDED, PACKED = SeparateScorer(), SharedPrefixScorer(), SharedPrefixScorer(packed=True)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
+@pytest.mark.parametrize("family", ALL)
+def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
+    """K = 1, 2, 3 and 12 in one row; no, one and several images of unequal sizes; unequal lengths."""
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    attend(model, attention)
+    groups = sample_groups(4, tmp_path, responses=(1, 2, 3, 12), images=image_counts(family, 1, 2, 0, 3))
+    batch = collate(processor, groups)
+    assert len({len(g.prefix_ids) for g in batch.groups}) > 2
+    separate = gradients(SEPARATE, model, batch)
+    assert_same(separate, gradients(PACKED, model, batch))
+    assert_same(separate, gradients(PADDED, model, batch))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_no_padding(family: str, tmp_path: Path) -> None:
+    """The language model is given one row of as many tokens as there are; the head what predicts a token."""
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    batch = collate(processor, sample_groups(4, tmp_path, responses=(1, 3), images=image_counts(family, 1, 2, 0, 3)))
+    text, head = list[tuple[int, ...]](), list[int]()
+    model.model.language_model.layers[0].register_forward_hook(lambda _, args, out: text.append(tuple(out.shape[:2])))
+    model.lm_head.register_forward_hook(lambda _, args, out: head.append(out.shape[:-1].numel()))
+    with torch.no_grad():
+        PACKED(model, batch)
+    own = [sum(len(r.ids) - 1 for r in g.responses) for g in batch.groups]
+    total = sum(len(g.prefix_ids) for g in batch.groups) + sum(own)
+    widest = max(len(g.prefix_ids) for g in batch.groups) + max(own)
+    assert text == [(1, total)] and head == [4 + sum(own)]
+    assert total < 4 * widest
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
+    processor = tiny_processor(family)
+    model: Any = get_peft_model(
+        tiny_model(family, processor), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    model.train()
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = collate(processor, sample_groups(3, tmp_path, responses=(2, 3), images=(1, 2, 0)))
+    assert_same(gradients(SEPARATE, model, batch), gradients(PACKED, model, batch))
+
+
+@pytest.mark.parametrize("window", [3, 9, 30])
+def test_sliding_window(window: int, tmp_path: Path) -> None:
+    processor = tiny_processor("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl", processor, use_sliding_window=True, sliding_window=window, max_window_layers=1)
+    batch = collate(processor, sample_groups(3, tmp_path, responses=3, images=(1, 0, 2)))
+    assert_same(gradients(SEPARATE, model, batch), gradients(PACKED, model, batch))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=4
+    ),
+    family=st.sampled_from(["qwen2_5_vl", "llava"]),
+)
+def test_any_lengths(shapes: list[tuple[int, list[int]]], family: str, tiny_pair: Pair) -> None:
+    """Text-only groups of any prompt and response lengths, responses of a single token among them."""
+    model, _ = tiny_pair(family)
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(60, 300, (length,), generator=draw).tolist())
+
+    def answers(lengths: list[int]) -> tuple[EncodedResponse, ...]:
+        return tuple(EncodedResponse(ids(n), "chosen", "", None, "") for n in lengths)
+
+    batch = Batch(tuple(EncodedGroup(str(g), "", ids(n), {}, {}, answers(k)) for g, (n, k) in enumerate(shapes)))
+    with torch.no_grad():
+        one, other = score(SEPARATE, model, batch), score(PACKED, model, batch)
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(other.logps, one.logps, rtol=0, atol=1e-4)
+
+
+def test_groups_do_not_see_each_other(tiny_pair: Pair, tmp_path: Path) -> None:
+    """A group's scores stay when its neighbours change, and in any order."""
+    model, processor = tiny_pair("qwen2_5_vl")
+    one, two, three = sample_groups(3, tmp_path, responses=2, images=(1, 2, 0))
+
+    def sums(*groups: Any) -> list[float]:
+        with torch.no_grad():
+            return score(PACKED, model, collate(processor, list(groups))).logp_sum.tolist()
+
+    together = sums(one, two, three)
+    assert sums(two) == pytest.approx(together[2:4], abs=1e-4)
+    assert sums(three, two) == pytest.approx(together[4:] + together[2:4], abs=1e-4)
+    twice = sums(two, replace(two, id="again"))
+    assert twice == pytest.approx(together[2:4] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_transformers_does_not_look_for_packed_rows(
+    family: str, tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a mask is missing it takes positions that restart for a new sequence: every response would be one."""
+    model, processor = tiny_pair(family)
+    batch = collate(processor, sample_groups(2, tmp_path, responses=2, images=image_counts(family, 1, 1)))
+
+    def found(*_: Any) -> None:
+        raise AssertionError("the positions were taken for packed sequences")
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", found)
+    with torch.no_grad():
+        for one in (batch, Batch(batch.groups[:1])):
+            PACKED(model, one)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava", "smolvlm"])
+def test_cached_features(family: str, tmp_path: Path) -> None:
+    processor = tiny_processor(family)
+    model = tiny_model(family, processor)
+    freeze_parts(model, ["vision", "projector"])
+    cached = SharedPrefixScorer(FrozenVision(FeatureCache(2**30)), packed=True)
+    batch = collate(processor, sample_groups(3, tmp_path, responses=2, images=(1, 2, 0)))
+    plain = gradients(PACKED, model, batch)
+    first, again = gradients(cached, model, batch), gradients(cached, model, batch)
+    assert_same(plain, first)
+    assert torch.equal(first[0], again[0]) and all(torch.equal(g, again[1][n]) for n, g in first[1].items())
+
+
+def test_older_transformers(tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it took a mask of positions the head was asked for the last columns of rows, or for places of one row."""
+    model, processor = tiny_pair("qwen2_5_vl")
+    batch = collate(processor, sample_groups(3, tmp_path, responses=(2, 1), images=(1, 2, 0)))
+    asked: list[Any] = []
+
+    def note(_: Any, args: Any, given: Any) -> None:
+        asked.append(given["logits_to_keep"])
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad():
+        new = [scorer(model, batch).logits for scorer in (PADDED, PACKED)]
+        monkeypatch.delattr("transformers.modeling_utils.slice_logits_to_keep")
+        old = [scorer(model, batch).logits for scorer in (PADDED, PACKED)]
+    hook.remove()
+    torch.testing.assert_close(old, new)
+    assert isinstance(asked[2], int) and asked[3].shape == (int(asked[1].sum()),)
+
+
+def test_what_is_broken_falls_back(
+    tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mask in which groups see each other is found on the first batch."""
+    model, processor = tiny_pair("qwen2_5_vl")
+    batch = collate(processor, sample_groups(2, tmp_path))
+    assert isinstance(choose_scorer(model, batch, packed=True), SharedPrefixScorer)
+
+    def open_to_all(rule: Any, layout: Any, device: torch.device) -> torch.Tensor:
+        one = replace(layout, groups=torch.where(layout.groups >= 0, 0, -1))
+        return whole(masks.rule_of(one, torch.full_like(layout.ids, -1), device), one, device)
+
+    whole = masks.dense
+    monkeypatch.setattr(masks, "dense", open_to_all)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(choose_scorer(model, batch, packed=True), SeparateScorer)
+    assert "more than rounding" in caplog.text
+
+
+def test_not_with_the_separate_scorer() -> None:
+    with pytest.raises(ValidationError, match="padding_free goes with the shared scorer; set scorer: auto or shared"):
+        ModelSection(padding_free=True, scorer="separate")
+    chosen = AutoScorer.of(ModelSection(padding_free=True))
+    assert chosen.packed and not AutoScorer.of(ModelSection()).packed
+
+
+@pytest.mark.parametrize("train", [train_sft, train_dpo])
+def test_training_is_the_same(train: Any, tmp_path: Path) -> None:
+    """Three updates: SFT with one response a prompt, CW-DPO with a cached reference; by rounding apart."""
+    options: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 3}
+    options["objective"] = "sft" if train is train_sft else "cw_dpo"
+    start, processor = fresh("qwen2_5_vl")
+    groups = rows(8, tmp_path, responses=1 if train is train_sft else 2)
+    ended: list[dict[str, torch.Tensor]] = []
+    for packed in (False, True):
+        model = clone(start)
+        trainer = train(model, processor, groups, tmp_path / str(packed), padding_free=packed, **options)
+        assert trainer.scorer.chosen.packed is packed
+        ended.append(weights(model))
+    assert largest_difference(ended[1], ended[0], weights(start)) < 1e-5
