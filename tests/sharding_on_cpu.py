@@ -1,11 +1,13 @@
-"""FSDP2 among processes on CPUs. accelerate shards on GPUs only; here it is told that gloo is a backend of GPUs."""
+"""FSDP2 and DeepSpeed among processes on CPUs.
+
+accelerate shards on GPUs only; here it is told that gloo is a backend of GPUs.
+"""
 
 from __future__ import annotations
 
 import os
 
-SETTINGS = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
+FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -14,15 +16,37 @@ SETTINGS = {
 }
 """What `accelerate launch` sets with `fsdp_version: 2`."""
 
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "DS_ACCELERATOR": "cpu",
+}
+"""What it sets with `recipes/accelerate/zero2.yaml` and `zero3.yaml`, but for the stage."""
 
-def shard_on_cpu() -> None:
+SETTINGS = {
+    "fsdp2": FSDP2,
+    "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+def shard_on_cpu(kind: str) -> None:
     """Set up the process group, and the settings."""
-    import torch
+    settings = {"ACCELERATE_TORCH_DEVICE": "cpu"} | SETTINGS[kind]
+    os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
+    if kind == "fsdp2":
+        import torch
+
+        torch.distributed.init_process_group("gloo")
+    else:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
     from accelerate import PartialState
     from accelerate.utils import DistributedType
-
-    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-    torch.distributed.init_process_group("gloo")
 
     def backend(*_: object, **__: object) -> tuple[str, DistributedType]:
         return "gloo", DistributedType.MULTI_GPU

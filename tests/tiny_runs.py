@@ -132,7 +132,7 @@ class CliServer:
         kill_on: str = "",
         watch: Path | None = None,
         ranks: int = 1,
-        sharded: bool = False,
+        sharding: str = "",
         full_at: int = 0,
         clock_jumps: bool = False,
     ) -> Call:
@@ -145,7 +145,7 @@ class CliServer:
             kill_on: SIGKILL when it has done something to a file there whose path holds this, at the next thing.
             watch: The run directory.
             ranks: How many processes work together, as under `torchrun`.
-            sharded: Share the weights too (FSDP2).
+            sharding: What else they share: `fsdp2`, `zero2`, `zero3`; nothing where it is empty.
             full_at: From the n-th thing on that the call does to files under `watch`, the disk is full; 0 never.
             clock_jumps: Every look at the clock finds it a day off, to and fro.
         """
@@ -157,7 +157,7 @@ class CliServer:
         request |= {"kill_at": kill_at, "kill_on": kill_on, "watch": str(watch or "")}
         request |= {
             "ranks": ranks,
-            "sharded": sharded,
+            "sharding": sharding,
             "full_at": full_at,
             "clock_jumps": clock_jumps,
             "port": _free_port(),
@@ -231,8 +231,8 @@ def _child(request: dict[str, Any], rank: int) -> None:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": request["port"]}
         os.environ.update({name: str(value) for name, value in place.items()})
-    if request["sharded"]:
-        shard_on_cpu()
+    if request["sharding"]:
+        shard_on_cpu(request["sharding"])
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
     strikes = (request["kill_at"], request["kill_on"], request["full_at"])

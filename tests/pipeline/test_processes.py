@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ model, so that rounding cannot change one."""
 
 
 SLOW = pytest.mark.slow
+ZERO = (SLOW, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (docs/contributing.md)"))
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,15 @@ Runs = Callable[..., Path]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe: Path) -> Runs:
     """`runs(n)`: the directory of a whole run of n processes, which may share the weights too."""
-    made: dict[tuple[int, bool], Path] = {}
+    made: dict[tuple[int, str], Path] = {}
 
-    def run(ranks: int, sharded: bool = False) -> Path:
-        if (ranks, sharded) not in made:
+    def run(ranks: int, sharding: str = "") -> Path:
+        if (ranks, sharding) not in made:
             folder = tmp_path_factory.mktemp("runs") / f"of-{ranks}"
-            call = cli_server.start("train", recipe, "--out", folder, ranks=ranks, sharded=sharded)
+            call = cli_server.start("train", recipe, "--out", folder, ranks=ranks, sharding=sharding)
             assert call.codes() == [0] * ranks, call.stderr
-            made[ranks, sharded] = folder
-        return made[ranks, sharded]
+            made[ranks, sharding] = folder
+        return made[ranks, sharding]
 
     return run
 
@@ -69,11 +71,18 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sharded"), [(2, False), pytest.param(4, False, marks=SLOW), pytest.param(2, True, marks=SLOW)]
+    ("ranks", "sharding"),
+    [
+        (2, ""),
+        pytest.param(4, "", marks=SLOW),
+        pytest.param(2, "fsdp2", marks=SLOW),
+        pytest.param(2, "zero2", marks=ZERO),
+        pytest.param(2, "zero3", marks=ZERO),
+    ],
 )
-def test_curves_agree(ranks: int, sharded: bool, runs: Runs) -> None:
+def test_curves_agree(ranks: int, sharding: str, runs: Runs) -> None:
     """The global batch stays, and so do losses, gradients and probes."""
-    one, many = runs(1), runs(ranks, sharded)
+    one, many = runs(1), runs(ranks, sharding)
     assert differences(one, many) == []
     losses = [row["loss"] for row in rows_of(many / "stage1" / "metrics.jsonl") if "loss" in row]
     assert losses[0] > losses[-1] + 1
@@ -148,7 +157,7 @@ def test_a_mistake_is_one_line(change: str, line: str, tmp_path: Path, cli_serve
     ],
 )
 def test_what_needs_whole_weights(change: str, line: str, tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
-    call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", change, ranks=2, sharded=True)
+    call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", change, ranks=2, sharding="fsdp2")
     assert call.codes() == [2, 2], call.stderr
     errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
     assert len(errors) == 1 and line in errors[0]
@@ -182,36 +191,54 @@ def test_a_process_that_dies(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sharded"), [(1, False), pytest.param(4, False, marks=SLOW), pytest.param(4, True, marks=SLOW)]
+    ("ranks", "sharding"), [(1, ""), pytest.param(4, "", marks=SLOW), pytest.param(4, "fsdp2", marks=SLOW)]
 )
 def test_goes_on_with_another_number(
-    ranks: int, sharded: bool, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs
+    ranks: int, sharding: str, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs
 ) -> None:
     """SIGTERM to one process of two saves and stops both (exit code 75); one, or four, go on."""
     run = tmp_path / "run"
-    call = cli_server.start("train", recipe, "--out", run, ranks=2, sharded=sharded)
+    call = cli_server.start("train", recipe, "--out", run, ranks=2, sharding=sharding)
     _wait_for(run / "stage1" / "checkpoints" / "checkpoint-2")
     os.kill(call.pids[1], signal.SIGTERM)
     assert call.codes() == [75, 75], call.stderr
     stops = [text for text in call.stderr.splitlines() if text.startswith("stopped: ")]
     assert len(stops) == 1 and "the same command again" in stops[0]
-    if sharded:
+    if sharding:
         call = cli_server.start("train", recipe, "--out", run)
         assert call.wait() == 2 and "was saved with sharded weights" in call.stderr
-    call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharded=sharded)
+    call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharding=sharding)
     assert call.codes() == [0] * ranks, call.stderr
     assert differences(runs(1), run) == []
+
+
+@pytest.mark.parametrize("sharding", [pytest.param("zero2", marks=ZERO), pytest.param("zero3", marks=ZERO)])
+def test_goes_on_with_deepspeed(sharding: str, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs) -> None:
+    """A killed run ends bitwise where an uninterrupted one ends; another number of processes is refused."""
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipe, "--out", run, ranks=2, sharding=sharding)
+    _wait_for(run / "stage1" / "checkpoints" / "checkpoint-2" / "trainer_state.json")
+    call.signal(signal.SIGTERM)
+    assert call.codes() == [75, 75], call.stderr
+    for ranks, other, line in ((1, "", "was saved with DeepSpeed"), (4, sharding, "was saved by 2 processes")):
+        call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharding=other)
+        assert call.codes() == [2] * ranks and line in call.stderr, call.stderr
+    call = cli_server.start("train", recipe, "--out", run, ranks=2, sharding=sharding)
+    assert call.codes() == [0, 0], call.stderr
+    assert_same_run(runs(2, sharding), run)
 
 
 LORA = {"model": {"lora": {"r": 2, "alpha": 4}}}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("fsdp2", marks=SLOW), *(pytest.param(kind, marks=ZERO) for kind in ("zero2", "zero3"))]
+)
 @pytest.mark.parametrize(
     "changes", [{}, LORA, LORA | {"stage2": {"reference": "live"}}], ids=["live", "lora-cached", "lora-live"]
 )
 def test_reference_under_sharding(
-    changes: dict[str, Any], tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+    changes: dict[str, Any], sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
     """A frozen copy of the model, the base under adapters, a frozen adapter: run by two processes or by one."""
     values = tiny_recipe(tiny_folder("qwen2_5_vl"), **PLAIN)
@@ -219,14 +246,18 @@ def test_reference_under_sharding(
         values[section] |= settings
     recipe = write_yaml(tmp_path / "recipe.yaml", values | {"evaluation": {"prompts": 0}})
     for ranks in (1, 2):
-        call = cli_server.start("train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharded=ranks > 1)
+        call = cli_server.start(
+            "train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharding=sharding * (ranks > 1)
+        )
         assert call.codes() == [0] * ranks, call.stderr
     assert differences(tmp_path / "1", tmp_path / "2") == []
 
 
-def test_a_bad_row_ends_both(tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
+@pytest.mark.parametrize("sharding", ["", pytest.param("zero2", marks=ZERO)])
+def test_a_bad_row_ends_both(sharding: str, tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
     """A learning rate that breaks the model: the same line, once."""
-    call = cli_server.start("train", recipe, "--out", tmp_path, "--set", "stage1.learning_rate=1e36", ranks=2)
+    change = ("--set", "stage1.learning_rate=1e36")
+    call = cli_server.start("train", recipe, "--out", tmp_path, *change, ranks=2, sharding=sharding)
     assert call.codes() == [2, 2], call.stderr
     errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
     assert len(errors) == 1 and "update" in errors[0]
@@ -241,10 +272,12 @@ def test_two_runs_in_one_directory(tmp_path: Path, cli_server: CliServer, recipe
     assert call.stderr.count("another run is at work in it") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    "sharding",
+    [*(pytest.param(k, marks=SLOW) for k in ("", "fsdp2")), *(pytest.param(k, marks=ZERO) for k in ("zero2", "zero3"))],
+)
 def test_rows_without_pictures(
-    sharded: bool, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+    sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
     """Every second row is text only, so that one process has pictures where the other has none."""
     source = tmp_path / "rows.jsonl"
@@ -271,7 +304,7 @@ def test_rows_without_pictures(
     recipe = write_yaml(tmp_path / "recipe.yaml", values)
     for ranks in (1, 2):
         call = cli_server.start(
-            "train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharded=sharded and ranks > 1
+            "train", recipe, "--out", tmp_path / str(ranks), ranks=ranks, sharding=sharding * (ranks > 1)
         )
         assert call.codes() == [0] * ranks, call.stderr
     assert differences(tmp_path / "1", tmp_path / "2") == []

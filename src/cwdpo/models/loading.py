@@ -70,7 +70,9 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
 
 def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForImageTextToText
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # left over from a stage under ZeRO-3, it would give parts of the weights
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where}: no config.json; a model directory in Hugging Face layout is needed")
     try:

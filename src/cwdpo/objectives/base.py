@@ -84,6 +84,11 @@ class Objective(Protocol):
         """What gives every prompt a twin with altered images; None where there is none."""
         ...
 
+    @property
+    def gated(self) -> bool:
+        """Whether a term is on or off for the whole global batch, as `gate` decides."""
+        ...
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Return what the batch adds to the denominators of the global batch. Known before any forward pass."""
         ...

@@ -51,6 +51,7 @@ class OnPolicyObjective:
     needs_reference = False  # what it needs of the reference comes with the responses
     tokenwise_reference = False
     twin_reference = True
+    gated = False
     twin = None
 
     def __init__(self, settings: Stage2Section) -> None:

@@ -25,6 +25,7 @@ class PreferenceObjective:
 
     twin: Callable[[PromptGroup], PromptGroup] | None = None
     twin_reference = True
+    gated = False
 
     def __init__(self, settings: Stage2Section) -> None:
         self.settings = settings

@@ -31,7 +31,7 @@ class SFTObjective:
         self.regularizer = settings.regularizer if settings.objective == "sft_c" else "none"
         hinged = self.regularizer in ("nll_floor", "nll_ceiling")
         self._penalty = losses.nll_ceiling_penalty if self.regularizer == "nll_ceiling" else losses.nll_floor_penalty
-        self._gated = self.regularizer == "hard_constraint" or (hinged and settings.hinge_scope == "global_batch")
+        self.gated = self.regularizer == "hard_constraint" or (hinged and settings.hinge_scope == "global_batch")
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Count chosen and rejected responses."""
@@ -39,7 +39,7 @@ class SFTObjective:
 
     def gate(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> bool | None:
         """Tell whether the constraint on the mean NLL of the negatives is violated."""
-        if not self._gated:
+        if not self.gated:
             return None
         return totals["rejected"] > 0 and self._violated(sums["rejected_nll"] / totals["rejected"])
 
@@ -86,7 +86,7 @@ class SFTObjective:
             entropy = scores.mean_over_tokens(scores.entropy)[rejected]
             tally.add("entropy/rejected", entropy)
             return ObjectiveOutput(likelihood - s.weight * entropy.sum() / totals["rejected"], tally)
-        if not self._gated:
+        if not self.gated:
             penalty = self._penalty(negative, s.nll_floor)
             tally.add("sft_c/penalty", penalty)
             tally.add("sft_c/active", (penalty > 0).float())
@@ -106,7 +106,7 @@ class SFTObjective:
             return likelihood
         if self.regularizer == "entropy":
             return likelihood - s.weight * means["entropy/rejected"]
-        if not self._gated:
+        if not self.gated:
             return likelihood + s.weight * means["sft_c/penalty"]
         violated = self._violated(means["nll/rejected"])
         violation = abs(s.nll_floor - means["nll/rejected"]) if violated else 0.0

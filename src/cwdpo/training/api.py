@@ -207,7 +207,7 @@ class CWDPOTrainer(GroupTrainer):
         )
         if isinstance(reference, LiveReference):
             reference.scorer = self.shared_scorer
-            if self.is_fsdp_enabled and reference.model is not None:
+            if self.wraps_readers and reference.model is not None:
                 reference.model = self.shard(reference.model)
 
     @property
@@ -255,8 +255,8 @@ class CWDPOTrainer(GroupTrainer):
         if team.lead(lambda: self._knows(stamps)):
             self._filled = True
             return 0
-        # The trainer wraps its model when training begins: until then, a copy of it is sharded.
-        target = self.shard(copy.deepcopy(target)) if self.is_fsdp_enabled else target.to(self.args.device)
+        # The trainer wraps its model when training begins: until then, a copy of it is wrapped.
+        target = self.shard(copy.deepcopy(target)) if self.wraps_readers else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
             loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
             whole = (inputs["batch"] for loader in loaders for inputs in loader)

@@ -18,6 +18,7 @@ from cwdpo.errors import RecipeError, RunError, one_line
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights
 from cwdpo.training.checkpoints import seal_checkpoint
+from cwdpo.training.zero import partitioned, ranks_of
 
 __all__ = ["SealedTrainer"]
 
@@ -42,12 +43,22 @@ class SealedTrainer(Trainer):
     def restore_batches(self, meters: dict[str, Any]) -> None:
         """Take up what the first update's batches depend on: they are fetched before `restore_meters` is called."""
 
+    @property
+    def wraps_readers(self) -> bool:
+        """Whether a model that is only read has to be wrapped as the policy is.
+
+        FSDP and ZeRO-3 share its weights among the processes; DeepSpeed computes in another type than they have.
+        """
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def shard(self, model: Any) -> Any:
-        """Share the weights of a model that is not trained among the processes.
+        """Wrap a model that is not trained: its weights are shared among the processes where the policy's are.
 
         Raises:
             RecipeError: Sharding is set up in a way that only training knows.
         """
+        if self.is_deepspeed_enabled:
+            return partitioned(model, self.accelerator)
         if not self.accelerator.is_fsdp2:
             raise RecipeError("sharding needs FSDP2 here; set fsdp_version: 2 in the configuration of accelerate")
         return fsdp2_prepare_model(self.accelerator, model)
@@ -75,6 +86,7 @@ class SealedTrainer(Trainer):
         limit = self.args.save_total_limit
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
         self.args.save_total_limit = None
         try:
             super()._save_checkpoint(model, trial)
@@ -92,14 +104,9 @@ class SealedTrainer(Trainer):
         """Load the weights that a checkpoint was saved with.
 
         Raises:
-            RunError: It holds shards and this run has whole weights, or the reverse.
+            RunError: It was saved by processes that share the work otherwise.
         """
-        sharded = any(Path(resume_from_checkpoint).glob("pytorch_model_fsdp*"))
-        if sharded != self.is_fsdp_enabled:
-            raise RunError(
-                f"{resume_from_checkpoint}: was saved {'with' if sharded else 'without'} sharded weights; go on with "
-                "the configuration of accelerate that it was saved with, or delete the folder of checkpoints"
-            )
+        self._require_alike(Path(resume_from_checkpoint))
         target: Any = self.model if model is None else model
         if self._weights_are_whole(target):
             load_weights(target, Path(resume_from_checkpoint))
@@ -107,6 +114,44 @@ class SealedTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (file := Path(resume_from_checkpoint) / _METERS).is_file():
             self.restore_batches(read_json(file))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Prepare the model and take up a checkpoint, where it is one of the same kind.
+
+        Raises:
+            RecipeError: DeepSpeed is set up for another training than the recipe's.
+        """
+        if resume_from_checkpoint is not None:
+            self._require_alike(Path(resume_from_checkpoint))
+        try:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        except ValueError as error:
+            if "DeepSpeed config values" not in str(error):
+                raise
+            raise RecipeError(
+                f"DeepSpeed's settings are not the recipe's: {one_line(error, 300)}; write auto there, or change one"
+            ) from error
+
+    def _require_alike(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint of processes that shared the work otherwise.
+
+        Raises:
+            RunError: It holds shards and this run has whole weights, or the reverse; or it holds ZeRO's parts for
+                another number of processes.
+        """
+        remedy = "the configuration of accelerate that it was saved with, or delete the folder of checkpoints"
+        sharded, parts = any(checkpoint.glob("pytorch_model_fsdp*")), ranks_of(checkpoint)
+        for saved, here, what in (
+            (sharded, self.is_fsdp_enabled, "sharded weights"),
+            (parts > 0, self.is_deepspeed_enabled, "DeepSpeed"),
+        ):
+            if saved != here:
+                raise RunError(f"{checkpoint}: was saved {'with' if saved else 'without'} {what}; go on with {remedy}")
+        if parts and parts != self.accelerator.num_processes:
+            raise RunError(
+                f"{checkpoint}: was saved by {parts} processes with DeepSpeed, these are "
+                f"{self.accelerator.num_processes}; go on with as many, or delete the folder of checkpoints"
+            )
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint."""

@@ -30,6 +30,7 @@ from cwdpo.training.sealed import SealedTrainer
 from cwdpo.training.sharing import SharedBatches, SharingScorer, shared_loader
 from cwdpo.training.throughput import Stopwatch
 from cwdpo.training.update import TOKENS, Update, add_up, sequence_tokens
+from cwdpo.training.zero import require_whole_models
 
 __all__ = ["GroupTrainer"]
 
@@ -111,8 +112,10 @@ class GroupTrainer(SealedTrainer):
             raise ModelError(
                 "grpo and ppo sample from the whole model in one process; train without others, FSDP and DeepSpeed"
             )
-        if self.guard.skip and self.is_deepspeed_enabled:
-            raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps to itself; use stop, or FSDP")
+        if self.is_deepspeed_enabled:
+            require_whole_models(self.accelerator.state.deepspeed_plugin)
+            if self.guard.skip:
+                raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps; use stop, or FSDP")
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""
@@ -211,6 +214,8 @@ class GroupTrainer(SealedTrainer):
         assert step is not None
         if step.done == 0:
             step.random_state = capture_random()
+            if self.is_deepspeed_enabled:
+                self._foresee(model, step)
         loss = super().training_step(model, inputs, num_items_in_batch)
         step.losses.append(loss)
         step.done += 1
@@ -219,7 +224,7 @@ class GroupTrainer(SealedTrainer):
         if self._is_skipped(model, step):
             return torch.zeros_like(loss)
         gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
-        if gate is not None and gate != step.gate:
+        if gate is not None and gate != step.gate and not self.is_deepspeed_enabled:
             self._redo(model, step, gate)
             if self._is_skipped(model, step):
                 return torch.zeros_like(loss)
@@ -259,6 +264,21 @@ class GroupTrainer(SealedTrainer):
                 step.losses.append(super().training_step(model, inputs, None))
             step.done += 1
 
+    def _foresee(self, model: Any, step: Update) -> None:
+        """Find the gate by a pass without gradients, where the update cannot be run again.
+
+        DeepSpeed makes the update within the last micro-batch's backward pass.
+        """
+        if not self.objective.gated:
+            return
+        model.train()
+        with torch.no_grad():
+            for batch in step.batches:
+                step.add_gate_sums(self.score_batch(model, batch, step.totals, step.gate)[0])
+        gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
+        restore_random(step.random_state)
+        step.restart(bool(gate))
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -269,8 +289,7 @@ class GroupTrainer(SealedTrainer):
         output, scores = self.score_batch(model, batch, step.totals, step.gate)
         self._check_finite(step, output.loss, scores, batch)
         step.tally.merge(output.tally)
-        for name, value in output.gate_sums.items():
-            step.gate_sums[name] = step.gate_sums[name] + value if name in step.gate_sums else value
+        step.add_gate_sums(output)
         loss = output.loss * self.accelerator.num_processes  # ranks are averaged, our shares must add up
         return (loss, output) if return_outputs else loss
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.generation import RandomState
-from cwdpo.objectives.base import Tally
+from cwdpo.objectives.base import ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch
 
 __all__ = ["TOKENS", "Update", "add_up", "sequence_tokens"]
@@ -58,6 +58,11 @@ class Update:
         """Forget what was added up, to run the micro-batches again."""
         self.gate, self.done, self.broken = gate, 0, None
         self.gate_sums, self.tally, self.losses = {}, Tally(), []
+
+    def add_gate_sums(self, output: ObjectiveOutput) -> None:
+        """Add what a micro-batch says about the gate."""
+        for name, value in output.gate_sums.items():
+            self.gate_sums[name] = self.gate_sums[name] + value if name in self.gate_sums else value
 
     def sums_of_gate(self) -> dict[str, float]:
         """Return what the gate depends on, over this process's rows."""
