@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cwdpo.models.loading import add_lora, freeze_parts
+from cwdpo.models.loading import add_lora, freeze_parts, load_model
 from cwdpo.planning import steps
-from cwdpo.planning.models import depths_of
+from cwdpo.planning.models import bare_model, depths_of, size_of
+from cwdpo.planning.packed import PackedLinear
 from cwdpo.planning.steps import Work, take
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scoring.batch import Batch
@@ -39,9 +42,9 @@ def groups_of(family: str, folder: Path, count: int = 2) -> Any:
     return tuple(encoder.encode(g) for g in sample_groups(count, folder / "images"))
 
 
-def real_step(family: str, asked: ModelSection, work: Work) -> Any:
+def real_step(family: str, asked: ModelSection, work: Work, model: Any = None) -> Any:
     """The step itself, with weights, as the trainer runs it."""
-    model = tiny_model(family, tiny_processor(family))
+    model = model or tiny_model(family, tiny_processor(family))
     if asked.lora is not None:
         model = add_lora(model, asked, asked.lora)
     else:
@@ -111,6 +114,41 @@ def test_a_packed_row_is_not_drawn_out_without_gradients(tmp_path: Path) -> None
     attention = (flops[1] - 2 * flops[0]) / 2  # n² a + n b: f(2) − 2 f(1) = 2 a
     assert attention > 0
     assert flops[2] == pytest.approx(4 * flops[0] + 12 * attention, rel=1e-9)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_base_in_four_bits(
+    family: str, checkpointing: bool, tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    """The model is as small as it is planned, to the byte, and so is its step."""
+    pytest.importorskip("bitsandbytes")
+    config = tiny_model(family, tiny_processor(family)).config
+    asked = section(lora=ADAPTERS, quantization="nf4", path=str(tiny_folder(family)))
+    work = Work(asked, groups_of(family, tmp_path), checkpointing=checkpointing)
+    planned, size = take(config, work), size_of(config, bare_model(config, asked, depths_of(config), torch.float32))
+    model = load_model(asked)
+    kept = sum(t.nbytes for name, t in model.state_dict().items() if "bitsandbytes__" not in name)
+    # The mean of a matrix's scales is in the entry that is left out.
+    matrices = sum(name.endswith(".quant_map") for name in model.state_dict())
+    assert size.bytes == kept + 4 * matrices + 4 * size.adapters
+    step, _ = real_step(family, asked, work, model)
+    assert planned.held.total() == pytest.approx(peak_bytes(step), rel=0.04)
+    assert planned.flops == take(config, replace(work, section=section(lora=ADAPTERS))).flops
+
+
+def test_a_matrix_is_whole_for_a_moment() -> None:
+    """256 × 1,024 weights in float32, and their 4,096 scales, for one row of input."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    real = bitsandbytes.nn.Linear4bit(256, 1024, False, torch.float32, quant_type="nf4").to("cpu")
+    planned = PackedLinear(256, 1024, False).requires_grad_(False)
+    row = torch.ones(1, 256, requires_grad=True)
+    whole = 4 * 256 * 1024
+    for layer in (real, planned):
+        layer(row).sum().backward()  # the gradient is there, as it is in training
+        assert whole <= peak_bytes(lambda layer=layer: layer(row).sum().backward()) < 1.1 * whole
+    # Half a byte a weight, a byte for 64 of them, 4 for 64 × 256, and the levels: 16 and 256, and a mean.
+    assert planned.packed_bytes == whole // 8 + 4096 + 4 * 16 + 4 * (16 + 256 + 1)
 
 
 def test_dora_takes_more(tmp_path: Path) -> None:

@@ -171,6 +171,48 @@ def test_rows_are_measured_where_they_can_be(tmp_path: Path) -> None:
     assert assumed.longest(config).prefix_ids.count(config.image_token_id) == 256
 
 
+def test_bytes_of_the_72b_in_four_bits() -> None:
+    """80 layers of 8,192 × (8,192 × 2 + 1,024 × 2 + 29,568 × 3) weights at 0.5 + 1/64 + 4/64/256 bytes."""
+    import torch
+
+    section = ModelSection(path="Qwen/Qwen2.5-VL-72B-Instruct", freeze=["vision"], lora=LoraSection(r=16))
+    config, _ = model_config(section)
+    whole, small = (
+        size_of(
+            config,
+            bare_model(config, section.model_copy(update={"quantization": q}), depths_of(config), torch.bfloat16),
+        )
+        for q in (None, "nf4")
+    )
+    matrices = 80 * 8192 * (8192 * 2 + 1024 * 2 + 29_568 * 3)
+    assert (small.weights, small.trained) == (whole.weights, whole.trained)
+    each = 0.5 + 1 / 64 + 4 / 64 / 256
+    assert whole.bytes - small.bytes == matrices * (2 - each) - 80 * 7 * 4 * (16 + 256 + 1)
+
+
+def test_four_bits_are_offered(tmp_path: Path) -> None:
+    """To a run with adapters that is too large by its weights; and are enough, or are refused with shared weights."""
+    small = ["stage1.enabled=false", "probes.every=0", "evaluation.prompts=0", "model.freeze=[vision,projector]"]
+    small += [
+        "model.path=Qwen/Qwen2.5-VL-3B-Instruct",
+        "model.dtype=bfloat16",
+        "model.lora={r: 16}",
+        "data.path=no.jsonl",
+    ]
+    small += ["stage2.batch_size=1", "stage2.micro_batch_size=1", "stage2.gradient_checkpointing=true"]
+    found = planned(tmp_path, *small, gpus="7GB@100TFLOPs", lengths={"visual_tokens": 256})
+    offered = [r["text"] for r in found["remedies"] if r["needed"]]
+    assert not found["fits"] and offered == ["model.quantization=nf4"] and found["gib_after_remedies"] < 7
+    # 36 layers of 2,048 × (2,048 × 2 + 256 × 2 + 11,008 × 3) weights in 0.516 bytes instead of 2.
+    saved = 36 * 2048 * (2048 * 2 + 256 * 2 + 11_008 * 3) * (2 - 0.516) * 1.04 / 2**30
+    assert max(step["gib_with_reserve"] for step in found["steps"]) - found["gib_after_remedies"] == pytest.approx(
+        saved, rel=0.02
+    )
+    shared = RECIPES / "accelerate" / "fsdp2.yaml"
+    with pytest.raises(RecipeError, match=r"fsdp2\.yaml: model\.quantization needs whole weights"):
+        planned(tmp_path, *small, "model.quantization=nf4", gpus="2xH100", accelerate=shared)
+
+
 def test_adapters_leave_little_to_train() -> None:
     """Rank 16 on the seven matrices of each of 28 layers of the 7B, and four of what joins its tower to it."""
     import torch

@@ -29,12 +29,14 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     Raises:
         UserError: What would stop the run, in one line.
     """
+    from cwdpo.models.quantized import require_bitsandbytes
     from cwdpo.pipeline import Run
     from cwdpo.pipeline.models import require_model
     from cwdpo.pipeline.preparing import share_rows, source_of
     from cwdpo.scenes.rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
+    require_bitsandbytes(recipe.model)
     for warning in recipe.warnings():
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     d = recipe.data
@@ -106,12 +108,13 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
     """Print the memory of a Stage 2 update; activations are measured on the first prompt, then scaled."""
     import torch
 
+    from cwdpo.models.quantized import weight_count
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.shared import AutoScorer
     from cwdpo.scoring.token_scores import scores_from_logits
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(weight_count(p) for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
     optimiser = 8 * sum(p.numel() for p in trained)

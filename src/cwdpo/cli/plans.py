@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cwdpo.cli.commands import require_writable
-from cwdpo.errors import ModelError
+from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import write_json
 from cwdpo.planning import (
     Assumptions,
@@ -82,6 +82,11 @@ def plan_recipe(path: Path, overrides: list[str], asked: Asked, out: Path | None
     gpus = parse_gpus(asked.gpus)
     layout = read_layout(asked.accelerate) if asked.accelerate is not None else Layout()
     recipe, config = model_of(load_recipe(path, overrides))
+    if recipe.model.quantization is not None and layout.kind != "ddp":
+        raise RecipeError(
+            f"{layout.source}: model.quantization needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave "
+            "it out, or use DDP"
+        )
     rows = read_rows(recipe, config, Said(**asked.lengths))
     found = _plan(Planner(recipe, gpus, layout, rows, Assumptions(**asked.assume)))
     values = _to_json(found)
@@ -232,8 +237,9 @@ def _verdict(found: _Plan, console: Console) -> None:
     if found.after is not None:
         console.print(f"[green]●[/] together are enough: {found.after:.1f} of {room:g} GiB")
     elif found.number is not None:
+        as_it_is = "without model.quantization" if planner.recipe.model.quantization else "as it is"
         console.print(
-            f"not enough together; {found.number} × {planner.gpus.gpu.name} with FSDP2 hold the recipe as it is"
+            f"not enough together; {found.number} × {planner.gpus.gpu.name} with FSDP2 hold the recipe {as_it_is}"
         )
     else:
         console.print("not enough together, on up to 64 such GPUs; take larger GPUs or a smaller model")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
 from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
 
 __all__ = [
@@ -46,7 +47,7 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
     """Load a vision-language model, or a base with its adapter where `path` holds an adapter.
 
     Full finetuning keeps float32 weights (bfloat16 is then the type of the computation); with adapters, the frozen
-    base is loaded in `section.dtype` and the adapters stay float32.
+    base is loaded in `section.dtype`, or quantised where `section.quantization` says so, and the adapters stay float32.
 
     Args:
         section: The recipe's model section.
@@ -54,7 +55,7 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
         trainable: Whether an adapter found at `path` is to be trained on.
 
     Raises:
-        ModelError: The model cannot be loaded, or weights are missing from it.
+        ModelError: The model cannot be loaded, weights are missing from it, or they are quantised and to be trained.
     """
     where = str(path if path is not None else section.path)
     folder = Path(where)
@@ -64,8 +65,14 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
         raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
     if (folder / "adapter_config.json").is_file():
         return _load_with_adapter(section, folder, trainable=trainable)
-    frozen_base = section.lora is not None or not trainable
-    return _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32)
+    frozen_base = section.lora is not None or section.quantization is not None or not trainable
+    model = _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32)
+    if trainable and section.quantization is None and is_quantized(model):
+        raise ModelError(
+            f"{where}: the weights are quantised, and cannot be trained; set model.quantization: nf4 with model.lora, "
+            "or give the original model"
+        )
+    return model
 
 
 def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
@@ -75,6 +82,7 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
     unset_hf_deepspeed_config()  # left over from a stage under ZeRO-3, it would give parts of the weights
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where}: no config.json; a model directory in Hugging Face layout is needed")
+    quantized = quantization_config(section, dtype, _pattern_of(("projector", "vision")))
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             where,
@@ -83,6 +91,7 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **({} if quantized is None else {"quantization_config": quantized}),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
         raise ModelError(f"{where}: the model cannot be loaded: {one_line(error, 400)}") from error
@@ -97,6 +106,8 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
             f"{where}: {len(missing)} weights are not in the file (first: {missing[0]}) and would be random; "
             "save the model whole with save_pretrained"
         )
+    if section.quantization is not None:
+        settle_quantized(model, where)
     model.config.use_cache = False
     if section.attention == SHARED_PREFIX:
         use_shared_prefix_attention(model)

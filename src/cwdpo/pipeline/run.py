@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cwdpo.errors import RecipeError
+from cwdpo.models.quantized import require_bitsandbytes
 from cwdpo.pipeline.correction import correct_run
 from cwdpo.pipeline.evaluate import evaluate
 from cwdpo.pipeline.preparing import prepare_data
@@ -47,6 +48,7 @@ class Run(RunDirectory):
     def _prepare(self, ranks: int) -> None:
         require_batches(self.recipe, ranks)
         _require_whole_weights(self.recipe, ranks)
+        require_bitsandbytes(self.recipe.model)
         self.settle()
         self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
         prepare_data(self)
@@ -75,6 +77,7 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
         "negatives.stage2.refresh": recipe.negatives.stage2.refresh,
         "probes.influence": recipe.probes.influence,
         "probes.early_stop": recipe.probes.early_stop,
+        "model.quantization": recipe.model.quantization,
     }
     for key, value in asked.items():
         if value is not None:

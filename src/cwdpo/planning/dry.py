@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_iter
 __all__ = ["DryRun", "gradients_held", "hollow"]
 
 _aten = torch.ops.aten
+_COPIES = (_aten._to_copy.default, _aten.clone.default)
 _WRITES_AT_MASK = (_aten._index_put_impl_.default, _aten.index_put_.default)
 _FACTORIES_OF_WHOLE_NUMBERS = (_aten.arange.default, _aten.arange.start, _aten.arange.start_step)
 
@@ -75,7 +76,7 @@ class DryRun(TorchDispatchMode):
 
     Attributes:
         peaks: For each phase the bytes held at its worst moment, by what they are: the phase that they were allocated
-            in, `gradients`, or `copies` of weights in another type.
+            in, `gradients`, or `copies` of weights, in another type or no longer in 4 bits.
         flops: FLOPs of each phase.
     """
 
@@ -145,7 +146,7 @@ class DryRun(TorchDispatchMode):
         count = _ATTENTION.get(packet) or flop_counter.flop_registry.get(packet)
         if count is not None:
             self.flops[self._phase] += count(*args, **kwargs, out_val=out)
-        copied = func is _aten._to_copy.default and _storage(args[0]) in self._weights
+        copied = func in _COPIES and _storage(args[0]) in self._weights
         for tensor in [out] if isinstance(out, Tensor) else tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor, "copies" if copied else self._phase)

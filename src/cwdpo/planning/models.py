@@ -15,6 +15,7 @@ from torch import nn
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
 from cwdpo.models.loading import add_lora, freeze_parts, part_of
+from cwdpo.planning.packed import PackedLinear, pack_layers
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scenes import base_path
 
@@ -205,7 +206,7 @@ def bare_model(config: Any, section: ModelSection, depths: Depths, dtype: torch.
         dtype: Type of what is loaded; adapters are float32.
 
     Raises:
-        ModelError: transformers has no such model.
+        ModelError: transformers has no such model, or it cannot be quantised.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -221,6 +222,8 @@ def bare_model(config: Any, section: ModelSection, depths: Depths, dtype: torch.
                 trust_remote_code=section.trust_remote_code,
             )
             torch.set_default_dtype(torch.float32)
+            if section.quantization is not None:
+                _pack(model, section)
             if section.attention == SHARED_PREFIX:
                 use_shared_prefix_attention(model)
             model.config.use_cache = False
@@ -232,6 +235,16 @@ def bare_model(config: Any, section: ModelSection, depths: Depths, dtype: torch.
         raise ModelError(f"{section.path}: the model cannot be made from its config.json: {one_line(error)}") from error
     finally:
         torch.set_default_dtype(before)
+
+
+def _pack(model: Any, section: ModelSection) -> None:
+    layers = stack_of(model, "language")
+    weights = sum(p.numel() for p in layers.parameters() if p.ndim > 1) if layers is not None else 0
+    if 2 * pack_layers(model) < weights:
+        raise ModelError(
+            f"{section.path}: most weights in the layers of {type(model).__name__} are not linear layers (experts, as "
+            "a rule), which bitsandbytes leaves as they are; leave model.quantization out"
+        )
 
 
 def stack_of(model: Any, part: str) -> nn.ModuleList | None:
@@ -281,10 +294,11 @@ class Size:
 
 def size_of(config: Any, model: Any) -> Size:
     """Measure a model (on any device)."""
+    packed = {id(m.weight): m.packed_bytes for m in model.modules() if isinstance(m, PackedLinear)}
 
     def total(parameters: Iterator[nn.Parameter], trained: bool = False) -> tuple[int, int]:
         kept = [p for p in parameters if p.requires_grad or not trained]
-        return sum(p.numel() for p in kept), sum(p.nbytes for p in kept)
+        return sum(p.numel() for p in kept), sum(packed.get(id(p), p.nbytes) for p in kept)
 
     stacks = [stack for part in ("language", "vision") if (stack := stack_of(model, part)) is not None]
     blocks = [layer for stack in stacks for layer in stack]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cwdpo.errors import RecipeError
+from cwdpo.errors import ModelError, RecipeError
 from cwdpo.planning.gpus import Layout
 from cwdpo.planning.whole import Planner, Step
 from cwdpo.recipe import LoraSection, Recipe
@@ -65,7 +65,10 @@ def remedies(planner: Planner, note: Callable[[str], None] = lambda _: None) -> 
     now, after = planner, before
     for change in _changes(planner):
         note(f"what {change.text} saves")
-        alone = before - worst(change.apply(planner)).gib
+        try:
+            alone = before - worst(change.apply(planner)).gib
+        except ModelError:  # this model has no such thing
+            continue
         if after > room:
             tried = change.apply(now)
             if (left := worst(tried).gib) < after - 0.01:
@@ -151,7 +154,7 @@ def _changes(planner: Planner) -> Iterator[Change]:
             "model",
             {"freeze": parts, "train_fully": [p for p in r.model.train_fully if p not in parts]},
         )
-    if ranks > 1 and planner.layout.kind == "ddp":
+    if ranks > 1 and planner.layout.kind == "ddp" and r.model.quantization is None:
         yield Change(
             "--accelerate recipes/accelerate/fsdp2.yaml",
             "weights travel between the GPUs in every step",
@@ -168,10 +171,23 @@ def _changes(planner: Planner) -> Iterator[Change]:
     if r.model.lora is None:
         lora = {"lora": LoraSection().model_dump(), "freeze": [p for p in r.model.freeze if p != "language"]}
         yield _setting("model.lora={r: 16}", "adapters in place of all weights", "model", lora)
+    yield Change(
+        "model.quantization=nf4" + (" without --accelerate" if planner.layout.kind != "ddp" else ""),
+        "frozen weights rounded to 4 bits, products somewhat slower; needs bitsandbytes",
+        _in_four_bits,
+    )
     if r.evaluation.prompts:
         yield _setting("evaluation.prompts=0", "nothing is captioned at the end", "evaluation", {"prompts": 0})
     if r.model.dtype == "float32":
         yield _setting("model.dtype=bfloat16", "numbers of 8 bits", "model", {"dtype": "bfloat16"})
+
+
+def _in_four_bits(planner: Planner) -> Planner:
+    if planner.recipe.model.lora is None or planner.recipe.model.quantization is not None:
+        return planner
+    train_fully = [part for part in planner.recipe.model.train_fully if part != "language"]
+    whole = planner.changed(layout=Layout())
+    return _set(whole, model={"quantization": "nf4", "train_fully": train_fully})
 
 
 def _setting(text: str, cost: str, section: str, changes: dict[str, Any]) -> Change:
@@ -179,7 +195,11 @@ def _setting(text: str, cost: str, section: str, changes: dict[str, Any]) -> Cha
 
 
 def smallest_number(planner: Planner) -> int | None:
-    """Return the least number of GPUs, in powers of two up to 64, on which the run fits with FSDP2; None if none."""
+    """Return the least number of GPUs, in powers of two up to 64, on which the run fits with FSDP2; None if none.
+
+    Without `model.quantization`: FSDP2 shares no weights that are in 4 bits.
+    """
+    planner = _set(planner, model={"quantization": None})
     for count in (2, 4, 8, 16, 32, 64):
         if count <= planner.gpus.count:
             continue

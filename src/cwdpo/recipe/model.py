@@ -34,6 +34,10 @@ class ModelSection(Section):
     """A directory in Hugging Face layout, a hub id, or `scenes` for the model that ships with cwdpo."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while training. bfloat16 halves the memory; log-probabilities are float32 either way."""
+    quantization: Literal["nf4"] | None = None
+    """QLoRA, with `lora`: `nf4` holds the language model's linear layers in 4 bits (bitsandbytes, double quantisation),
+    about 0.52 bytes a weight, and computes in `dtype`. Embeddings, head, vision tower and projector stay in `dtype`.
+    Needs `pip install "cwdpo[qlora]"`; not with FSDP or DeepSpeed."""
     attention: str = "sdpa"
     """transformers' attention implementation: sdpa, eager, flash_attention_2, …; or `shared_prefix`: sdpa, but what
     responses share attends causally without a mask, which GPUs have their fastest kernel for."""

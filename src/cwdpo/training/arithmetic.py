@@ -8,6 +8,7 @@ from typing import Any
 
 from cwdpo.models.generation import inference
 from cwdpo.models.loading import part_of
+from cwdpo.models.quantized import quantized_flops, weight_count
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.reference import Scorer
 from cwdpo.scoring.separate import base_model
@@ -56,7 +57,7 @@ def count_arithmetic(model: Any, scorer: Scorer, batches: Sequence[Batch]) -> Ar
     if vision_of is not None:
         vision_of.cache = None
     try:
-        with inference(model), FlopCounterMode(display=False) as counter:
+        with inference(model), FlopCounterMode(display=False, custom_mapping=quantized_flops()) as counter:
             for batch in batches:
                 scorer(model, batch)
     finally:
@@ -81,5 +82,5 @@ def _trained_shares(model: Any) -> dict[str, float]:
     for name, parameter in base_model(model).named_parameters():
         part = "language" if part_of(name) == "language" else "vision"
         trained[part] += parameter.numel() if parameter.requires_grad else 0
-        whole[part] += parameter.numel()
+        whole[part] += weight_count(parameter)
     return {part: trained[part] / max(whole[part], 1) for part in whole}

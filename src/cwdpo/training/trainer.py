@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from cwdpo.errors import DataError, ModelError
 from cwdpo.models.generation import inference
 from cwdpo.models.loading import sequence_limit
+from cwdpo.models.quantized import is_quantized, weight_count
 from cwdpo.objectives.base import Objective, Tally
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
@@ -110,6 +111,8 @@ class GroupTrainer(UpdatingTrainer):
             require_whole_models(self.accelerator.state.deepspeed_plugin)
             if self.guard.skip:
                 raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps; use stop, or FSDP")
+        if is_quantized(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP or DeepSpeed")
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""
@@ -200,7 +203,7 @@ class GroupTrainer(UpdatingTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Estimate 6 × parameters × tokens of one micro-batch, as transformers does for text models."""
         model: Any = self.model
-        return 6 * sequence_tokens(inputs["batch"]) * sum(p.numel() for p in model.parameters())
+        return 6 * sequence_tokens(inputs["batch"]) * sum(weight_count(p) for p in model.parameters())
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
