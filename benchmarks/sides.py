@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
 from workload import groups_of, lora_config
@@ -130,7 +130,7 @@ def ours(
     """
     model = copy.deepcopy(model) if copied else model
     if attention == SHARED_PREFIX:
-        use_shared_prefix_attention(model)
+        use_own_attention(model, SHARED_PREFIX)
     folder = _scratch()
     common: dict[str, Any] = _arguments(folder, len(rows), bf16, checkpointing)
     common |= {"scorer": scorer, "vision_cache_gib": 8.0 if cache else 0.0, "logging_steps": 1}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -105,6 +106,7 @@ RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "'sftc'", "sft_c")),
     "two that conflict": ({"model": {"freeze": ["vision"], "train_fully": ["vision"], "lora": {}}}, ("both name",)),
     "needs another": ({"model": {"train_fully": ["vision"]}}, ("train_fully needs model.lora",)),
+    "no padding, separate": ({"model": {"padding_free": True, "scorer": "separate"}}, ("padding_free", "scorer: auto")),
     "both stages off": ({"stage1": {"enabled": False}, "stage2": {"enabled": False}}, ("enable one",)),
     "every share 0": ({"negatives": {"stage2": {"dataset": 0}}}, ("every share is 0",)),
     "cut of the batch": ({"stage1": {"batch_size": 10, "micro_batch_size": 4}}, ("10", "multiple", "change one")),
@@ -169,6 +171,12 @@ def test_recipe_missing(cli: Cli, tmp_path: Path) -> None:
 )
 def test_override(override: str, said: str, cli: Cli, recipe: Callable[..., Path]) -> None:
     assert said in cli("train", recipe(), "--set", override).line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains it")
+def test_flex_attention_on_a_cpu(cli: Cli, recipe: Callable[..., Path]) -> None:
+    line = cli("train", recipe(), "--set", "model.attention=flex_attention").line
+    assert "no backward pass for it on cpu" in line and "set model.attention: sdpa" in line
 
 
 # -- usage -----------------------------------------------------------------------------------------------------------

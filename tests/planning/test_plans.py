@@ -65,6 +65,17 @@ def test_what_does_not_fit_is_told_with_remedies(
     assert planned(tmp_path, *small, "stage2.micro_batch_size=12", *changes, gpus=gpus)["fits"]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_rows_without_padding(attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Micro-batches are one row of their longest prompts; FlexAttention is planned as what takes more, and said so."""
+    small = ("stage1.enabled=false", "probes.every=0", "evaluation.prompts=0")
+    plain = planned(tmp_path, *small)["steps"][-1]
+    capsys.readouterr()
+    packed = planned(tmp_path, *small, "model.padding_free=true", f"model.attention={attention}")["steps"][-1]
+    assert packed["flops"] > plain["flops"]
+    assert ("planned as sdpa" in capsys.readouterr().out) == (attention == "flex_attention")
+
+
 def test_json_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stage1: {enabled: false}\nprobes: {every: 0}\nevaluation: {prompts: 0}\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.token_scores import scores_from_logits
@@ -44,7 +44,7 @@ def assert_same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict
 
 
 def attend(model: Any, attention: str) -> None:
-    if attention == SHARED_PREFIX:
-        use_shared_prefix_attention(model)
+    if attention in OWN_ATTENTION:
+        use_own_attention(model, attention)
     else:
         model.set_attn_implementation(attention)

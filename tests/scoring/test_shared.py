@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
-from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.scoring import masks
 from cwdpo.scoring import shared as module
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
@@ -60,7 +60,7 @@ def test_a_causal_prefix_needs_no_mask(
     group = sample_groups(1, tmp_path, responses=3, images=image_counts(family, 1), seed=2)[0]
     batch = collate(processor, [replace(group, id=name) for name in ("a", "b")])
     one = gradients(SEPARATE, model, batch)
-    use_shared_prefix_attention(model)
+    use_own_attention(model, SHARED_PREFIX)
     if checkpointing:
         model.train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -88,7 +88,7 @@ def test_without_a_shared_prefix_it_is_sdpa(family: str, tmp_path: Path) -> None
     asked = {"input_ids": torch.arange(60, 74).view(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
     asked["attention_mask"][0, :3] = 0
     written = model.generate(**asked, max_new_tokens=5, num_beams=2)
-    use_shared_prefix_attention(model)
+    use_own_attention(model, SHARED_PREFIX)
     other = gradients(SEPARATE, model, batch)
     assert torch.equal(one[0], other[0]) and all(torch.equal(g, other[1][n]) for n, g in one[1].items())
     assert torch.equal(written, model.generate(**asked, max_new_tokens=5, num_beams=2))
@@ -283,7 +283,9 @@ def test_other_attention_is_refused(tmp_path: Path) -> None:
     model = tiny_model("llava", processor)
     batch = collate(processor, sample_groups(1, tmp_path))
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ModelError, match="needs attention sdpa or eager or shared_prefix, not flash_attention_2"):
+    with pytest.raises(
+        ModelError, match="needs attention sdpa or eager or shared_prefix or shared_flex, not flash_attention_2"
+    ):
         choose_scorer(model, batch, "shared")
     with pytest.raises(ModelError, match=r"model\.attention: sdpa"):
         SHARED(model, batch)

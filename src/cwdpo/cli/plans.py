@@ -211,12 +211,16 @@ def _steps_table(found: _Plan) -> Table:
     return table
 
 
+_FLEX = " flex_attention is planned as sdpa under a dense mask, which takes more memory and arithmetic."
+
+
 def _assumptions(planner: Planner) -> str:
     a, reserved = planner.assume, _reserves()
     return (
         f"Assumed: {a.utilisation:.0%} of the arithmetic is reached, {a.bandwidth:.0%} of the memory's speed in "
         f"generation, {reserved['reserve_gib']:g} GiB for CUDA and libraries and {reserved['fragments']:.0%} for "
         "fragments (both in `together`). Memory is that of the longest rows, as many as fit a forward pass."
+        + (_FLEX if planner.recipe.model.attention == "flex_attention" else "")
     )
 
 

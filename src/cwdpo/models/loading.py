@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
-from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
 from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
 
@@ -87,7 +87,7 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             where,
             dtype=dtype,
-            attn_implementation="sdpa" if section.attention == SHARED_PREFIX else section.attention,
+            attn_implementation="sdpa" if section.attention in OWN_ATTENTION else section.attention,
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -109,8 +109,8 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
     if section.quantization is not None:
         settle_quantized(model, where)
     model.config.use_cache = False
-    if section.attention == SHARED_PREFIX:
-        use_shared_prefix_attention(model)
+    if section.attention in OWN_ATTENTION:
+        use_own_attention(model, section.attention)
     return model
 
 

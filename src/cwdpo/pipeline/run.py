@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from cwdpo.errors import RecipeError
+from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
 from cwdpo.pipeline.correction import correct_run
 from cwdpo.pipeline.evaluate import evaluate
@@ -49,6 +52,8 @@ class Run(RunDirectory):
         require_batches(self.recipe, ranks)
         _require_whole_weights(self.recipe, ranks)
         require_bitsandbytes(self.recipe.model)
+        if self.recipe.model.attention == "flex_attention":
+            require_backward("cuda" if torch.cuda.is_available() else "cpu")
         self.settle()
         self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
         prepare_data(self)

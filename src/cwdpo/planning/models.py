@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cwdpo.errors import ModelError, one_line
-from cwdpo.models.attention import SHARED_PREFIX, use_shared_prefix_attention
+from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.models.loading import add_lora, freeze_parts, part_of
 from cwdpo.planning.packed import PackedLinear, pack_layers
 from cwdpo.recipe import LoraSection, ModelSection
@@ -225,7 +225,7 @@ def bare_model(config: Any, section: ModelSection, depths: Depths, dtype: torch.
             if section.quantization is not None:
                 _pack(model, section)
             if section.attention == SHARED_PREFIX:
-                use_shared_prefix_attention(model)
+                use_own_attention(model, SHARED_PREFIX)
             model.config.use_cache = False
             if section.lora is None:
                 freeze_parts(model, section.freeze)

@@ -40,14 +40,17 @@ class ModelSection(Section):
     Needs `pip install "cwdpo[qlora]"`; not with FSDP or DeepSpeed."""
     attention: str = "sdpa"
     """transformers' attention implementation: sdpa, eager, flash_attention_2, …; or `shared_prefix`: sdpa, but what
-    responses share attends causally without a mask, which GPUs have their fastest kernel for."""
+    responses share attends causally without a mask, which GPUs have their fastest kernel for; or `flex_attention`: the
+    language model attends by blocks, and those that nobody sees are left out (trains on GPUs only; generation and the
+    separate scorer stay with sdpa)."""
     scorer: Literal["auto", "shared", "separate"] = "auto"
     """`auto` encodes image and prompt once for all responses where that is known to work and was checked on the first
     batch, and each response as a sequence of its own elsewhere; `shared` and `separate` insist."""
     padding_free: bool = False
     """Lay all prompts of a micro-batch in one row, one behind the other, instead of padding each to the longest: the
     same scores, and no work for padding where pictures or texts differ in size. Needs the shared scorer. Under `sdpa`
-    and `eager` one dense mask spans the row: attention grows with the square of all tokens of the micro-batch."""
+    and `eager` one dense mask spans the row: attention grows with the square of all tokens of the micro-batch;
+    `flex_attention` leaves out what other prompts hold."""
     vision_cache_gib: float = Field(default=1.0, ge=0)
     """Memory, in GiB for each process, in which image features of a frozen vision tower stay from step to step (about
     7 MB an image of 1,000 tokens for a 7B model in bfloat16). Not used while the tower is trained; 0 keeps none."""

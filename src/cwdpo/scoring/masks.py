@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cwdpo.errors import ModelError
-from cwdpo.models.attention import SHARED_PREFIX
+from cwdpo.models.attention import SHARED_FLEX, SHARED_PREFIX, require_backward
 from cwdpo.scoring.layouts import PADDING, PREFIX, Layout
 
-__all__ = ["MASKED", "Rule", "attention_mask", "attention_of", "dense", "layer_types", "rule_of"]
+__all__ = ["MASKED", "Rule", "attention_mask", "attention_of", "blocks_of", "dense", "layer_types", "rule_of"]
 
-MASKED = ("sdpa", "eager", SHARED_PREFIX)
+MASKED = ("sdpa", "eager", SHARED_PREFIX, SHARED_FLEX)
 """Attention implementations that take a mask of our own."""
 
 _BIDIRECTIONAL = frozenset({"paligemma", "gemma3"})
@@ -90,12 +90,31 @@ def dense(rule: Rule, layout: Layout, device: torch.device) -> Tensor:
     return rule(row[:, None, None], None, column[None, :, None], column[None, None, :])
 
 
-def _mask(inner: Any, rule: Rule, layout: Layout) -> Tensor:
+def blocks_of(rule: Rule, layout: Layout, device: torch.device) -> Any:
+    """Return the rule as torch's `BlockMask`: squares of 128 places that nobody sees are left out."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, width = layout.ids.shape
+    # Without being compiled it makes the dense mask on the way.
+    return create_block_mask(rule, rows, None, width, width, device=device, _compile=device.type != "cpu")
+
+
+def _mask(inner: Any, rule: Rule, layout: Layout) -> Any:
     attention = attention_of(inner)
     if attention not in MASKED:
         raise ModelError(
             f"attention = {attention}: sharing the prompt needs {', '.join(MASKED)}; set model.attention: sdpa"
         )
+    if attention == SHARED_FLEX:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in inner.parameters()):
+            require_backward(inner.device.type)
+        dropout = getattr(inner.config.get_text_config(), "attention_dropout", 0.0)
+        if inner.training and dropout > 0:
+            raise ModelError(
+                f"attention = flex_attention: it knows no dropout, and the model has attention_dropout = {dropout:g}; "
+                "set model.attention: sdpa"
+            )
+        return blocks_of(rule, layout, inner.device)
     seen = dense(rule, layout, inner.device)[:, None]
     if attention == "eager":  # it adds the mask to the scores: a boolean one would be silently wrong
         return torch.zeros_like(seen, dtype=inner.dtype).masked_fill(~seen, torch.finfo(inner.dtype).min)
