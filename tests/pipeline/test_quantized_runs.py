@@ -76,7 +76,7 @@ def test_two_processes(whole: tuple[Path, int], tmp_path: Path, cli_server: CliS
 
 
 def test_sharded_weights_are_refused(tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
-    call = cli_server.start("train", recipe, "--out", tmp_path / "run", ranks=2, sharded=True)
+    call = cli_server.start("train", recipe, "--out", tmp_path / "run", ranks=2, sharding="fsdp2")
     assert call.codes() == [2, 2], call.stderr
     errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
     assert len(errors) == 1 and "model.quantization: needs whole weights" in errors[0]

@@ -23,6 +23,7 @@ from cwdpo.scoring.separate import SeparateScorer, base_model
 from cwdpo.scoring.shared import SharedPrefixScorer, why_separate
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
+from cwdpo.training.offloading import OffloadedActivations
 from tiny_models import FAMILIES, sample_groups, tiny_model, tiny_processor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -78,6 +79,47 @@ def test_bytes_and_flops_of_a_step(family: str, lora: bool, tmp_path: Path) -> N
     step, there = real_step(family, asked, work)
     assert planned.held.total() == pytest.approx(peak_bytes(step) + there, rel=0.02)
     assert planned.flops.total() == pytest.approx(count_flops(step), rel=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_off_the_gpu(checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the backward pass needs is elsewhere: the hooks of a real step take as many storages as the dry ones."""
+    monkeypatch.setattr("cwdpo.training.offloading._LEAST", 0)
+    config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
+    work = Work(section(), groups_of("qwen2_5_vl", tmp_path), checkpointing=checkpointing)
+    kept, away = take(config, work), take(config, replace(work, offloading=True))
+    model = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl"))
+    freeze_parts(model, ["vision", "projector"])
+    if checkpointing:
+        base_model(model).activation_checkpointing_enable()
+        model.enable_input_require_grads()
+    scorer, sizes = SharedPrefixScorer(FrozenVision()), list[int]()
+    scorer(model.train(), Batch(work.groups))
+
+    class Sized(OffloadedActivations):
+        def to_host(self, whole: torch.Tensor) -> Any:
+            sizes.append(1 << (whole.nbytes - 1).bit_length())
+            return super().to_host(whole)
+
+    with Sized(model, least=0):
+        scorer(model, Batch(work.groups))
+    assert away.host == pytest.approx(sum(sizes), rel=0.05) and kept.host == 0  # whole numbers are not in it
+    assert away.flops == kept.flops
+    assert away.held.total() <= (1 if checkpointing else 0.6) * kept.held.total()
+
+
+def test_inputs_of_many_layers_off_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With checkpointing, eight layers keep seven inputs beside that of the layer which is gone through backwards."""
+    monkeypatch.setattr("cwdpo.training.offloading._LEAST", 0)
+    config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
+    config.get_text_config().num_hidden_layers = 8
+    config.get_text_config().layer_types = ["full_attention"] * 8
+    work = Work(section(lora=ADAPTERS), groups_of("qwen2_5_vl", tmp_path), checkpointing=True)
+    kept, away = take(config, work), take(config, replace(work, offloading=True))
+    inputs = kept.held["layers"]
+    assert inputs > 0.2 * kept.held.total() and away.held["layers"] == 0
+    assert away.held.total() < kept.held.total() - 0.7 * inputs
+    assert away.host >= inputs
 
 
 @pytest.mark.parametrize("change", ["checkpointing", "accumulating"])

@@ -30,6 +30,7 @@ from cwdpo.planning import (
     remedies,
     smallest_number,
 )
+from cwdpo.recipe import Recipe
 from cwdpo.recipe.files import load_recipe
 
 __all__ = ["Asked", "plan_recipe"]
@@ -82,11 +83,7 @@ def plan_recipe(path: Path, overrides: list[str], asked: Asked, out: Path | None
     gpus = parse_gpus(asked.gpus)
     layout = read_layout(asked.accelerate) if asked.accelerate is not None else Layout()
     recipe, config = model_of(load_recipe(path, overrides))
-    if recipe.model.quantization is not None and layout.kind != "ddp":
-        raise RecipeError(
-            f"{layout.source}: model.quantization needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave "
-            "it out, or use DDP"
-        )
+    _require_whole_weights(recipe, layout)
     rows = read_rows(recipe, config, Said(**asked.lengths))
     found = _plan(Planner(recipe, gpus, layout, rows, Assumptions(**asked.assume)))
     values = _to_json(found)
@@ -96,6 +93,20 @@ def plan_recipe(path: Path, overrides: list[str], asked: Asked, out: Path | None
         typer.echo(json.dumps(values, indent=2))
     else:
         _print(found, Console(width=140, highlight=False))
+
+
+def _require_whole_weights(recipe: Recipe, layout: Layout) -> None:
+    """Refuse what training refuses too."""
+    asked = {"model.quantization": recipe.model.quantization is not None}
+    for name in ("stage1", "stage2"):
+        stage = getattr(recipe, name)
+        asked[f"{name}.activation_offloading"] = stage.enabled and stage.activation_offloading
+    for key, value in asked.items():
+        if value and layout.kind != "ddp":
+            raise RecipeError(
+                f"{layout.source}: {key} needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave it out, "
+                "or use DDP"
+            )
 
 
 def _plan(planner: Planner) -> _Plan:
@@ -241,7 +252,11 @@ def _verdict(found: _Plan, console: Console) -> None:
     if found.after is not None:
         console.print(f"[green]●[/] together are enough: {found.after:.1f} of {room:g} GiB")
     elif found.number is not None:
-        as_it_is = "without model.quantization" if planner.recipe.model.quantization else "as it is"
+        r = planner.recipe
+        given_up = ["model.quantization"] if r.model.quantization else []
+        offloads = r.stage1.activation_offloading or r.stage2.activation_offloading
+        given_up += ["activation_offloading"] if offloads else []
+        as_it_is = f"without {' and '.join(given_up)}" if given_up else "as it is"
         console.print(
             f"not enough together; {found.number} × {planner.gpus.gpu.name} with FSDP2 hold the recipe {as_it_is}"
         )

@@ -18,6 +18,7 @@ from cwdpo.models.quantized import is_quantized, quantization_config, settle_qua
 from cwdpo.recipe import LoraSection, ModelSection
 
 __all__ = [
+    "Part",
     "add_lora",
     "folder_digest",
     "freeze_parts",

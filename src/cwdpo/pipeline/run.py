@@ -83,6 +83,8 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
         "probes.influence": recipe.probes.influence,
         "probes.early_stop": recipe.probes.early_stop,
         "model.quantization": recipe.model.quantization,
+        "stage1.activation_offloading": recipe.stage1.activation_offloading or None,
+        "stage2.activation_offloading": recipe.stage2.activation_offloading or None,
     }
     for key, value in asked.items():
         if value is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,7 +158,7 @@ def _changes(planner: Planner) -> Iterator[Change]:
         yield Change(
             "--accelerate recipes/accelerate/fsdp2.yaml",
             "weights travel between the GPUs in every step",
-            lambda p: p.changed(layout=Layout("fsdp2", source="recipes/accelerate/fsdp2.yaml")),
+            lambda p: _set(p, **_ON_THE_GPU).changed(layout=Layout("fsdp2", source="recipes/accelerate/fsdp2.yaml")),
         )
     if "vision" not in r.model.freeze and "language" not in r.model.freeze:
         parts = sorted({*r.model.freeze, "vision", "projector"})
@@ -171,6 +171,12 @@ def _changes(planner: Planner) -> Iterator[Change]:
     if r.model.lora is None:
         lora = {"lora": LoraSection().model_dump(), "freeze": [p for p in r.model.freeze if p != "language"]}
         yield _setting("model.lora={r: 16}", "adapters in place of all weights", "model", lora)
+    if stages and not all(getattr(r, s).activation_offloading for s in stages):
+        yield Change(
+            " ".join(f"{s}.activation_offloading=true" for s in stages),
+            "activations travel to main memory and back in every pass",
+            lambda p: p if p.layout.kind != "ddp" else _set(p, **{s: {"activation_offloading": True} for s in stages}),
+        )
     yield Change(
         "model.quantization=nf4" + (" without --accelerate" if planner.layout.kind != "ddp" else ""),
         "frozen weights rounded to 4 bits, products somewhat slower; needs bitsandbytes",
@@ -194,12 +200,15 @@ def _setting(text: str, cost: str, section: str, changes: dict[str, Any]) -> Cha
     return Change(text, cost, lambda p: _set(p, **{section: changes}))
 
 
+_ON_THE_GPU: Mapping[str, Any] = {stage: {"activation_offloading": False} for stage in ("stage1", "stage2")}
+
+
 def smallest_number(planner: Planner) -> int | None:
     """Return the least number of GPUs, in powers of two up to 64, on which the run fits with FSDP2; None if none.
 
-    Without `model.quantization`: FSDP2 shares no weights that are in 4 bits.
+    Without `model.quantization` and `activation_offloading`, which do not go with it.
     """
-    planner = _set(planner, model={"quantization": None})
+    planner = _set(planner, model={"quantization": None}, **_ON_THE_GPU)
     for count in (2, 4, 8, 16, 32, 64):
         if count <= planner.gpus.count:
             continue

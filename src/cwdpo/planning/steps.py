@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.loading import part_of
@@ -27,6 +28,7 @@ from cwdpo.scoring.separate import SeparateScorer, base_model
 from cwdpo.scoring.shared import SharedPrefixScorer, why_separate
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
+from cwdpo.training.offloading import OffloadedActivations
 
 __all__ = ["Taken", "Work", "take"]
 
@@ -40,6 +42,7 @@ class Work:
         groups: The prompts of one forward pass.
         training: With a backward pass; otherwise nothing has a gradient, as where probes are read.
         checkpointing: Activations are computed again in the backward pass.
+        offloading: What the backward pass needs waits in main memory.
         accumulating: There are gradients of earlier micro-batches.
         gathered: The weights are those of a sharded model, which has them in the type of the computation.
     """
@@ -48,6 +51,7 @@ class Work:
     groups: tuple[EncodedGroup, ...]
     training: bool = True
     checkpointing: bool = False
+    offloading: bool = False
     accumulating: bool = False
     gathered: bool = False
 
@@ -59,10 +63,12 @@ class Taken:
     Attributes:
         held: Bytes at its worst moment, by what they are; weights and the optimizer's state are not among them.
         flops: FLOPs of the language model and head (`text`) and of the tower and what joins it (`vision`).
+        host: Bytes in main memory.
     """
 
     held: Counter[str]
     flops: Counter[str]
+    host: int = 0
 
 
 def take(config: Any, work: Work, *, flops: bool = True) -> Taken:
@@ -78,11 +84,14 @@ def take(config: Any, work: Work, *, flops: bool = True) -> Taken:
     """
     peaks, counts = _phases(config, work, flops)
     worst = max(peaks.values(), key=lambda held: held.total())
-    return Taken(Counter({kind: size for kind, size in worst.items() if size > 0}), _by_part(counts))
+    host = counts.pop(_HOST, 0)
+    return Taken(Counter({kind: size for kind, size in worst.items() if size > 0}), _by_part(counts), host)
 
 
 _Phases = tuple[dict[str, Counter[str]], Counter[str]]
-"""The worst moment of each phase of a step, and its FLOPs."""
+"""The worst moment of each phase of a step, and its FLOPs; under `_HOST` the bytes that it keeps in main memory."""
+
+_HOST = "main memory"
 
 
 def _phases(config: Any, work: Work, flops: bool) -> _Phases:
@@ -142,13 +151,17 @@ def _run(config: Any, work: Work, depths: Depths) -> _Phases:
     run = DryRun(model)
     _mark(model, run)
     held = gradients_held(model, mode) if work.accumulating else nullcontext()
+    away = _Away(model) if work.offloading else nullcontext()
     autocast = torch.autocast("cpu", torch.bfloat16) if half and not work.gathered else nullcontext()
     try:
         with torch.set_grad_enabled(work.training), held, mode, run:
             run.hold_gradients()
             run.enter("images")
             with autocast:
-                scores = scores_from_logits(scorer(model, Batch(work.groups)))
+                with away:
+                    logits = scorer(model, Batch(work.groups))
+                scores = scores_from_logits(logits)
+                del logits
             if work.training:
                 loss = scores.logp_sum.sum()
                 run.enter("head, backward")
@@ -159,7 +172,25 @@ def _run(config: Any, work: Work, depths: Depths) -> _Phases:
         raise ModelError(
             f"model type {family!r} cannot be planned: without numbers its step stops at: {one_line(error, 160)}"
         ) from error
+    if isinstance(away, _Away):
+        run.flops[_HOST] = away.host
     return run.peaks, run.flops
+
+
+class _Away(OffloadedActivations):
+    """Takes tensors without content out of the books, and makes room for them again where they come back."""
+
+    host = 0
+
+    def travels(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, FakeTensor)
+
+    def to_host(self, whole: Tensor) -> Any:
+        self.host += 1 << (whole.nbytes - 1).bit_length()  # pinned memory is handed out in powers of two
+        return whole.shape, whole.dtype
+
+    def to_device(self, host: Any, device: torch.device) -> Tensor:
+        return torch.empty(host[0], dtype=host[1], device=device)
 
 
 class _Vision(FrozenVision):

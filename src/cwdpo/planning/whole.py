@@ -201,6 +201,7 @@ class Planner:
             micro * twins,
             training=True,
             checkpointing=s.gradient_checkpointing,
+            offloading=s.activation_offloading,
             accumulating=s.batch_size > micro * ranks,
         )
         memory = standing(self.size(), self.layout, ranks, self.half) + held(taken, self.layout, ranks)
@@ -211,6 +212,8 @@ class Planner:
             flops += self.updates(name) * s.batch_size * self._forward(responses)
         flops += self.updates(name) * s.batch_size * self._share(taken, micro, responses)
         checkpointed = ", activations recomputed" if s.gradient_checkpointing else ""
+        if s.activation_offloading:
+            checkpointed += f", {taken.host / GIB:.1f} GiB for each GPU in main memory"
         what = f"{self.updates(name)} updates of {s.batch_size} prompts × {responses}, {micro} at once{checkpointed}"
         return self._step(name, what, memory, flops)
 

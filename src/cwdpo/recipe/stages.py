@@ -19,6 +19,10 @@ class StageSection(Section):
     """Leave a stage out by setting this to false."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
+    vision_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the vision tower, of its adapters or of itself; null: `learning_rate`."""
+    projector_learning_rate: float | None = Field(default=None, gt=0)
+    """The same for what joins the tower to the language model."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the stage's share of the data; `max_steps` overrides."""
     max_steps: int = Field(default=-1, ge=-1)
@@ -40,6 +44,9 @@ class StageSection(Section):
     `skipped.jsonl` where it is left out; more than five in a row stop the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_offloading: bool = False
+    """Keep what the backward pass needs (with `gradient_checkpointing`, each layer's input) in main memory meanwhile:
+    less on the GPU, for two copies of it. Exact. Saves nothing on a CPU; not with FSDP or DeepSpeed."""
     save_steps: int = Field(default=100, ge=1)
     """Updates between checkpoints; a killed run goes on from the last one."""
     log_steps: int = Field(default=10, ge=1)

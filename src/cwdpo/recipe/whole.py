@@ -48,6 +48,11 @@ class Recipe(Section):
                     f"{name}.batch_size = {stage.batch_size} is not a multiple of "
                     f"{name}.micro_batch_size = {stage.micro_batch_size}; change one of the two"
                 )
+            for part in ("vision", "projector"):
+                if stage.enabled and part in self.model.freeze and getattr(stage, f"{part}_learning_rate") is not None:
+                    raise ValueError(
+                        f"{name}.{part}_learning_rate: model.freeze names {part}, which is not trained; leave one out"
+                    )
         if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
             raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
         two = self.stage2

@@ -9,11 +9,21 @@ from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
+from cwdpo.models.loading import Part
 from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, settings_of
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.scoring.shared import AutoScorer
 
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
+
+_OF_BOTH = (
+    "include_eos",
+    "on_nonfinite",
+    "vision_learning_rate",
+    "projector_learning_rate",
+    "activation_offloading",
+)
+"""Fields of a stage that are arguments of both trainers under the same name."""
 
 
 def _field(section: type[BaseModel], name: str) -> Any:
@@ -43,6 +53,9 @@ class GroupTrainingArguments(TrainingArguments):
         metadata={"help": "`auto`: one encoding of image and prompt where the family is known; `separate`; `shared`."},
     )
     padding_free: bool = _field(ModelSection, "padding_free")
+    activation_offloading: bool = _field(Stage1Section, "activation_offloading")
+    vision_learning_rate: float | None = _field(Stage1Section, "vision_learning_rate")
+    projector_learning_rate: float | None = _field(Stage1Section, "projector_learning_rate")
     vision_cache_gib: float = _field(ModelSection, "vision_cache_gib")
     vision_cache_folder: str | None = _field(ModelSection, "vision_cache_folder")
     vision_cache_folder_gib: float = _field(ModelSection, "vision_cache_folder_gib")
@@ -60,6 +73,15 @@ class GroupTrainingArguments(TrainingArguments):
         """Return the scorer that these arguments ask for."""
         cache = FeatureCache.of(self.vision_cache_gib, self.vision_cache_folder, self.vision_cache_folder_gib)
         return AutoScorer(self.scorer, bfloat16=self.bf16, cache=cache, packed=self.padding_free)
+
+    @property
+    def own_rates(self) -> dict[Part, float]:
+        """Learning rates of the parts that have their own."""
+        rates: dict[Part, float | None] = {
+            "vision": self.vision_learning_rate,
+            "projector": self.projector_learning_rate,
+        }
+        return {part: rate for part, rate in rates.items() if rate is not None}
 
     def section(self) -> Any:
         """Return the objective's settings, validated.
@@ -94,7 +116,7 @@ class SFTCConfig(GroupTrainingArguments):
 
     def section(self) -> Stage1Section:
         """Return the objective's settings, validated."""
-        return self._validated(Stage1Section, (*settings_of(Stage1Section), "include_eos", "on_nonfinite"))
+        return self._validated(Stage1Section, (*settings_of(Stage1Section), *_OF_BOTH))
 
 
 @dataclass
@@ -140,5 +162,5 @@ class CWDPOConfig(GroupTrainingArguments):
 
     def section(self) -> Stage2Section:
         """Return the objective's settings, validated."""
-        names = (*settings_of(Stage2Section), "include_eos", "on_nonfinite")
+        names = (*settings_of(Stage2Section), *_OF_BOTH)
         return self._validated(Stage2Section, tuple(n for n in names if getattr(self, n) is not None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from cwdpo.errors import DataError, ModelError
 from cwdpo.models.generation import inference
-from cwdpo.models.loading import sequence_limit
+from cwdpo.models.loading import Part, sequence_limit
 from cwdpo.models.quantized import is_quantized, weight_count
 from cwdpo.objectives.base import Objective, Tally
 from cwdpo.processes import processes
@@ -22,6 +23,7 @@ from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.lengths import LengthGrouped, estimated_length
 from cwdpo.training.meter import Meter, means_over
 from cwdpo.training.nonfinite import NonFiniteGuard
+from cwdpo.training.rates import give_own_rates
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.sharing import SharedBatches, SharingScorer, shared_loader
 from cwdpo.training.throughput import Stopwatch
@@ -30,6 +32,8 @@ from cwdpo.training.updating import UpdatingTrainer
 from cwdpo.training.zero import require_whole_models
 
 __all__ = ["GroupTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 class GroupTrainer(UpdatingTrainer):
@@ -82,6 +86,8 @@ class GroupTrainer(UpdatingTrainer):
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
         )
         self.waiting = Stopwatch()
+        self._rated: dict[Part, int] = {}
+        self._rates: dict[str, float] = {}
         self.team = processes()
         self._meter = Meter(self.team)
         self.guard = NonFiniteGuard(skip=args.on_nonfinite == "skip")
@@ -103,7 +109,7 @@ class GroupTrainer(UpdatingTrainer):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
-        if rollouts is not None and (self.team.size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if rollouts is not None and (self.team.size > 1 or self._shares_weights):
             raise ModelError(
                 "grpo and ppo sample from the whole model in one process; train without others, FSDP and DeepSpeed"
             )
@@ -111,8 +117,18 @@ class GroupTrainer(UpdatingTrainer):
             require_whole_models(self.accelerator.state.deepspeed_plugin)
             if self.guard.skip:
                 raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps; use stop, or FSDP")
-        if is_quantized(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if is_quantized(model) and self._shares_weights:
             raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP or DeepSpeed")
+        if args.activation_offloading and self._shares_weights:
+            raise ModelError("activation_offloading: weights that come and go are taken for activations; use DDP")
+        if args.activation_offloading and args.device.type == "cpu":
+            logger.warning(
+                "activation_offloading: there is no GPU; activations are in main memory already, and nothing is saved"
+            )
+
+    @property
+    def _shares_weights(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""
@@ -123,14 +139,24 @@ class GroupTrainer(UpdatingTrainer):
         """Make the optimizer.
 
         Raises:
-            ModelError: No weight is to be trained.
+            ModelError: No weight is to be trained, or none of a part that has a learning rate of its own.
         """
         trained: Any = self.model if model is None else model
         if not any(p.requires_grad for p in trained.parameters()):
             raise ModelError(
                 "no weight of the model is to be trained; load an adapter with is_trainable=True, or unfreeze a part"
             )
-        return super().create_optimizer(model)
+        given, optimizer = self.optimizer is not None, super().create_optimizer(model)
+        if self.args.own_rates and not given:
+            self._rated = give_own_rates(optimizer, trained, self.args.own_rates)
+        return optimizer
+
+    def _get_learning_rate(self) -> float:
+        """Return the learning rate of the update under way, and note those of parts that have their own."""
+        optimizer: Any = self.optimizer
+        rates = {part: optimizer.param_groups[index]["lr"] for part, index in self._rated.items()}
+        self._rates = {f"learning_rate/{part}": rate for part, rate in rates.items()}
+        return super()._get_learning_rate()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the order of the rows; with `group_by_length`, one that the seed and the epoch alone decide."""
@@ -194,7 +220,7 @@ class GroupTrainer(UpdatingTrainer):
         """Add the metrics gathered since the last log, under the names that TRL uses where it has them."""
         if "loss" in logs:
             logs = {**logs, "num_tokens": float(self.state.num_input_tokens_seen), **self._meter.empty()}
-            logs = self.guard.corrected(logs)
+            logs = self.guard.corrected(logs | self._rates)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:

@@ -16,8 +16,10 @@ from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.reference import LiveReference, Reference, Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.training.config import GroupTrainingArguments
 from cwdpo.training.meter import Meter
 from cwdpo.training.nonfinite import NonFiniteGuard, blamed_rows, not_finite
+from cwdpo.training.offloading import OffloadedActivations
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.sealed import SealedTrainer
 from cwdpo.training.sharing import SharingScorer
@@ -33,6 +35,7 @@ class UpdatingTrainer(SealedTrainer):
     `GroupTrainer`, which sets it up, says what its attributes are.
     """
 
+    args: GroupTrainingArguments
     objective: Objective
     reference: Reference | None
     picker: Callable[[Batch, int, int], Batch] | None
@@ -183,7 +186,10 @@ class UpdatingTrainer(SealedTrainer):
             return self._nothing(model)
         with self.accelerator.autocast():
             reference = self._reference_of(model, batch)
-            scores = scores_from_logits(self.shared_scorer(model, batch))
+            # Logits are needed again at once: what keeps them is outside.
+            with OffloadedActivations(model) if self.args.activation_offloading else nullcontext():
+                logits = self.shared_scorer(model, batch)
+            scores = scores_from_logits(logits)
         return self.objective(batch, scores, reference, totals, gate), scores
 
     def _nothing(self, model: Any) -> tuple[ObjectiveOutput, Scores]:
