@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import runpy
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cwdpo.reproduce.paper import TABLES, Row, Table
 from cwdpo.reproduce.results import differences, table_results
 from cwdpo.reproduce.running import choose_rates
 from cwdpo.reproduce.scales import SCALES
-from cwdpo.reproduce.writing import markdown
+from cwdpo.reproduce.writing import markdown, rates_chosen
 
 
 def shop(folder: Path, scale: str = "tiny", **more: Any) -> Workshop:
@@ -116,7 +117,8 @@ def test_starts_come_first_and_each_once(tmp_path: Path) -> None:
     assert len(still_to_run(made, "table3", range(2))) == len(jobs) - 1
     tuned = still_to_run(made, "table1", [])
     assert {job.seed for job in tuned} == {TUNING_SEED}
-    assert sum(job.entry == "rpo" for job in tuned) == 3  # the same budget for each
+    budgets = Counter(job.entry for job in tuned if job.rate is not None)
+    assert set(budgets.values()) == {len(made.scale.rates)}  # the same for each
     assert {job.entry for job in still_to_run(made, "fig3", [0])} == set(FIGURES["fig3"][1])
 
 
@@ -125,6 +127,7 @@ def test_rates_are_chosen_by_right_captions_then_cider(tmp_path: Path) -> None:
     for rate, correct, cider in ((3e-5, 0.7, 90.0), (1e-4, 0.7, 95.0), (3e-4, 0.6, 99.0)):
         finish(made, Job("rpo", TUNING_SEED, rate), correct=correct, cider=cider)
     assert choose_rates(made, ["rpo", "dpo", "sft", BASE, "c_2"]) == {"rpo": 1e-4}
+    assert "(3e-05: none; 0.0001: dpo, rpo)" in rates_chosen({"rpo": 1e-4, "dpo": 1e-4}, [3e-5, 1e-4])
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.files import write_json, write_text
+from cwdpo.reproduce.arms import ARMS
 from cwdpo.reproduce.jobs import Workshop
+from cwdpo.reproduce.running import choose_rates
 from cwdpo.reproduce.scales import Scale
+from cwdpo.reproduce.writing import rates_chosen
 
 __all__ = ["write_ledger"]
 
@@ -20,12 +23,14 @@ def write_ledger(
 ) -> None:
     """Write the ledger as Markdown, and with every number as JSON beside it."""
     write_json(out.with_suffix(".json"), {"scale": shop.scale.name, "seeds": list(seeds), "claims": list(rows)})
-    write_text(out, _page(rows, shop.scale, seeds, command))
+    write_text(out, _page(rows, shop.scale, seeds, command, choose_rates(shop, ARMS)))
 
 
-def _page(rows: Sequence[Mapping[str, Any]], scale: Scale, seeds: Sequence[int], command: str) -> str:
+def _page(
+    rows: Sequence[Mapping[str, Any]], scale: Scale, seeds: Sequence[int], command: str, rates: Mapping[str, float]
+) -> str:
     counts = Counter(row["verdict"] for row in rows)
-    rates = ", ".join(f"{rate:g}" for rate in scale.rates)
+    tried = ", ".join(f"{rate:g}" for rate in scale.rates)
     lines = [
         "# Which of the paper's claims hold",
         "",
@@ -40,9 +45,9 @@ def _page(rows: Sequence[Mapping[str, Any]], scale: Scale, seeds: Sequence[int],
         "Intervals are not widened for the number of claims: of forty without any truth, some two would come out one "
         "way or the other by chance.",
         "",
-        f"Where methods are compared (`tuned`), each had the same budget: the learning rates {rates} once each, on a "
+        f"Where methods are compared (`tuned`), each had the same budget: the learning rates {tried} once each, on a "
         "seed of its own, and the one with most right captions was taken. Everywhere else all rows share one rate "
-        f"({scale.rate:g}), as the paper's ablations do.",
+        f"({scale.rate:g}), as the paper's ablations do. {rates_chosen(rates, scale.rates) if rates else ''}".rstrip(),
         "",
         "; ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
         "",

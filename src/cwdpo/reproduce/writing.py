@@ -11,7 +11,7 @@ from typing import Any
 from cwdpo.files import write_json, write_text
 from cwdpo.reproduce.results import MEASURES
 
-__all__ = ["costs_markdown", "markdown", "write_costs", "write_table"]
+__all__ = ["costs_markdown", "markdown", "rates_chosen", "write_costs", "write_table"]
 
 _PAPER = {"bleu4": "B@4", "meteor": "M", "cider": "C", "spice": "S", "tv": "TV", "js": "JS"}
 _KEY = {"correct": 100.0, "cider": 1.0}
@@ -44,11 +44,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     if run:
         said.append(f"{run['scale']}; {run['date']}, {run['cpu']}; `{run['command']}`.")
     if result.get("rates"):
-        chosen = ", ".join(f"{entry} {rate:g}" for entry, rate in sorted(result["rates"].items()))
-        said.append(f"Learning rates, of {run.get('rates', '')} on a seed of its own: {chosen}.")
+        said.append(rates_chosen(result["rates"], [float(rate) for rate in run.get("rates", ())]))
     if result["note"]:
         said.append(str(result["note"]))
     return "\n".join([*lines, "", " ".join(said), ""])
+
+
+def rates_chosen(rates: Mapping[str, float], tried: Sequence[float]) -> str:
+    """Return which learning rate every method was given, and whose may lie beyond those that were tried."""
+    by_rate = {rate: sorted(entry for entry, chosen in rates.items() if chosen == rate) for rate in tried}
+    said = "; ".join(f"{rate:g}: {', '.join(entries) or 'none'}" for rate, entries in by_rate.items())
+    edges = "The lowest and the highest are the grid's ends: what is best there might be better beyond."
+    return f"Learning rates, chosen on a seed of its own ({said}). {edges}"
 
 
 def costs_markdown(result: Mapping[str, Any]) -> str:
