@@ -111,6 +111,7 @@ def ours(
     checkpointing: bool = False,
     copied: bool = True,
     attention: str = "sdpa",
+    packed: bool = False,
 ) -> Side:
     """Return our step: `dpo` or `cw_dpo` (reference cached, as is the default), `sft_c` or `sft`.
 
@@ -127,13 +128,14 @@ def ours(
         checkpointing: Gradient checkpointing.
         copied: Leave `model` itself alone.
         attention: `sdpa` or `shared_prefix`.
+        packed: All prompts in one row without padding.
     """
     model = copy.deepcopy(model) if copied else model
     if attention == SHARED_PREFIX:
         use_own_attention(model, SHARED_PREFIX)
     folder = _scratch()
     common: dict[str, Any] = _arguments(folder, len(rows), bf16, checkpointing)
-    common |= {"scorer": scorer, "vision_cache_gib": 8.0 if cache else 0.0, "logging_steps": 1}
+    common |= {"scorer": scorer, "padding_free": packed, "vision_cache_gib": 8.0 if cache else 0.0, "logging_steps": 1}
     groups = groups_of(rows, responses)
     rest: dict[str, Any] = {"processing_class": processor, "peft_config": _adapters(model, lora)}
     trainer: Any

@@ -101,6 +101,28 @@ def attention(result: Row) -> str:
     return table(head, rows)
 
 
+def padding(result: Row) -> str:
+    head = ["visual tokens", "features cached", "tokens, padded / packed", "FLOPs", "seconds", "peak, packed / padded"]
+    head += ["attended places: padded, packed (in blocks), millions", "gradient differs by"]
+    rows: list[list[str]] = []
+    for row in result["rows"]:
+        tokens, places = row["tokens"], row["places"]
+        counted = [f"{places[name] / 1e6:.2f}" for name in ("padded", "packed", "packed_in_blocks")]
+        rows.append(
+            [
+                ", ".join(map(str, row["visual_tokens"])),
+                "yes" if row["cached_features"] else "no",
+                f"{tokens['padded']} / {tokens['packed']} = {row['tokens_ratio']:.2f}",
+                f"{row['flops_ratio']:.2f}",
+                times(row["times_as_fast"]),
+                f"{row['peak_share']:.2f}",
+                f"{counted[0]}, {counted[1]} ({counted[2]})",
+                f"{row['agreement']['gradient_difference']:.0e}",
+            ]
+        )
+    return table(head, rows)
+
+
 def arithmetic(result: Row) -> str:
     head = ["trained", "visual tokens", "response tokens", "TRL, GFLOP", "separate", "ours", "the least"]
     head += ["ours / least", "TRL / ours"]
@@ -144,6 +166,7 @@ TABLES: dict[str, Callable[[Row], str]] = {
     "step_costs": step_costs,
     "growth": growth,
     "attention": attention,
+    "padding": padding,
     "arithmetic": arithmetic,
     "large_models": large_models,
 }

@@ -17,6 +17,7 @@ ROWS = {
     "step_costs": ("question", "seconds_per_prompt"),
     "growth": ("times_as_fast", "saved_share"),
     "attention": ("times_as_fast", "peak_share", "agreement"),
+    "padding": ("tokens_ratio", "flops_ratio", "times_as_fast", "peak_share", "agreement"),
     "generation_batched": ("times_as_fast", "prompts_with_the_same_texts"),
     "filters_on_scenes": ("share_right", "filters"),
     "arithmetic": ("ours_over_least", "trl_over_ours"),
