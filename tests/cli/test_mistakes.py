@@ -105,6 +105,10 @@ RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "not finite": ({"stage2": {"floor": float("nan")}}, ("stage2.floor", "finite")),
     "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "'sftc'", "sft_c")),
     "two that conflict": ({"model": {"freeze": ["vision"], "train_fully": ["vision"], "lora": {}}}, ("both name",)),
+    "adapters beside": (
+        {"model": {"train_fully": ["language"], "lora": {}}},
+        ("names language", "leave model.lora out"),
+    ),
     "needs another": ({"model": {"train_fully": ["vision"]}}, ("train_fully needs model.lora",)),
     "no padding, separate": ({"model": {"padding_free": True, "scorer": "separate"}}, ("padding_free", "scorer: auto")),
     "both stages off": ({"stage1": {"enabled": False}, "stage2": {"enabled": False}}, ("enable one",)),

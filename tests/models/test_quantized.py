@@ -192,10 +192,6 @@ def test_text_is_written(qwen: Path, tmp_path: Path) -> None:
     ("changes", "says"),
     [
         (["model.quantization=nf4"], "model.quantization: nf4 needs model.lora"),
-        (
-            ["model.quantization=nf4", "model.lora={r: 2}", "model.train_fully=[language]"],
-            "model.train_fully names language",
-        ),
         (["model.quantization=int4", "model.lora={r: 2}"], "model.quantization"),
     ],
 )

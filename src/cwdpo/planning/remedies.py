@@ -191,9 +191,7 @@ def _changes(planner: Planner) -> Iterator[Change]:
 def _in_four_bits(planner: Planner) -> Planner:
     if planner.recipe.model.lora is None or planner.recipe.model.quantization is not None:
         return planner
-    train_fully = [part for part in planner.recipe.model.train_fully if part != "language"]
-    whole = planner.changed(layout=Layout())
-    return _set(whole, model={"quantization": "nf4", "train_fully": train_fully})
+    return _set(planner.changed(layout=Layout()), model={"quantization": "nf4"})
 
 
 def _setting(text: str, cost: str, section: str, changes: dict[str, Any]) -> Change:

@@ -61,7 +61,8 @@ class ModelSection(Section):
     freeze: list[Literal["vision", "projector", "language"]] = Field(default=[])
     """Parts that are not trained. With `lora`, parts that get no adapter."""
     train_fully: list[Literal["vision", "projector", "language"]] = Field(default=[])
-    """With `lora`: parts that are trained in full beside the adapters (PEFT's modules_to_save)."""
+    """With `lora`: parts, but the language model, that are trained in full beside the adapters (PEFT's
+    modules_to_save)."""
     lora: LoraSection | None = None
     """Adapters instead of full finetuning; null trains the weights themselves."""
     min_pixels: int | None = Field(default=None, ge=1)

@@ -69,17 +69,17 @@ class Recipe(Section):
             raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
         if self.model.train_fully and self.model.lora is None:
             raise ValueError("model.train_fully needs model.lora; without adapters use model.freeze")
+        if "language" in self.model.train_fully:
+            raise ValueError(
+                "model.train_fully names language, which model.lora trains through its adapters; take it out, or leave "
+                "model.lora out to train all weights"
+            )
         if both := set(self.model.freeze) & set(self.model.train_fully):
             raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
         if self.model.quantization is not None and self.model.lora is None:
             raise ValueError(
                 f"model.quantization: {self.model.quantization} needs model.lora: weights in 4 bits cannot be trained, "
                 "adapters on them can; set model.lora, or leave quantization out"
-            )
-        if self.model.quantization is not None and "language" in self.model.train_fully:
-            raise ValueError(
-                "model.train_fully names language, whose layers model.quantization holds in 4 bits, which cannot be "
-                "trained; take it out, or leave quantization out"
             )
         if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
             raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
