@@ -48,12 +48,12 @@ def remake(
         return
     count = processes or usable_cpus()
     with RichReporter() as reporter:
+        command = _asked()
         if what in FIGURES:
             file, notes = reproduce_figure(
-                shop, what, wanted, processes=count, reporter=reporter, prepare=quiet_libraries
+                shop, what, wanted, processes=count, reporter=reporter, command=command, prepare=quiet_libraries
             )
         else:
-            command = _asked()
             result = reproduce(
                 shop, what, wanted, processes=count, reporter=reporter, command=command, prepare=quiet_libraries
             )

@@ -151,8 +151,8 @@ def _steps(shop: Workshop, seeds: Sequence[int]) -> list[dict[str, Any]]:
     if not values and not never:
         return [{"text": "fig4: not run", "verdict": MISSING}]
     text = (
-        f"updates until held-out pairs are ranked as well as DPO ever does: CW-DPO later by {values} updates in "
-        f"{len(values)} seeds, never in {never}"
+        "updates until held-out pairs are ranked as well as DPO ever does, CW-DPO's less DPO's, seed by seed: "
+        f"{', '.join(f'{value:+g}' for value in values) or 'none'}; not reached in {never} seeds"
     )
     fewer = sum(value < 0 for value in values)
     total = len(values) + never

@@ -120,6 +120,7 @@ def reproduce_figure(
     seeds: Sequence[int],
     *,
     processes: int,
+    command: str,
     reporter: Reporter,
     prepare: Callable[[], None] | None = None,
 ) -> tuple[Path, list[str]]:
@@ -132,5 +133,6 @@ def reproduce_figure(
     if not folders:
         raise RunError(f"{name}: needs at least one seed")
     notes = draw_figure(number, folders, out)
-    write_json(shop.folder / f"{name}.json", {"runs": [str(f) for f in folders], "shows": notes})
+    found = {"runs": [str(f.relative_to(shop.place)) for f in folders], "shows": notes}
+    write_json(shop.folder / f"{name}.json", found | {"run": _facts(shop, seeds, processes, command)})
     return out, notes
