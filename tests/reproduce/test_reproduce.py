@@ -19,6 +19,7 @@ from cwdpo.recipe.files import load_recipe
 from cwdpo.reproduce import FIGURES, reproduce, still_to_run
 from cwdpo.reproduce.arms import ARMS, BASE, STARTS
 from cwdpo.reproduce.claims import CLAIMS
+from cwdpo.reproduce.costs import cost_table
 from cwdpo.reproduce.jobs import TUNING_SEED, Job, Workshop
 from cwdpo.reproduce.ledger import judge, judge_together, ledger
 from cwdpo.reproduce.paper import TABLES, Row, Table
@@ -243,3 +244,23 @@ def test_the_papers_recipes_are_what_is_made_and_load() -> None:
     for name in kept:
         recipe = load_recipe(root / "recipes" / "paper" / name)
         assert (recipe.stage1.enabled, recipe.stage2.enabled) == (name != "no_sft.yaml", name[:-5] in ARMS)
+
+
+def test_costs_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are of turns side by side; no turn is made twice."""
+    made, turns = shop(tmp_path), list[str]()
+    cost = {"sft": 1.0, "sft_c": 2.0, "dpo": 4.0, "cw_dpo": 5.0}
+
+    def turn(_: Workshop, name: str) -> float:
+        if len(turns) == 6:
+            turns.append("stopped")
+            raise KeyboardInterrupt
+        turns.append(name)
+        return cost[name]
+
+    monkeypatch.setattr("cwdpo.reproduce.costs._turn", turn)
+    with pytest.raises(KeyboardInterrupt):
+        cost_table(made)
+    rows = {row["entry"]: row["ratio"]["median"] for row in cost_table(made)["rows"]}
+    assert rows == {"sft": 1.0, "sft_c": 2.0, "dpo": 1.0, "cw_dpo": 1.25}
+    assert turns.index("stopped") == 6 and len(turns) == 1 + 4 * 7

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cwdpo.files import read_json, write_json
 from cwdpo.pipeline import Run, Silent
 from cwdpo.recipe import Recipe
 from cwdpo.reproduce.arms import ARMS, STARTS
@@ -26,15 +27,18 @@ def cost_table(shop: Workshop) -> dict[str, Any]:
     """Return the rows of Table 7: processor seconds an update, and ratios taken turn by turn.
 
     Every turn is a run of some updates from the scale's own model, on one thread, without probes or evaluation. What
-    comes before the second update is not counted.
+    comes before the second update is not counted. Turns are kept in `costs.json`: a call that was stopped goes on.
     """
+    kept = shop.folder / "costs.json"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds: dict[str, list[float]] = {name: [] for pair in _PAIRS for name in pair[:2]}
-        for _ in range(_REPEATS):
-            for name in seconds:
+        seconds |= read_json(kept) if kept.is_file() else {}
+        for turn, name in itertools.product(range(_REPEATS), seconds):
+            if len(seconds[name]) <= turn:
                 seconds[name].append(_turn(shop, name))
+                write_json(kept, seconds)
     finally:
         torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
