@@ -139,12 +139,12 @@ def test_sliding_window(window: int, tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(
-        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=3
+        st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=4
     ),
     family=st.sampled_from(["qwen2_5_vl", "llava"]),
 )
 def test_any_lengths(shapes: list[tuple[int, list[int]]], family: str, tiny_pair: Pair) -> None:
-    """Text-only groups of any prompt and response lengths, responses of a single token among them."""
+    """Text-only groups of any prompt and response lengths, responses of a single token among them; packed or padded."""
     model, _ = tiny_pair(family)
     draw = torch.Generator().manual_seed(0)
 
@@ -157,9 +157,11 @@ def test_any_lengths(shapes: list[tuple[int, list[int]]], family: str, tiny_pair
     groups = [EncodedGroup(str(g), "", ids(n), {}, {}, answers(lengths)) for g, (n, lengths) in enumerate(shapes)]
     batch = Batch(tuple(groups))
     with torch.no_grad():
-        one, other = score(SEPARATE, model, batch), score(SHARED, model, batch)
-    assert torch.equal(one.mask, other.mask)
-    torch.testing.assert_close(other.logps, one.logps, rtol=0, atol=1e-4)
+        one = score(SEPARATE, model, batch)
+        others = [score(scorer, model, batch) for scorer in (SHARED, SharedPrefixScorer(packed=True))]
+    for other in others:
+        assert torch.equal(one.mask, other.mask)
+        torch.testing.assert_close(other.logps, one.logps, rtol=0, atol=1e-4)
 
 
 def test_responses_do_not_see_each_other(tiny_pair: Pair, tmp_path: Path) -> None:
