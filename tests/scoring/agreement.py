@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
@@ -48,3 +49,13 @@ def attend(model: Any, attention: str) -> None:
         use_own_attention(model, attention)
     else:
         model.set_attn_implementation(attention)
+
+
+def adapted(model: Any, checkpointing: bool) -> Any:
+    """The model in training under adapters that are not zero, with or without gradient checkpointing."""
+    found: Any = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    found.train()
+    if checkpointing:
+        found.enable_input_require_grads()
+        found.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_who_sees_whom(shapes: list[tuple[int, list[int]]], packed: bool, window
 
 
 @pytest.mark.parametrize("make", [Layout.padded, Layout.packed])
-def test_every_token_stands_once(make: object) -> None:
-    layout = make(TWO)  # type: ignore[operator]
+def test_every_token_stands_once(make: Callable[[Batch], Layout]) -> None:
+    layout = make(TWO)
     own = [token for g in TWO.groups for token in (*g.prefix_ids, *(t for r in g.responses for t in r.ids[:-1]))]
     assert layout.ids[layout.tokens].tolist() == own

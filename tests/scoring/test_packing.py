@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import ALL, assert_same, attend, collate, gradients, score
+from agreement import ALL, adapted, assert_same, attend, collate, gradients, score
 from oracle import image_counts
-from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 
 from cwdpo.models.attention import SHARED_PREFIX
@@ -68,13 +67,7 @@ def test_no_padding(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
     processor = tiny_processor(family)
-    model: Any = get_peft_model(
-        tiny_model(family, processor), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
-    model.train()
-    if checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = adapted(tiny_model(family, processor), checkpointing)
     batch = collate(processor, sample_groups(3, tmp_path, responses=(2, 3), images=(1, 2, 0)))
     assert_same(gradients(SEPARATE, model, batch), gradients(PACKED, model, batch))
 

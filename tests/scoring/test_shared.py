@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import ALL, assert_same, attend, collate, gradients, score
+from agreement import ALL, adapted, assert_same, attend, collate, gradients, score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import image_counts, naive_logps
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from cwdpo.errors import ModelError
@@ -111,13 +110,7 @@ def test_equals_one_unpadded_sequence_at_a_time(family: str, tiny_pair: Pair, tm
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
     processor = tiny_processor(family)
-    model: Any = get_peft_model(
-        tiny_model(family, processor), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
-    model.train()
-    if checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = adapted(tiny_model(family, processor), checkpointing)
     batch = collate(processor, sample_groups(2, tmp_path, responses=(2, 3), images=(1, 2)))
     one, other = gradients(SEPARATE, model, batch), gradients(SHARED, model, batch)
     assert all("lora" in name for name in one[1])
