@@ -6,6 +6,12 @@ accelerate shards on GPUs only; here it is told that gloo is a backend of GPUs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -38,9 +44,7 @@ def shard_on_cpu(kind: str) -> None:
     settings = {"ACCELERATE_TORCH_DEVICE": "cpu"} | SETTINGS[kind]
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
     if kind == "fsdp2":
-        import torch
-
-        torch.distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo")
     else:
         import deepspeed
 
@@ -52,3 +56,33 @@ def shard_on_cpu(kind: str) -> None:
         return "gloo", DistributedType.MULTI_GPU
 
     PartialState._prepare_backend = backend
+
+
+def in_processes(count: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """Fork `count` processes with a gloo group; return what `work(rank)` found in each, by rank.
+
+    Args:
+        count: How many.
+        work: What each of them does.
+        folder: An empty one, for what they say to each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.start_processes(_work, (count, work, folder), nprocs=count, start_method="fork")
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(count)]
+
+
+def _work(rank: int, count: int, work: Callable[[int], Any], folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    found = work(rank)
+    distributed.destroy_process_group()
+    torch.save(found, folder / str(rank))
+
+
+def sharded(model: Any) -> Any:
+    """Share a model's weights among the processes layer by layer (FSDP2), in place."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            fully_shard(module)
+    return fully_shard(model)

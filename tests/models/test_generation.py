@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cwdpo.models.generation import generate
+from cwdpo.models.generation import generate, sample_tokens
+from cwdpo.models.sharding import is_sharded
 from cwdpo.scoring.encode import PromptEncoder
+from sharding_on_cpu import in_processes, sharded
 from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
 BEAMS = {"num_beams": 3, "num_return_sequences": 3}
@@ -76,3 +78,27 @@ def test_models_with_windows_are_left_to_transformers(tmp_path: Path):
     first, *rest = rows_read(model, lambda: answers(model, encoder, groups, BEAMS))
     assert first[0] == 6 and first[1] > 10
     assert set(rest) == {(6, 1)}
+
+
+def test_shared_weights_answer_as_whole_ones(tmp_path: Path):
+    """Two processes with other prompts each, one and three; the first one's answers end with any of half the tokens."""
+    groups = sample_groups(4, tmp_path, images=1)
+    parts, ends = (groups[:1], groups[1:]), ([*range(0, 366, 2)], [2])
+
+    def found(model: Any, rank: int) -> tuple[list[Any], list[list[tuple[int, ...]]]]:
+        encoder = PromptEncoder(tiny_processor("qwen2_5_vl"))
+        model.generation_config.eos_token_id = ends[rank]
+        texts = [answers(model, encoder, parts[rank], way) for way in ({}, BEAMS, SAMPLES)]
+        encoder.tokenizer.padding_side = "left"
+        inputs = encoder.prompt_inputs(parts[rank], padding=True)
+        return texts, sample_tokens(model, encoder.tokenizer, inputs, count=3, max_new_tokens=9, seed=2)
+
+    def shared(rank: int) -> Any:
+        model = sharded(tiny_model("qwen2_5_vl"))
+        assert is_sharded(model)
+        return found(model, rank)
+
+    whole = [found(tiny_model("qwen2_5_vl"), rank) for rank in (0, 1)]
+    longest = [max(len(tokens) for rows in sampled for tokens in rows) for _, sampled in whole]
+    assert longest[0] < longest[1] == 9
+    assert in_processes(2, shared, tmp_path / "shared") == whole

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from cwdpo.models.sharding import is_sharded, wrap_method
+
 __all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random", "sample_tokens"]
 
 
@@ -69,6 +71,9 @@ def generate(
     Where a prompt gets several beams or samples, it is read once and its key-value cache copied for them. (By itself
     `model.generate` copies the prompts first, and reads every copy.)
 
+    Where processes share the model's weights, all of them call this together, with pictures or all without, each with
+    prompts of its own; one whose answers are finished goes on in step with the others.
+
     Args:
         model: A transformers model with `generate`.
         tokenizer: Its tokenizer; padded on the left for the call.
@@ -112,7 +117,8 @@ def sample_tokens(
     """Sample answers to one batch of prompts at temperature 1, as the tokens that were drawn.
 
     Whatever else the model's own generation settings ask for (a penalty on repetition, the likeliest tokens alone) is
-    left out: the answers are drawn from the policy itself, but for the tokens in `without`.
+    left out: the answers are drawn from the policy itself, but for the tokens in `without`. As for
+    shared weights, see `generate`.
 
     Args:
         model: A transformers model with `generate`.
@@ -150,10 +156,12 @@ def _new_tokens(
     seed: int,
 ) -> torch.Tensor:
     """Return `Long[prompts × answers, tokens]`: what the model says, padded behind."""
+    wrap_method(model, "generate")
     device = next(model.parameters()).device
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in dict(inputs).items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    common: dict[str, Any] = {"use_cache": True, "pad_token_id": pad}
+    # By itself transformers waits for the other processes' answers under FSDP1 and ZeRO-3 alone.
+    common: dict[str, Any] = {"use_cache": True, "pad_token_id": pad, "synced_gpus": is_sharded(model)}
     length = inputs["input_ids"].shape[1]
     with inference(model):
         if copies > 1:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from cwdpo.files import text_digest
 from cwdpo.models.generation import inference
+from cwdpo.models.sharding import is_sharded, is_sharded_weight
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.features import FeatureCache, Features, merge_features, pack_features
 
 __all__ = ["FrozenVision"]
-
-_SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
-"""Types of parameters and modules that only a forward pass of the wrapped model may gather."""
 
 
 class FrozenVision:
@@ -86,10 +84,10 @@ class FrozenVision:
         if "mm_encoder_outputs" not in inspect.signature(inner.forward).parameters:
             return False
         if inner not in self._parts:
-            if any(_is_sharded(part) for part in (*inner.modules(), *inner.parameters())):
+            if is_sharded(inner):
                 return False
             self._parts[inner] = _parts_of_vision(inner, sample())
-        return not any(p.requires_grad or _is_sharded(p) for p in self._weights(inner))
+        return not any(p.requires_grad or is_sharded_weight(p) for p in self._weights(inner))
 
     def _weights(self, inner: Any) -> list[Tensor]:
         """Return every tensor that the features may depend on, each once."""
@@ -152,10 +150,6 @@ def _content(weights: Iterable[Tensor]) -> bytes:
 def _features_of(inner: Any, group: EncodedGroup) -> Any:
     with torch.no_grad():
         return _features(inner, _to(inner.device, Batch((group,)).vision_inputs([1])))
-
-
-def _is_sharded(part: Any) -> bool:
-    return type(part).__name__ in _SHARDED or hasattr(part, "ds_id")
 
 
 def _features(inner: Any, inputs: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from cwdpo.dynamics.stopping import SIGNALS, Verdict, signal_value, watch
 from cwdpo.errors import RecipeError
 from cwdpo.files import write_json
 from cwdpo.models.loading import load_weights
+from cwdpo.models.sharding import is_sharded
 from cwdpo.scoring.separate import base_model
 from cwdpo.training.callbacks import ProbeCallback
 
@@ -123,7 +124,7 @@ class ProbeEarlyStopping(TrainerCallback):
 
 def restore_weights(model: Any, folder: Path) -> bool:
     """Load a checkpoint's weights (or adapters) in place; return whether that was possible."""
-    if any(hasattr(p, "ds_id") or type(p).__name__ in ("DTensor", "FlatParameter") for p in model.parameters()):
+    if is_sharded(model):
         logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
         return False
     inner = model

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.models.loading import part_of
+from cwdpo.models.sharding import is_sharded_weight
 from cwdpo.scoring.batch import Batch, EncodedGroup, ResponseLogits
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import Scorer
@@ -122,7 +123,6 @@ class SharingScorer:
 def _meets_in_the_encoder(model: Any) -> bool:
     """Whether processes must all call the picture encoder: it is trained, or its weights are in several places."""
     return any(
-        (p.requires_grad or type(p).__name__ in ("DTensor", "FlatParameter") or hasattr(p, "ds_id"))
-        and part_of(name) != "language"
+        (p.requires_grad or is_sharded_weight(p)) and part_of(name) != "language"
         for name, p in model.named_parameters()
     )
