@@ -282,15 +282,17 @@ def test_karpathy_rows_that_are_bad(pictures: Path) -> None:
         image(7, "a"),
         "x",
     ]
+    images.insert(0, image("long" * 100, "a"))  # no file can have this name
     path = pictures / "k.json"
     path.write_text(json.dumps({"images": images}))
     data = load_groups(DataSource(path=path, on_bad_row="skip", max_bad_share=0.9))
     assert [(bad.row, bad.kind) for bad in data.bad_rows] == [
-        (2, "image missing"),
-        (3, "no caption"),
-        (4, "wrong type"),
+        (1, "image missing"),
+        (3, "image missing"),
+        (4, "no caption"),
         (5, "wrong type"),
         (6, "wrong type"),
+        (7, "wrong type"),
     ]
     assert len(data.groups) == 1
 

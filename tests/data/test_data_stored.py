@@ -101,3 +101,12 @@ def test_a_change_is_made_when_a_row_is_read(tmp_path: Path) -> None:
 
 def _numbered(group: PromptGroup, index: int) -> PromptGroup:
     return PromptGroup(f"{group.id}-{index}", group.images, group.messages, group.responses)
+
+
+def test_a_file_that_lost_whole_rows_is_told(tmp_path: Path) -> None:
+    stored(3, tmp_path)
+    assert len(StoredGroups(tmp_path / "rows.jsonl", tmp_path, rows=3)) == 3
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text(lines[0] + lines[1])
+    with pytest.raises(RunError, match="has 2 rows, the run wrote 3"):
+        StoredGroups(tmp_path / "rows.jsonl", tmp_path, rows=3)

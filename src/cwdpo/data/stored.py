@@ -69,12 +69,20 @@ class StoredGroups(LazyGroups):
             older than the file.
         root: Folder that relative image paths start from.
         require: What a row must have, as in `DataSource`; looked at when the row is read.
+        rows: How many the run wrote; None where that is not known.
+
+    Raises:
+        RunError: The file has fewer rows, or more.
     """
 
-    def __init__(self, path: Path, root: Path, require: str = "response") -> None:
+    def __init__(self, path: Path, root: Path, require: str = "response", rows: int | None = None) -> None:
         self.path, self._root, self._require = path, root.absolute(), require
         self._offsets = _offsets(path)
         self._handle: int | None = None
+        if rows is not None and len(self) != rows:
+            raise RunError(
+                f"{path}: has {len(self)} rows, the run wrote {rows}; put it back, or delete the folder that it is in"
+            )
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.data.stored import LazyGroups, MappedGroups, StoredGroups
+from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.loading import folder_digest
 from cwdpo.negatives import NegativePolicy, Totals, make_negatives
@@ -34,9 +35,11 @@ def write_part(run: RunDirectory, path: Path, groups: Iterable[PromptGroup]) -> 
     write_jsonl(path, (group.to_json(root=root) for group in groups))
 
 
-def read_part(run: RunDirectory, path: Path, require: Literal["chosen", "response"]) -> StoredGroups:
-    """Return rows that `write_part` wrote; they stay in the file until they are asked for."""
-    return StoredGroups(path, run.folder / "data", require)
+def read_part(
+    run: RunDirectory, path: Path, require: Literal["chosen", "response"], rows: int | None = None
+) -> StoredGroups:
+    """Return rows that `write_part` wrote, `rows` of them; they stay in the file until they are asked for."""
+    return StoredGroups(path, run.folder / "data", require, rows)
 
 
 def groups_of(run: RunDirectory, part: str) -> StoredGroups:
@@ -49,7 +52,8 @@ def groups_of(run: RunDirectory, part: str) -> StoredGroups:
 
 def data_groups(run: RunDirectory, part: str) -> StoredGroups:
     """Return the rows of a part as the data have them."""
-    return read_part(run, run.folder / "data" / f"{part}.jsonl", "response")
+    counts = read_json(run.folder / "data" / "done.json", counts=dict)["counts"]
+    return read_part(run, run.folder / "data" / f"{part}.jsonl", "response", counts.get(part))
 
 
 def negative_policy(run: RunDirectory, stage: str, model_path: str) -> NegativePolicy:
@@ -73,7 +77,7 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
     if not team.lead(made):
         policy = negative_policy(run, stage, model_path)
         team.lead(lambda: _make_negatives(run, stage, mix, policy), generate=policy.write)
-    return read_part(run, path, "chosen")
+    return read_part(run, path, "chosen", _tallies(path.parent).get("rows"))
 
 
 def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
@@ -82,7 +86,8 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
     totals = Totals()
 
     def made() -> Iterator[PromptGroup]:
-        yield from make_negatives(
+        rows = 0
+        for group in make_negatives(
             groups_of(run, stage),
             mix,
             totals,
@@ -92,10 +97,12 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
             editor=run.recipe.negatives.editor,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
             note=run.reporter.note,
-        )
+        ):
+            rows += 1
+            yield group
         # Before the groups stand: whoever finds these, finds the counts too.
         write_json(folder / "counts.json", {source: n for source, n in totals.counts.items() if n})
-        write_json(folder / "tallies.json", {"policy": policy.digest, "sources": totals.tally_rows()})
+        write_json(folder / "tallies.json", {"policy": policy.digest, "rows": rows, "sources": totals.tally_rows()})
 
     write_part(run, folder / "groups.jsonl", made())
     kept = " to draw from at every update" if mix.pooled else ""
@@ -123,7 +130,8 @@ class _EveryChosen:
 
     def __call__(self, group: PromptGroup, index: int) -> PromptGroup:
         row = self._data[index if self._rows is None else int(self._rows[index])]
-        assert row.id == group.id, "negatives and data are in another order"
+        if row.id != group.id:
+            raise _strangers(group.id)
         texts = {r.text: r for r in (*group.by_role(CHOSEN), *row.by_role(CHOSEN))}
         return group.with_responses((*texts.values(), *group.by_role(REJECTED)))
 
@@ -136,13 +144,22 @@ def _places(groups: Iterable[PromptGroup], data: Iterable[PromptGroup]) -> Any:
         if row.id == wanted:
             found.append(place)
             wanted = next(ids, None)
-    assert wanted is None, "negatives of a row that is not in the data"
+    if wanted is not None:
+        raise _strangers(wanted)
     return found
+
+
+def _strangers(row: str) -> RunError:
+    return RunError(f"negatives of row {row!r}: data/ does not have it there; delete the folder negatives/stage2")
 
 
 def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:
     """Whether negatives were made with another model than the one the stage now starts from (`cwdpo negatives`)."""
     if not (set(mix.sources()) & set(ON_POLICY) or mix.filter.logp is not None):
         return False
-    made = read_json(folder / "tallies.json", sources=dict) if (folder / "tallies.json").is_file() else {}
-    return made.get("policy", digest) != digest
+    return _tallies(folder).get("policy", digest) != digest
+
+
+def _tallies(folder: Path) -> dict[str, Any]:
+    path = folder / "tallies.json"
+    return read_json(path, sources=dict) if path.is_file() else {}

@@ -111,7 +111,8 @@ class Refresher(Rounds):
         """The prompts of this round, always as many and in the same order."""
         if not self._rows:
             return self.first_groups
-        return read_part(self._run, self._folder(self._rows[-1]["step"]) / "groups.jsonl", "chosen")
+        rows = len(self.first_groups)
+        return read_part(self._run, self._folder(self._rows[-1]["step"]) / "groups.jsonl", "chosen", rows)
 
     @property
     def scores(self) -> Path:

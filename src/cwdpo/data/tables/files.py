@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,8 +81,8 @@ def image_folder(base: Path, samples: Iterable[str]) -> Path:
     """Return the folder that image paths start from: `base`, or its `images` where only that one has a sample."""
     inside = base / "images"
     for sample in samples:
-        if (base / sample).exists():
+        if os.path.exists(base / sample):  # noqa: PTH110 (a name that cannot be is not there)
             return base
-        if (inside / sample).exists():
+        if os.path.exists(inside / sample):  # noqa: PTH110
             return inside
     return base
