@@ -287,7 +287,7 @@ def test_karpathy_rows_that_are_bad(pictures: Path) -> None:
     path.write_text(json.dumps({"images": images}))
     data = load_groups(DataSource(path=path, on_bad_row="skip", max_bad_share=0.9))
     assert [(bad.row, bad.kind) for bad in data.bad_rows] == [
-        (1, "image missing"),
+        (1, "image cannot be read"),
         (3, "image missing"),
         (4, "no caption"),
         (5, "wrong type"),
