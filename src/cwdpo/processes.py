@@ -8,6 +8,7 @@ what it hands out. A mistake of the user's that any of them finds ends all of th
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -94,6 +95,22 @@ class Processes:
         for found in self.gather(mine if isinstance(mine, _Failure) else None):
             self._unpacked(found)
         return self._unpacked(mine)
+
+    def exchange(self, parcels: Sequence[T]) -> list[T]:
+        """Send every process a value of its own; return what each has sent to this one, by rank.
+
+        Args:
+            parcels: A value for each process, by rank.
+        """
+        if self.size == 1:
+            return list(parcels)
+        packed = [pickle.dumps(parcel) for parcel in parcels]
+        sizes = self.gather([len(data) for data in packed])
+        arriving = [row[self.rank] for row in sizes]
+        leaving = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+        came = torch.empty(sum(arriving), dtype=torch.uint8)
+        self._speak(lambda: distributed.all_to_all_single(came, leaving, arriving, sizes[self.rank], group=self._group))
+        return [pickle.loads(part.numpy().tobytes()) for part in came.split(arriving)]
 
     def largest(self, value: int) -> int:
         """Return the largest of the processes' numbers."""

@@ -163,7 +163,7 @@ def test_what_needs_whole_weights(change: str, line: str, tmp_path: Path, cli_se
     assert len(errors) == 1 and line in errors[0]
 
 
-def _wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, f"{path} never came"
@@ -177,7 +177,7 @@ def test_a_process_that_dies(
     """The other one ends at once, with a line, and the same command ends where an uninterrupted run ends."""
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run, ranks=2)
-    _wait_for(run / place)
+    wait_for(run / place)
     os.kill(call.pids[victim], signal.SIGKILL)
     began = time.monotonic()
     codes = call.codes()
@@ -199,7 +199,7 @@ def test_goes_on_with_another_number(
     """SIGTERM to one process of two saves and stops both (exit code 75); one, or four, go on."""
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run, ranks=2, sharding=sharding)
-    _wait_for(run / "stage1" / "checkpoints" / "checkpoint-2")
+    wait_for(run / "stage1" / "checkpoints" / "checkpoint-2")
     os.kill(call.pids[1], signal.SIGTERM)
     assert call.codes() == [75, 75], call.stderr
     stops = [text for text in call.stderr.splitlines() if text.startswith("stopped: ")]
@@ -217,7 +217,7 @@ def test_goes_on_with_deepspeed(sharding: str, tmp_path: Path, cli_server: CliSe
     """A killed run ends bitwise where an uninterrupted one ends; another number of processes is refused."""
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run, ranks=2, sharding=sharding)
-    _wait_for(run / "stage1" / "checkpoints" / "checkpoint-2" / "trainer_state.json")
+    wait_for(run / "stage1" / "checkpoints" / "checkpoint-2" / "trainer_state.json")
     call.signal(signal.SIGTERM)
     assert call.codes() == [75, 75], call.stderr
     for ranks, other, line in ((1, "", "was saved with DeepSpeed"), (4, sharding, "was saved by 2 processes")):

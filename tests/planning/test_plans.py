@@ -76,6 +76,20 @@ def test_rows_without_padding(attention: str, tmp_path: Path, capsys: pytest.Cap
     assert ("planned as sdpa" in capsys.readouterr().out) == (attention == "flex_attention")
 
 
+def test_sampling_is_shared_round_by_round(tmp_path: Path) -> None:
+    """40 updates of 8 prompts, sampled 2 updates at a time: 16 prompts are 4 batches of 4, or one of 16."""
+    small = ("stage1.enabled=false", "probes.every=0", "evaluation.prompts=0", "stage2.objective=grpo")
+    seconds: dict[tuple[int, int], float] = {}
+    for at_once in (4, 16):
+        for gpus in (1, 4):
+            sets = (*small, "stage2.max_steps=40", "stage2.rollout_updates=2", f"stage2.rollout_batch_size={at_once}")
+            first = planned(tmp_path, *sets, gpus=f"{gpus}xA100-40")["steps"][0]
+            assert first["name"] == "rollouts" and "320 prompts" in first["what"]
+            seconds[at_once, gpus] = first["seconds"]
+    assert seconds[4, 4] == pytest.approx(seconds[4, 1] / 4)
+    assert seconds[16, 1] == pytest.approx(seconds[16, 4])
+
+
 def test_json_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stage1: {enabled: false}\nprobes: {every: 0}\nevaluation: {prompts: 0}\n", encoding="utf-8")

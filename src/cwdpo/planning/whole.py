@@ -298,15 +298,21 @@ class Planner:
         s = self.recipe.stage2
         prompts = self.updates("stage2") * s.batch_size
         what = f"{s.samples} responses to each of {prompts} prompts, {s.rollout_batch_size} at once"
+        together = min(prompts, s.rollout_updates * s.batch_size)
         return self._generation(
-            "rollouts", what, prompts, s.rollout_batch_size, s.samples, s.max_new_tokens, in_training=True
+            "rollouts", what, prompts, s.rollout_batch_size, s.samples, s.max_new_tokens, in_training=together
         )
 
     def _generation(
-        self, name: str, what: str, prompts: int, batch: int, copies: int, new: int, *, in_training: bool = False
+        self, name: str, what: str, prompts: int, batch: int, copies: int, new: int, *, in_training: int = 0
     ) -> Step:
-        """Return a step in which a model writes; every GPU holds the whole of it."""
-        batch = max(1, min(batch, prompts))
+        """Return a step in which a model writes; every GPU holds the whole of it.
+
+        While a model is trained, it answers so many prompts (`in_training`) before the next updates, and is shared as
+        it is trained.
+        """
+        at_a_time = in_training or prompts
+        batch = max(1, min(batch, at_a_time))
         size = self.size() if in_training else self.size(trained=False)
         largest, typical = self.rows.largest, self.rows.typical
         width = 2 if self.half else 4
@@ -318,7 +324,8 @@ class Planner:
             memory += standing(size, self.layout, self.gpus.count, self.half)
         else:
             memory["weights"] += size.bytes
-        batches = math.ceil(prompts / batch)
+        rounds = math.ceil(prompts / max(1, at_a_time))
+        batches = rounds * math.ceil(at_a_time / batch)
         read = self._forward(1)
         kept = batch * copies * (typical.prompt + typical.visual + new / 2) * size.keys * width
         gpu = self.gpus.gpu
@@ -329,7 +336,7 @@ class Planner:
         )
         seconds = batches * (batch * read / (gpu.flops * self.assume.utilisation) + new * token)
         flops = prompts * (read + copies * new * 2.0 * size.language)
-        shared = math.ceil(batches / self.gpus.count) / batches
+        shared = rounds * math.ceil(batches / rounds / self.gpus.count) / batches
         return Step(name, what, dict(memory), flops, seconds * shared)
 
     def _step(self, name: str, what: str, memory: Counter[str], flops: float) -> Step:

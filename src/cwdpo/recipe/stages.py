@@ -148,7 +148,8 @@ class Stage2Section(StageSection):
     """Updates whose responses are sampled at once, before the first of them; from the second on the policy is no longer
     the one that sampled, which is what `clip` is for. `ppo` has 4 where it is left out."""
     rollout_batch_size: int = Field(default=16, ge=1)
-    """Prompts whose responses are sampled at once; changes memory, speed and what is drawn."""
+    """Prompts whose responses are sampled at once; changes memory, speed and what is drawn. Several processes share
+    such batches out among them."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """ε of `grpo` and `ppo`: how far π/π_old may go from 1 before a token stops counting."""
     kl: float = Field(default=0.04, ge=0)

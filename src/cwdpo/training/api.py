@@ -26,6 +26,7 @@ from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, R
 from cwdpo.training.config import CWDPOConfig, GroupTrainingArguments, SFTCConfig
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.trainer import GroupTrainer
+from cwdpo.training.weighing import Weigher
 
 __all__ = ["CWDPOTrainer", "SFTCTrainer"]
 
@@ -182,15 +183,14 @@ class CWDPOTrainer(GroupTrainer):
         encoder = encoder or encoder_for(model, processing_class, args)
         reference: Reference | None = None
         rollouts: Rollouts | None = None
-        if on_policy:
-            reward = reward or reward_for(settings.reward, rows)
-            known = _live(model, ref_model, scorer, fresh=self._fresh) if settings.kl else None
-            rollouts = Rollouts(settings, encoder, scorer, reward, known, args.seed)
-        elif objective.needs_reference and args.reference == "cached":
+        if objective.needs_reference and args.reference == "cached":
             self._cache = ReferenceCache(self._cache_path)
             reference = CachedReference(self._cache)
-        elif objective.needs_reference:
+        elif objective.needs_reference or (on_policy and settings.kl):
             reference = _live(model, ref_model, scorer, fresh=self._fresh)
+        if on_policy:
+            reward = reward or reward_for(settings.reward, rows)
+            rollouts = Rollouts(settings, encoder, reward, Weigher(settings, scorer, reference), args.seed)
         super().__init__(
             model,
             args,
@@ -199,7 +199,7 @@ class CWDPOTrainer(GroupTrainer):
             _groups(eval_dataset, "pair"),
             processing_class,
             callbacks,
-            reference=reference,
+            reference=None if on_policy else reference,  # its part is in the responses
             scorer=scorer,
             encoder=encoder,
             rollouts=rollouts,

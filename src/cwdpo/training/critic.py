@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cwdpo.errors import ModelError
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.reference import Scorer
 from cwdpo.scoring.token_scores import scores_from_logits
@@ -43,16 +44,18 @@ class Critic:
         return features @ weight[:-1] + weight[-1]
 
     def learn(self, features: Tensor, returns: Tensor) -> None:
-        """Make one step towards the returns.
+        """Make one step towards the returns, the same in all processes: over what any of them has seen.
 
         Args:
-            features: `Float[states, features]`.
+            features: `Float[states, features]`, of this process.
             returns: `Float[states]`.
         """
         if self.weight is None:
             self.weight = features.new_zeros(features.shape[-1] + 1)
         error = returns - self.values(features)
-        pull = torch.cat([features.T @ error, error.sum()[None]]) / len(error)
+        own = torch.cat([features.T @ error, error.sum()[None]])
+        pulls, states = zip(*processes().gather((own.cpu(), len(error))), strict=True)
+        pull = torch.stack(pulls).sum(0).to(own.device) / sum(states)
         # Half the step: φ and the constant together have length √2.
         self.weight = self.weight.to(pull.device) + 0.5 * self._learning_rate * pull
 

@@ -1,0 +1,98 @@
+"""GRPO and PPO on several processes: the same responses, rewards and losses as on one, also after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_processes import SLOW, Runs, differences, wait_for
+
+from cwdpo.files import write_jsonl
+from tiny_models import sample_groups
+from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
+
+NAMES = ("grpo", "ppo")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> dict[str, Path]:
+    """9 prompts, every third without a picture, in updates of 8: an epoch's last one leaves a process without rows.
+
+    Three prompts are answered at once, of different processes and, with PPO, of different updates.
+    """
+    folder, made = tmp_path_factory.mktemp("recipes"), dict[str, Path]()
+    rows = [
+        {"prompt": f"look at {i}", "images": [image.path for image in group.images], "chosen": group.responses[0].text}
+        for i, group in enumerate(sample_groups(12, folder / "images", images=(1, 0, 1)))
+    ]
+    write_jsonl(folder / "rows.jsonl", rows)
+    for name in NAMES:
+        own = {"objective": name, "reward": "cider", "samples": 4, "max_new_tokens": 12, "rollout_batch_size": 3}
+        values = tiny_recipe(
+            tiny_folder("qwen2_5_vl"),
+            data={"path": str(folder / "rows.jsonl"), "held_out": 2, "stage1_share": 0.1},
+            stage1={"enabled": False},
+            stage2={**own, "max_steps": 5, "micro_batch_size": 2, "save_steps": 1, "log_steps": 1},
+            probes={"every": 0},
+            evaluation={"prompts": 0},
+        )
+        del values["data"]["size"]
+        made[name] = write_yaml(folder / f"{name}.yaml", values)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipes: dict[str, Path]) -> Runs:
+    """`runs(name, n)`: the directory of a whole run of n processes, which may share the weights too."""
+    made: dict[tuple[str, int, str], Path] = {}
+
+    def run(name: str, ranks: int, sharding: str = "") -> Path:
+        key = (name, ranks, sharding)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("runs") / f"{name}-{ranks}"
+            call = cli_server.start("train", recipes[name], "--out", made[key], ranks=ranks, sharding=sharding)
+            assert call.codes() == [0] * ranks, call.stderr
+        return made[key]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharding"), [(2, ""), pytest.param(4, "", marks=SLOW), pytest.param(2, "fsdp2", marks=SLOW)]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_curves_agree(name: str, ranks: int, sharding: str, runs: Runs) -> None:
+    one, many = runs(name, 1), runs(name, ranks, sharding)
+    assert differences(one, many) == []
+    logged = [row for row in rows_of(one / "stage2" / "metrics.jsonl") if "loss" in row]
+    assert len(logged) == 5
+    assert len({row["reward"] for row in logged}) >= 4 and sum(row["grad_norm"] > 0.1 for row in logged) >= 3
+
+
+@pytest.mark.parametrize(("ranks", "stop"), [(2, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_goes_on_within_a_rollout(
+    ranks: int, stop: signal.Signals, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path], runs: Runs
+) -> None:
+    """Two processes stop after the first of two updates whose responses were sampled together."""
+    run = tmp_path / "run"
+    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=2)
+    wait_for(run / "stage2" / "checkpoints" / "checkpoint-1" / "complete.json")
+    os.kill(call.pids[1], stop)
+    assert call.codes() == ([2, -9] if stop == signal.SIGKILL else [75, 75]), call.stderr
+    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=ranks)
+    assert call.codes() == [0] * ranks, call.stderr
+    if ranks == 2:
+        assert_same_run(runs("ppo", 2), run)
+    assert differences(runs("ppo", 1), run) == []
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]) -> None:
+    """Prompts that are too long belong to one process or the other."""
+    change = ("--set", "stage2.max_new_tokens=9999", "--set", "model.max_length=10050")
+    call = cli_server.start("train", recipes["grpo"], "--out", tmp_path, *change, ranks=2)
+    assert call.codes() == [2, 2], call.stderr
+    errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and "lower stage2.max_new_tokens" in errors[0]
