@@ -109,17 +109,19 @@ def count_flops(run: Callable[[], Any]) -> float:
     """FLOPs of a run, backward passes included."""
     from torch.utils import flop_counter
 
-    # What attention is on a CPU is not in torch's own table, and would count for nothing.
+    # What is not in torch's own table would count for nothing: attention on a CPU, and the products of experts.
     aten = torch.ops.aten
-    on_cpu = {
+    missing = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(
             q, k, v
         ),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: (
             lambda gradient, q, k, v, *_, **__: flop_counter.sdpa_backward_flop_count(gradient, q, k, v)
         ),
+        # Rows of one group meet its matrix alone: all rows with one; or columns, each with its own row.
+        aten._grouped_mm: lambda a, b, *_, **__: 2 * a[-2] * a[-1] * b[-1],
     }
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=missing) as counter:
         run()
     return float(counter.get_total_flops())
 

@@ -24,7 +24,7 @@ from cwdpo.scoring.shared import SharedPrefixScorer, why_separate
 from cwdpo.scoring.token_scores import scores_from_logits
 from cwdpo.scoring.vision import FrozenVision
 from cwdpo.training.offloading import OffloadedActivations
-from tiny_models import FAMILIES, sample_groups, tiny_model, tiny_processor
+from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -69,7 +69,7 @@ def real_step(family: str, asked: ModelSection, work: Work, model: Any = None) -
     return step, sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_bytes_and_flops_of_a_step(family: str, lora: bool, tmp_path: Path) -> None:
     config = tiny_model(family, tiny_processor(family)).config
@@ -204,16 +204,26 @@ def test_dora_takes_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", True), ("llava", False)]
+    ("family", "checkpointing"),
+    [
+        ("qwen2_5_vl", True),
+        ("qwen2_5_vl", False),
+        ("qwen3_vl", True),
+        ("llava", False),
+        ("qwen3_vl_moe", False),
+        ("gemma3", True),
+        (HYBRID, False),
+    ],
 )
 def test_a_deep_model_is_what_a_few_layers_tell(
     family: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six layers planned from three and four, against all six run dry. The tower is trained."""
+    """A few layers run dry, and one more of each kind or period, against all of them. The tower is trained."""
     config = tiny_model(family, tiny_processor(family)).config
-    config.get_text_config().num_hidden_layers = 6
-    if getattr(config.get_text_config(), "layer_types", None):
-        config.get_text_config().layer_types = ["full_attention"] * 6
+    text, kinds = config.get_text_config(), {"gemma3": ["sliding_attention"] * 2, HYBRID: ["linear_attention"] * 2}
+    text.num_hidden_layers = 10 if family in kinds else 6
+    if getattr(text, "layer_types", None):
+        text.layer_types = ([*kinds.get(family, []), "full_attention"] * 10)[: text.num_hidden_layers]
     config.vision_config.num_hidden_layers = 6
     if family == "qwen2_5_vl":
         config.vision_config.fullatt_block_indexes = [1, 3, 4, 5]

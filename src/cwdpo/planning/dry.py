@@ -36,7 +36,18 @@ def _attention_backward_on_cpu(gradient: Any, query: Any, key: Any, value: Any, 
     return flop_counter.sdpa_backward_flop_count(gradient, query, key, value)
 
 
-_ATTENTION: Mapping[Any, Callable[..., int]] = {
+def _grouped_shape(a: Any, b: Any, offsets: Any) -> tuple[int, ...]:
+    """Return the shape of a product of experts: of rows with a matrix each, or of the columns and rows of each."""
+    return (offsets.shape[0], a.shape[0], b.shape[1]) if a.ndim == b.ndim else (a.shape[-2], b.shape[-1])
+
+
+def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of such a product: every row meets the matrix of one expert."""
+    return 2 * a[-2] * a[-1] * b[-1]
+
+
+_FLOPS: Mapping[Any, Callable[..., int]] = {
+    _aten._grouped_mm: flop_counter.shape_wrapper(_grouped),
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.shape_wrapper(_attention_on_cpu),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.shape_wrapper(_attention_backward_on_cpu),
 }
@@ -143,7 +154,7 @@ class DryRun(TorchDispatchMode):
         kwargs = kwargs or {}
         out = self._run(func, any(issubclass(t, FakeTensor) for t in types), args, kwargs)
         packet = func._overloadpacket
-        count = _ATTENTION.get(packet) or flop_counter.flop_registry.get(packet)
+        count = _FLOPS.get(packet) or flop_counter.flop_registry.get(packet)
         if count is not None:
             self.flops[self._phase] += count(*args, **kwargs, out_val=out)
         copied = func in _COPIES and _storage(args[0]) in self._weights
@@ -162,6 +173,9 @@ class DryRun(TorchDispatchMode):
             return args[0]
         if func is _aten.index.Tensor and (places := _masked(args[1])) is not None:
             return args[0].new_empty((places, *args[0].shape[args[1][0].ndim :]))
+        if func is _aten._grouped_mm.default:  # torch's own rule for fake tensors takes bfloat16 alone
+            offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+            return args[0].new_empty(_grouped_shape(args[0], args[1], offsets))
         if func is _aten.index_put.default:
             return torch.empty_like(args[0])
         return func(*args, **kwargs)

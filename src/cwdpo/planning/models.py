@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,24 +150,37 @@ def _read_config(path: str, trust_remote_code: bool) -> Any:
 
 @dataclass(frozen=True)
 class Depths:
-    """How many layers a model has: of its language model, and of its tower, windowed and looking at everything."""
+    """How many layers a model has: of its language model, and of its tower, windowed and looking at everything.
+
+    Attributes:
+        text: Layers of the language model.
+        windowed: Layers of the tower that look at windows.
+        whole: Layers of the tower that look at everything.
+        period: After how many layers of the language model their kinds come again.
+    """
 
     text: int
     windowed: int
     whole: int
+    period: int = 1
 
     def lowered(self) -> Depths:
         """Return depths that a run of a moment can have, from which one more of each tells what a layer takes.
 
         Each stack has a first, a last and another layer; Qwen3-VL gives its first three something of their own.
         """
-        least = Depths(3, 1, 2) if self.windowed else Depths(3, 0, 3)
-        parts = ((getattr(self, name), getattr(least, name)) for name in ("text", "windowed", "whole"))
-        return Depths(*(have if have <= few + 1 else few for have, few in parts))
+        few = 3 + (self.text - 3) % self.period
+        least = Depths(few, 1, 2) if self.windowed else Depths(few, 0, 3)
+        parts = ((name, getattr(self, name), getattr(least, name)) for name in ("text", "windowed", "whole"))
+        return replace(self, **{name: have if have <= few + self.step(name) else few for name, have, few in parts})
+
+    def step(self, name: str) -> int:
+        """Return how many layers are added at once, so that the rest is that many times as much."""
+        return self.period if name == "text" else 1
 
     def one_more(self, name: str) -> Depths:
-        """Return the same with one more layer of a kind."""
-        return replace(self, **{name: getattr(self, name) + 1})
+        """Return the same with one more layer of a kind, or a period of them."""
+        return replace(self, **{name: getattr(self, name) + self.step(name)})
 
 
 def depths_of(config: Any) -> Depths:
@@ -175,7 +188,13 @@ def depths_of(config: Any) -> Depths:
     vision = getattr(config, "vision_config", None)
     depth = getattr(vision, "num_hidden_layers", 0) if vision is not None else 0
     whole = len(getattr(vision, "fullatt_block_indexes", None) or ()) or depth
-    return Depths(config.get_text_config().num_hidden_layers, depth - whole, whole)
+    text = config.get_text_config()
+    return Depths(text.num_hidden_layers, depth - whole, whole, _period(getattr(text, "layer_types", None) or ()))
+
+
+def _period(kinds: Sequence[str]) -> int:
+    """Return the smallest number of layers after which their kinds come again."""
+    return next((n for n in range(1, len(kinds)) if all(a == b for a, b in zip(kinds, kinds[n:], strict=False))), 1)
 
 
 def _with_depths(config: Any, depths: Depths) -> Any:
@@ -272,7 +291,7 @@ class Size:
         keys: Numbers that the key-value cache keeps of a token.
         layers: Of the language model.
         vocabulary: Tokens that the head tells apart.
-        language: Weights that a text token is multiplied with: layers and head, without the table of embeddings.
+        language: Weights that a text token is multiplied with: those of the layers (of experts, the chosen ones).
         tower: Weights that a patch of a picture is multiplied with.
         patches: Patches that become one visual token.
     """
@@ -319,7 +338,16 @@ def size_of(config: Any, model: Any) -> Size:
         keys=2 * heads * width * text.num_hidden_layers,
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
-        language=sum(p.numel() for stack in stacks[:1] for p in stack.parameters()),
+        language=sum(_met(p, text) for stack in stacks[:1] for p in stack.parameters()),
         tower=sum(p.numel() for name, p in model.named_parameters() if part_of(name) == "vision"),
         patches=int(getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)) ** 2,
     )
+
+
+def _met(parameter: Any, text: Any) -> int:
+    """Return how many of a parameter's numbers a token is multiplied with: of experts, those that it goes to."""
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if experts and chosen and parameter.ndim == 3 and parameter.shape[0] == experts:
+        return parameter.numel() * chosen // experts
+    return parameter.numel()

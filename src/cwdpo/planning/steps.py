@@ -109,7 +109,7 @@ def _phases(config: Any, work: Work, flops: bool) -> _Phases:
         more = getattr(whole, name) - getattr(least, name)
         # Without gradients a layer leaves nothing behind, but for autocast's copies of float32 weights.
         if more and (flops or ((work.training or copied) and (name == "text" or not alone))):
-            steps.append((more, _run(config, work, least.one_more(name)), first))
+            steps.append((more // least.step(name), _run(config, work, least.one_more(name)), first))
     return _drawn_out(first, steps)
 
 
