@@ -3,6 +3,9 @@
 `torchrun` and `accelerate launch` start one process a device. Training is shared by all. Everything else (data,
 negatives, captions, files) is led by the first one, rank 0; the others wait for it, as long as it takes, and compute
 what it hands out. A mistake of the user's that any of them finds ends all of them with the same line.
+
+Where the processes share the weights of a model that is too large for one of them, all of them run it in step or none
+does: then every job that is handed out is done while the others do one like it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import distributed
 
 from cwdpo.errors import PeerError, UserError, one_line
 
-__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
+__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes", "shares_weights"]
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -46,10 +49,11 @@ class Processes:
         rank: Which one this is.
         size: How many there are.
         group: Their process group for objects and waiting; None with one process.
+        in_step: Whether `map` keeps them in step, for models whose weights they share.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
-        self.rank, self._size, self._group = rank, size, group
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, *, in_step: bool = False) -> None:
+        self.rank, self._size, self._group, self.in_step = rank, size, group, in_step
         self._alone = False
         self._help: Mapping[str, Callable[[Any], Any]] = {}
 
@@ -136,19 +140,50 @@ class Processes:
         finally:
             self._alone, self._help = False, {}
 
-    def map(self, name: str, jobs: Sequence[J], do: Callable[[J], T]) -> Iterator[T]:
+    def map(
+        self, name: str, jobs: Sequence[J], do: Callable[[J], T], alike: Callable[[J], Any] = lambda job: None
+    ) -> Iterator[T]:
         """Yield the results of `do` on every job, in order; in `lead`, all processes that help by this name share them.
 
         What is computed of a job depends on the job alone, so the number of processes never shows in the results.
+
+        In step, all processes work side by side in every round: each has a job, one for which none is left does the
+        round's first one once more, and `gather`, `share` and `each` go among all of them.
+
+        Args:
+            name: What the others call `do`, see `lead`.
+            jobs: What is to be done.
+            do: Does it.
+            alike: In step, a round's jobs have the same value of this: whether there are pictures, for instance, for
+                a picture encoder is run by all or by none.
         """
         if name not in self._help:
             yield from map(do, jobs)
             return
-        for start in range(0, len(jobs), self._size):
-            part = list(jobs[start : start + self._size])
-            self._tell((name, part))
-            for found in self._collect(self._packed(lambda part=part: do(part[0])))[: len(part)]:
+        for part in self._rounds(jobs, alike):
+            spare = self._size - len(part) if self.in_step else 0
+            self._tell((name, [*part, *part[:1] * spare]))
+            for found in self._collect(self._packed(lambda part=part: self._done(do, part[0])))[: len(part)]:
                 yield self._unpacked(found)
+
+    def _rounds(self, jobs: Sequence[J], alike: Callable[[J], Any]) -> Iterator[list[J]]:
+        """Cut jobs into rounds of one for each process at most, in their order."""
+        part: list[J] = []
+        for job in jobs:
+            if len(part) == self._size or (part and self.in_step and alike(job) != alike(part[0])):
+                yield part
+                part = []
+            part.append(job)
+        if part:
+            yield part
+
+    def _done(self, do: Callable[[J], T], job: J) -> T:
+        """Do a job; in step, side by side with the others."""
+        self._alone = not self.in_step
+        try:
+            return do(job)
+        finally:
+            self._alone = True
 
     def _command(self, work: Callable[[], T]) -> T:
         found = self._packed(work)
@@ -164,7 +199,9 @@ class Processes:
                 return self._unpacked(content)
             mine = content[self.rank] if self.rank < len(content) else None
             self._collect(
-                self._packed(lambda name=name, mine=mine: self._help[name](mine)) if mine is not None else None
+                self._packed(lambda name=name, mine=mine: self._done(self._help[name], mine))
+                if mine is not None
+                else None
             )
 
     def _tell(self, message: tuple[str, Any]) -> None:
@@ -214,8 +251,18 @@ def processes() -> Processes:
         return _alone
     if _joined is None:
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group)
+        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group, in_step=shares_weights())
     return _joined
+
+
+def shares_weights() -> bool:
+    """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
+
+    def is_set(name: str) -> bool:
+        return os.environ.get(name, "").lower() in ("1", "true")
+
+    zero3 = is_set("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return is_set("ACCELERATE_USE_FSDP") or zero3
 
 
 def join_processes() -> Processes:

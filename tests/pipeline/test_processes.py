@@ -117,18 +117,34 @@ def test_rows_without_padding(tmp_path: Path, cli_server: CliServer, runs: Runs,
         assert len(one) > 20 and two == pytest.approx(one, rel=1e-4, abs=1e-4)
 
 
-def test_written_by_both(tmp_path: Path, cli_server: CliServer, runs: Runs, tiny_folder: Callable[[str], Path]) -> None:
-    """Two processes write the first stage's on-policy negatives, and they are those of one."""
-    written = {"beam": 1, "sample": 1, "max_new_tokens": 5, "beam_width": 2, "batch_size": 2}
-    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": written, "stage2": MIX})
+WRITTEN = {"beam": 1, "sample": 1, "max_new_tokens": 5, "beam_width": 2, "batch_size": 2, "filter": {"logp": -5.0}}
+
+
+@pytest.mark.parametrize("sharding", ["", pytest.param("fsdp2", marks=SLOW), pytest.param("zero3", marks=ZERO)])
+def test_written_by_both(
+    sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Two processes write, weigh and caption what one does; with shared weights they run the model in step."""
+    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": WRITTEN, "stage2": MIX})
     values["stage1"]["max_steps"], values["stage2"]["enabled"] = 1, False
-    path = write_yaml(tmp_path / "recipe.yaml", values | {"evaluation": {"prompts": 0}})
+    values["data"] |= {"size": 13, "held_out": 5}
+    values["probes"] |= {"kinds": ["own"], "prompts": 3, "batch_size": 2}
+    values["evaluation"] |= {"prompts": 5, "batch_size": 2}
+    path = write_yaml(tmp_path / "recipe.yaml", values)
     for ranks in (1, 2):
-        call = cli_server.start("train", path, "--out", tmp_path / str(ranks), ranks=ranks)
+        call = cli_server.start(
+            "train", path, "--out", tmp_path / str(ranks), ranks=ranks, sharding=sharding * (ranks > 1)
+        )
         assert call.codes() == [0] * ranks, call.stderr
-    for name in ("groups.jsonl", "beam.jsonl", "sample.jsonl", "counts.json"):
+    for name in ("groups.jsonl", "beam.jsonl", "sample.jsonl", "counts.json", "dropped.jsonl"):
         one, two = (tmp_path / str(n) / "negatives" / "stage1" / name for n in (1, 2))
         assert one.read_bytes() == two.read_bytes()
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert "mean log-probability" in (one / "negatives/stage1/dropped.jsonl").read_text()
+    for name in ("probes/own.jsonl", "evaluation/captions_base.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    summaries = [list(numbers(json.loads((run / "evaluation/summary.json").read_text()))) for run in (one, two)]
+    assert len(summaries[0]) > 20 and summaries[1] == pytest.approx(summaries[0], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +295,10 @@ def test_two_runs_in_one_directory(tmp_path: Path, cli_server: CliServer, recipe
 def test_rows_without_pictures(
     sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
-    """Every second row is text only, so that one process has pictures where the other has none."""
+    """Every second row is text only, so that one process has pictures where the other has none.
+
+    Negatives are written and captions too one row at a time: with shared weights, not both kinds of row at once.
+    """
     source = tmp_path / "rows.jsonl"
     call = cli_server.start(
         "train",
@@ -296,7 +315,9 @@ def test_rows_without_pictures(
         if i % 2:
             row["images"], row["prompt"] = [], [{"role": "user", "content": "describe nothing ."}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": MIX, "stage2": MIX})
+    written = {**MIX, "beam": 1, "beam_width": 2, "batch_size": 1}
+    values = tiny_recipe(tiny_folder("qwen2_5_vl"), negatives={"stage1": written, "stage2": MIX})
+    values["evaluation"] |= {"prompts": 4, "batch_size": 1}
     stage = {"micro_batch_size": 1, "batch_size": 4}
     values["data"] = {"path": str(source), "held_out": 4}
     values["stage1"] |= stage

@@ -183,6 +183,23 @@ def test_what_sharing_leaves_on_a_gpu() -> None:
     assert two["weights"] == 2 * n and two["optimiser"] == 12 * n // 8
 
 
+def test_models_that_write_are_shared_where_they_are_large(tmp_path: Path) -> None:
+    """8.3 G weights in bfloat16 are 15.4 GiB: less than 0.4 of 80 GiB, whole; more than 0.4 of 24 GiB, an eighth."""
+    known = [
+        "model.path=Qwen/Qwen2.5-VL-7B-Instruct",
+        "model.dtype=bfloat16",
+        "data.path=no.jsonl",
+        "model.lora={r: 8}",
+    ]
+    fast = ["stage1.enabled=false", "stage2.batch_size=8", "stage2.gradient_checkpointing=true", "probes.every=0"]
+    shared = RECIPES / "accelerate" / "fsdp2.yaml"
+    for gpus, parts in (("8xH100", 1), ("8x24GB@100TFLOPs", 8)):
+        found = planned(tmp_path, *known, *fast, gpus=gpus, accelerate=shared, lengths={"visual_tokens": 256})
+        step = next(step for step in found["steps"] if step["name"] == "evaluation")
+        assert step["gib"]["weights"] * parts * 2**30 == pytest.approx(2 * 8_292_166_656, rel=0.02)
+        assert step["what"].endswith("weights shared") == (parts > 1) == (step["gib"].get("communication", 0) > 0)
+
+
 def test_rows_are_measured_where_they_can_be(tmp_path: Path) -> None:
     recipe = load_recipe(None, ["data.size=100"])
     rows = read_rows(recipe, model_config(recipe.model)[0], Said())

@@ -12,6 +12,7 @@ from cwdpo.errors import RunError
 from cwdpo.evaluation.kept import kept_rows
 from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
+from cwdpo.processes import processes
 from cwdpo.scoring.encode import PromptEncoder
 
 __all__ = ["caption_groups", "caption_hypotheses", "captioner"]
@@ -83,7 +84,7 @@ def captioner(
         found = generate(
             model(),
             encoder.tokenizer,
-            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
+            lambda prompts: processes().each(lambda: encoder.prompt_inputs(prompts, padding=True)),
             part,
             max_new_tokens=max_new_tokens,
             num_beams=beams,

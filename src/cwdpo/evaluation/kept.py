@@ -39,10 +39,14 @@ def kept_rows(
     kept = kept[: len(kept) - len(kept) % batch_size] if len(kept) < len(groups) else kept
     write_jsonl(path, kept)
     parts = [groups[start : start + batch_size] for start in range(len(kept), len(groups), batch_size)]
-    for part, answers in zip(parts, processes().map(name, parts, answer), strict=True):
+    for part, answers in zip(parts, processes().map(name, parts, answer, _has_images), strict=True):
         rows = [{"id": g.id, **row, "key": key} for g, row in zip(part, answers, strict=True)]
         append_jsonl(path, *rows)
         kept += rows
         if progress is not None:
             progress(len(kept), len(groups))
     return kept
+
+
+def _has_images(part: Sequence[PromptGroup]) -> bool:
+    return any(group.images for group in part)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["is_sharded", "is_sharded_weight", "wrap_method"]
+import torch
+
+from cwdpo.errors import ModelError
+
+__all__ = ["LARGEST_WHOLE", "is_sharded", "is_sharded_weight", "share_weights", "too_large", "wrap_method"]
+
+LARGEST_WHOLE = 0.4
+"""Of a GPU's memory: the evaluation holds two models at once, and they need room to work."""
 
 _WRAPPERS = {"FSDPModule", "FullyShardedDataParallel"}
 """Names of the classes by which FSDP2 and FSDP1 share a module's weights."""
@@ -34,3 +41,35 @@ def wrap_method(model: Any, name: str) -> None:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         register_fsdp_forward_method(model, name)
+
+
+def too_large(model: Any) -> bool:
+    """Whether a model is not to be held whole by every process: it takes more than 0.4 of a GPU, or there is none."""
+    if not torch.cuda.is_available():
+        return True
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    return size > LARGEST_WHOLE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+
+def share_weights(model: Any) -> Any:
+    """Share the weights of a model that is only read among all processes, layer by layer (FSDP2), in place.
+
+    They are computed with as they are, so results are those of the whole model. All processes call this together.
+
+    Raises:
+        ModelError: Its layers are not known.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names: set[str] = set(inner._no_split_modules or ())
+    layers = [module for module in inner.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(
+            f"{type(inner).__name__} does not say what its layers are (_no_split_modules), and cannot be shared among "
+            "processes; use DDP"
+        )
+    model.requires_grad_(False)
+    for layer in layers:
+        fully_shard(layer)
+    return fully_shard(model)

@@ -10,12 +10,13 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.models.generation import generate
+from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.reference import ReferenceCache, Scorer
 from cwdpo.scoring.shared import AutoScorer
 
-__all__ = ["Asked", "NegativePolicy", "Weigher"]
+__all__ = ["Asked", "NegativePolicy", "Weighed", "Weigher", "has_images"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,24 @@ class Asked:
     prompts: Sequence[PromptGroup]
     seed: int
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A batch of prompts whose responses are to be scored.
+
+    Attributes:
+        prompts: The prompts.
+        scores: The file in which the scores are kept.
+    """
+
+    prompts: Sequence[PromptGroup]
+    scores: Path
+
+
+def has_images(asked: Asked | Weighed) -> bool:
+    """Whether there is a picture in a batch."""
+    return any(group.images for group in asked.prompts)
 
 
 @dataclass(frozen=True)
@@ -54,16 +73,36 @@ class NegativePolicy:
         """The model, loaded once."""
         return self.load()
 
+    @property
+    def help(self) -> dict[str, Callable[[Any], Any]]:
+        """What other processes help with, see `Processes.lead`; rank 0 weighs by itself where it holds the model."""
+        return {"generate": self.write, **({"weigh": self.weigh} if processes().in_step else {})}
+
     def write(self, asked: Asked) -> list[list[str]]:
         """Return what the model says to each prompt."""
         return generate(
             self.model,
             self.encoder.tokenizer,
-            lambda prompts: self.encoder.prompt_inputs(prompts, padding=True),
+            lambda prompts: processes().each(lambda: self.encoder.prompt_inputs(prompts, padding=True)),
             asked.prompts,
             seed=asked.seed,
             **asked.settings,
         )
+
+    def weigh(self, asked: Weighed) -> list[list[tuple[str, int]]]:
+        """Score every response of the prompts that was not scored before.
+
+        Returns:
+            For each prompt, under which keys its responses' scores are kept, and how many tokens they have.
+
+        Raises:
+            NonFiniteError: A log-probability is NaN or infinite.
+        """
+        team, cache = processes(), ReferenceCache(asked.scores)
+        groups = team.each(lambda: [self.encoder.encode(g) for g in asked.prompts])
+        if any(team.gather(cache.missing([r.key for g in groups for r in g.responses]))):
+            cache.fill(self.model, self.scorer, [Batch(tuple(groups))])
+        return [[(r.key, len(r.ids)) for r in g.responses] for g in groups]
 
 
 class Weigher:
@@ -76,8 +115,8 @@ class Weigher:
     """
 
     def __init__(self, policy: NegativePolicy, folder: Path, batch_size: int) -> None:
-        self._policy, self._batch_size = policy, batch_size
-        self._cache = ReferenceCache(self.path(folder, policy.digest))
+        self._policy, self._batch_size, self._path = policy, batch_size, self.path(folder, policy.digest)
+        self._cache = ReferenceCache(self._path)
 
     @staticmethod
     def path(folder: Path, digest: str) -> Path:
@@ -93,13 +132,11 @@ class Weigher:
             NonFiniteError: A log-probability is NaN or infinite.
         """
         found: list[list[float]] = []
-        for start in range(0, len(groups), self._batch_size):
-            part = [self._policy.encoder.encode(g) for g in groups[start : start + self._batch_size]]
-            keys = [r.key for g in part for r in g.responses]
-            if self._cache.missing(keys):
-                self._cache.fill(self._policy.model, self._policy.scorer, [Batch(tuple(part))])
-            sums = iter(self._cache.sums(keys).tolist())
-            found += [[next(sums) / len(r.ids) for r in g.responses] for g in part]
+        starts = range(0, len(groups), self._batch_size)
+        asked = [Weighed(groups[start : start + self._batch_size], self._path) for start in starts]
+        for kept in processes().map("weigh", asked, self._policy.weigh, has_images):
+            sums = iter(self._cache.sums([key for row in kept for key, _ in row]).tolist())
+            found += [[next(sums) / tokens for _, tokens in row] for row in kept]
             if progress is not None:
                 progress(len(found), len(groups))
         return found

@@ -21,7 +21,7 @@ def correct_run(run: RunDirectory) -> None:
         return
     model = run.model_path if c.model is None else resolved(c.model)
     policy = NegativePolicy(lambda: run.inference_model(model), run.encoder(model), folder_digest(model))
-    team.lead(lambda: _correct(run, policy), generate=policy.write)
+    team.lead(lambda: _correct(run, policy), **policy.help)
 
 
 def _correct(run: RunDirectory, policy: NegativePolicy) -> None:

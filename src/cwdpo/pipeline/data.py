@@ -76,7 +76,7 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
     team = processes()
     if not team.lead(made):
         policy = negative_policy(run, stage, model_path)
-        team.lead(lambda: _make_negatives(run, stage, mix, policy), generate=policy.write)
+        team.lead(lambda: _make_negatives(run, stage, mix, policy), **policy.help)
     return read_part(run, path, "chosen", _tallies(path.parent).get("rows"))
 
 

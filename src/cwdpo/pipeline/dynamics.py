@@ -19,9 +19,10 @@ from cwdpo.errors import DataError, RunError
 from cwdpo.evaluation.metrics import cider
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.models.generation import generate
+from cwdpo.negatives.policy import Asked, NegativePolicy, has_images
 from cwdpo.negatives.rewriter import Rewriter
 from cwdpo.negatives.rewrites import REWRITES, rewritten_by_rules
-from cwdpo.pipeline.data import groups_of
+from cwdpo.pipeline.data import groups_of, negative_policy
 from cwdpo.pipeline.preparing import load_source, prepare_data
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.processes import processes
@@ -113,7 +114,8 @@ def stage_dynamics(
     p, two = run.recipe.probes, run.recipe.stage2
     if not p.every:
         return StageDynamics()
-    groups = processes().lead(lambda: probe_groups(run))
+    first = _first_model(run)
+    groups = processes().lead(lambda: probe_groups(run, first), **(first.help if first is not None else {}))
     if not groups:
         return StageDynamics()
     measured = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
@@ -196,10 +198,15 @@ def make_probe_set(run: RunDirectory) -> list[PromptGroup]:
     with run.locked():
         run.settle()
         prepare_data(run)
-        return probe_groups(run)
+        return probe_groups(run, _first_model(run))
 
 
-def probe_groups(run: RunDirectory) -> list[PromptGroup]:
+def _first_model(run: RunDirectory) -> NegativePolicy | None:
+    """Return the run's first model, where the probe set needs its answers."""
+    return negative_policy(run, "stage1", run.model_path) if "own" in run.recipe.probes.kinds else None
+
+
+def probe_groups(run: RunDirectory, first: NegativePolicy | None) -> list[PromptGroup]:
     """Return the prompts of the probe set, with the kinds of response that the recipe asks for.
 
     The kinds depend on the data and `probes.seed` alone, but for the model's own answers: these are written once a run,
@@ -220,8 +227,8 @@ def probe_groups(run: RunDirectory) -> list[PromptGroup]:
         return groups
     train = chain(groups_of(run, "stage1"), groups_of(run, "stage2"))
     written = _rewritten(run, groups)
-    if "own" in p.kinds:
-        written["own"] = _own_answers(run, groups)
+    if first is not None:
+        written["own"] = _own_answers(run, first, groups)
     return with_kinds(groups, p.kinds, train=train, written=written, seed=p.seed)
 
 
@@ -235,26 +242,17 @@ def _rewritten(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, dict[s
     return {kind: rewriter.rewrite(groups, kind) for kind in kinds}
 
 
-def _own_answers(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, str]:
+def _own_answers(run: RunDirectory, first: NegativePolicy, groups: list[PromptGroup]) -> dict[str, str]:
     """Return a sample of the run's first model for every prompt."""
     p, path = run.recipe.probes, run.folder / "probes" / "own.jsonl"
     rows = list(read_jsonl(path)) if path.is_file() else []
     if [(row["id"], row["seed"]) for row in rows] == [(group.id, p.seed) for group in groups]:
         return {row["id"]: row["text"] for row in rows}
     run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
-    model, encoder = run.inference_model(run.model_path), run.encoder(run.model_path)
-    found: dict[str, str] = {}
-    for start in range(0, len(groups), p.batch_size):
-        part = groups[start : start + p.batch_size]
-        answers = generate(
-            model,
-            encoder.tokenizer,
-            lambda prompts: encoder.prompt_inputs(prompts, padding=True),
-            part,
-            max_new_tokens=run.recipe.evaluation.max_new_tokens,
-            temperature=1.0,
-            seed=p.seed + start,
-        )
-        found |= {group.id: answer[0] for group, answer in zip(part, answers, strict=True)}
+    how = {"max_new_tokens": run.recipe.evaluation.max_new_tokens, "temperature": 1.0}
+    starts = range(0, len(groups), p.batch_size)
+    asked = [Asked(groups[start : start + p.batch_size], p.seed + start, how) for start in starts]
+    answers = [answer for texts in processes().map("generate", asked, first.write, has_images) for answer in texts]
+    found = {group.id: answer[0] for group, answer in zip(groups, answers, strict=True)}
     write_jsonl(path, [{"id": name, "seed": p.seed, "text": text} for name, text in found.items()])
     return found

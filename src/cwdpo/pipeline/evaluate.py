@@ -29,7 +29,10 @@ _GROUNDING = 256
 
 
 def evaluate(run: RunDirectory) -> dict[str, Any]:
-    """Measure held-out prompts before and after the last stage; several processes write captions together."""
+    """Measure held-out prompts before and after the last stage; several processes write captions together.
+
+    Where they share weights, all of them read the likelihoods too, each for itself.
+    """
     before = run.stage_model("stage1") if run.recipe.stage2.enabled else run.model_path
     models = {"base": run.model_path, "before": before, "after": run.stage_model("stage2")}
     loaded = lru_cache(1)(run.inference_model)  # one model at a time
@@ -38,16 +41,20 @@ def evaluate(run: RunDirectory) -> dict[str, Any]:
         encoder = run.encoder(path)
         return captioner(lambda: loaded(path), encoder, run.recipe.evaluation.max_new_tokens)
 
+    def read(_: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        loaded.cache_clear()
+        return _readings(run, models)
+
     team = processes()
     helpers = {name: helper(path) for name, path in models.items()} if team.size > 1 else {}
-    return team.lead(lambda: _evaluate(run, models), **helpers)
+    return team.lead(lambda: _evaluate(run, models), **helpers, readings=read)
 
 
 def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
     folder, e = run.folder / "evaluation", run.recipe.evaluation
     if run.done("evaluation"):
         return read_json(folder / "summary.json", after=dict)
-    groups = groups_of(run, "held_out")[-e.prompts :]
+    groups = _measured(run)
     run.reporter.step("evaluation", f"captions and scores of {len(groups)} held-out prompts")
     captions: dict[str, list[str]] = {}
     for name, path in models.items():
@@ -63,7 +70,8 @@ def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
             progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
             name=name,
         )
-    readings = _readings(run, groups, models) if e.likelihoods else {}
+    asked = [models] if e.likelihoods else []
+    readings = next(processes().map("readings", asked, lambda names: _readings(run, names)), {})
     summary, rows = summarise(groups, captions, readings, run.folder)
     write_jsonl(folder / "rows.jsonl", rows)
     write_json(folder / "summary.json", summary)
@@ -71,9 +79,13 @@ def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
     return summary
 
 
-def _readings(run: RunDirectory, groups: Sequence[PromptGroup], models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _measured(run: RunDirectory) -> list[PromptGroup]:
+    return groups_of(run, "held_out")[-run.recipe.evaluation.prompts :]
+
+
+def _readings(run: RunDirectory, models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Score the prompts under every model, with right and wrong pictures; the last model against the one before it."""
-    two, batch_size = run.recipe.stage2, run.recipe.evaluation.batch_size
+    groups, two, batch_size = _measured(run), run.recipe.stage2, run.recipe.evaluation.batch_size
     encoder = run.encoder(models["before"], include_eos=two.include_eos)
     wrong_rows = with_wrong_images(groups[:_GROUNDING])
     probes, shuffled = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_text
 from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
 from cwdpo.models.processors import load_processor
+from cwdpo.models.sharding import share_weights, too_large
 from cwdpo.pipeline.models import require_model, require_tokenizer
 from cwdpo.pipeline.reporter import Reporter, Silent
 from cwdpo.processes import processes
@@ -243,8 +245,19 @@ class RunDirectory:
         return PromptEncoder(processor, include_eos=include_eos, max_length=longest, limits=limits)
 
     def inference_model(self, path: str) -> Any:
-        """Load a model that is not trained, on the GPU where there is one."""
-        model = load_model(self.recipe.model, path, trainable=False)
+        """Load a model that is not trained, on the GPU where there is one.
+
+        Where the processes share weights, all of them call this together, and share those of a large one.
+
+        Raises:
+            ModelError: It cannot be loaded, by one of them.
+        """
+        gc.collect()  # a model that was shared holds itself
+        team = processes()
+        model = team.each(lambda: load_model(self.recipe.model, path, trainable=False))
+        if team.in_step and too_large(model):
+            assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
+            return share_weights(model)
         return model.to("cuda") if torch.cuda.is_available() else model
 
     def trainable(self, path: str) -> Any:

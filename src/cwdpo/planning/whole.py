@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import RecipeError
+from cwdpo.models.sharding import LARGEST_WHOLE
 from cwdpo.pipeline.preparing import takes_negatives, takes_pairs
 from cwdpo.planning.gpus import Gpus, Layout
 from cwdpo.planning.memory import GIB, held, moving, standing, together, weights
@@ -30,11 +31,14 @@ class Assumptions:
         bandwidth: Share of the memory's speed that generation reaches.
         launch: Seconds that a layer takes for one token however small it is: transformers launches its kernels one
             by one.
+        link: Bytes a second that a GPU gets from the others, where weights that they share are gathered for every
+            token; NVLink's order of magnitude.
     """
 
     utilisation: float = 0.35
     bandwidth: float = 0.5
     launch: float = 0.5e-3
+    link: float = 200e9
 
 
 @dataclass(frozen=True)
@@ -306,10 +310,11 @@ class Planner:
     def _generation(
         self, name: str, what: str, prompts: int, batch: int, copies: int, new: int, *, in_training: int = 0
     ) -> Step:
-        """Return a step in which a model writes; every GPU holds the whole of it.
+        """Return a step in which a model writes.
 
         While a model is trained, it answers so many prompts (`in_training`) before the next updates, and is shared as
-        it is trained.
+        it is trained. Outside of training every GPU holds the whole of it; where weights are shared and it is large, a
+        part.
         """
         at_a_time = in_training or prompts
         batch = max(1, min(batch, at_a_time))
@@ -320,8 +325,13 @@ class Planner:
         memory = held(reading, self.layout.kept_whole(), 1)
         memory["logits"] = 3 * 4 * batch * copies * size.vocabulary
         memory["cache"] = math.ceil(batch * copies * (largest.prompt + largest.visual + new) * size.keys * width)
+        large = size.bytes > LARGEST_WHOLE * self.gpus.gpu.gib * GIB
+        in_parts = not in_training and large and self.layout.shares_weights and self.gpus.count > 1
         if in_training:
             memory += standing(size, self.layout, self.gpus.count, self.half)
+        elif in_parts:
+            memory["weights"] += size.bytes // self.gpus.count
+            memory["communication"] = size.outside + 2 * size.block
         else:
             memory["weights"] += size.bytes
         rounds = math.ceil(prompts / max(1, at_a_time))
@@ -333,11 +343,12 @@ class Planner:
             (size.bytes + kept) / (gpu.bandwidth * self.assume.bandwidth),
             2.0 * size.language * batch * copies / (gpu.flops * self.assume.utilisation),
             size.layers * self.assume.launch,
+            in_parts * (size.bytes - size.outside) / self.assume.link,
         )
         seconds = batches * (batch * read / (gpu.flops * self.assume.utilisation) + new * token)
         flops = prompts * (read + copies * new * 2.0 * size.language)
         shared = rounds * math.ceil(batches / rounds / self.gpus.count) / batches
-        return Step(name, what, dict(memory), flops, seconds * shared)
+        return Step(name, what + ", weights shared" * in_parts, dict(memory), flops, seconds * shared)
 
     def _step(self, name: str, what: str, memory: Counter[str], flops: float) -> Step:
         speed = self.gpus.count * self.gpus.gpu.flops * self.assume.utilisation

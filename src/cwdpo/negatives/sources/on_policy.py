@@ -11,7 +11,7 @@ from cwdpo.chat.cache import TextCache
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
 from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.policy import Asked, NegativePolicy
+from cwdpo.negatives.policy import Asked, NegativePolicy, has_images
 from cwdpo.processes import processes
 from cwdpo.recipe import SourceMix
 
@@ -80,7 +80,7 @@ class OnPolicySource:
         done = len(by_key) - len(todo)
         parts = [todo[start : start + self._batch_size] for start in range(0, len(todo), self._batch_size)]
         asked = [self._asked([by_key[key] for key in part], part) for part in parts]
-        for part, texts in zip(parts, processes().map("generate", asked, self._policy.write), strict=True):
+        for part, texts in zip(parts, processes().map("generate", asked, self._policy.write, has_images), strict=True):
             self._cache.add(
                 {key: {"id": by_key[key].id, "texts": found} for key, found in zip(part, texts, strict=True)}
             )
