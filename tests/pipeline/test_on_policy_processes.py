@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_processes import SLOW, Runs, differences, wait_for
+from test_processes import SLOW, ZERO, Runs, differences, wait_for
 
 from cwdpo.files import write_jsonl
 from tiny_models import sample_groups
@@ -61,7 +61,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sharding"), [(2, ""), pytest.param(4, "", marks=SLOW), pytest.param(2, "fsdp2", marks=SLOW)]
+    ("ranks", "sharding"),
+    [
+        (2, ""),
+        pytest.param(4, "", marks=SLOW),
+        pytest.param(2, "fsdp2", marks=SLOW),
+        pytest.param(2, "zero2", marks=ZERO),
+        pytest.param(2, "zero3", marks=ZERO),
+    ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_curves_agree(name: str, ranks: int, sharding: str, runs: Runs) -> None:
@@ -72,21 +79,53 @@ def test_curves_agree(name: str, ranks: int, sharding: str, runs: Runs) -> None:
     assert len({row["reward"] for row in logged}) >= 4 and sum(row["grad_norm"] > 0.1 for row in logged) >= 3
 
 
-@pytest.mark.parametrize(("ranks", "stop"), [(2, signal.SIGKILL), (1, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("ranks", "stop", "sharding"),
+    [
+        (2, signal.SIGKILL, ""),
+        (1, signal.SIGTERM, ""),
+        pytest.param(4, signal.SIGTERM, "fsdp2", marks=SLOW),
+        pytest.param(2, signal.SIGTERM, "zero3", marks=ZERO),
+    ],
+)
 def test_goes_on_within_a_rollout(
-    ranks: int, stop: signal.Signals, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path], runs: Runs
+    ranks: int,
+    stop: signal.Signals,
+    sharding: str,
+    tmp_path: Path,
+    cli_server: CliServer,
+    recipes: dict[str, Path],
+    runs: Runs,
 ) -> None:
     """Two processes stop after the first of two updates whose responses were sampled together."""
     run = tmp_path / "run"
-    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=2)
+    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=2, sharding=sharding)
     wait_for(run / "stage2" / "checkpoints" / "checkpoint-1" / "complete.json")
     os.kill(call.pids[1], stop)
     assert call.codes() == ([2, -9] if stop == signal.SIGKILL else [75, 75]), call.stderr
-    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=ranks)
+    call = cli_server.start("train", recipes["ppo"], "--out", run, ranks=ranks, sharding=sharding)
     assert call.codes() == [0] * ranks, call.stderr
     if ranks == 2:
-        assert_same_run(runs("ppo", 2), run)
+        assert_same_run(runs("ppo", 2, sharding), run)
     assert differences(runs("ppo", 1), run) == []
+
+
+@pytest.mark.parametrize("sharding", [pytest.param("fsdp2", marks=SLOW), pytest.param("zero3", marks=ZERO)])
+def test_rows_without_pictures(sharding: str, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]) -> None:
+    """Prompts answered one by one: where weights are shared, no process answers one with and another one without."""
+    for ranks in (1, 2):
+        alone = ("--set", "stage2.rollout_batch_size=1", "--set", "stage2.max_steps=3")
+        call = cli_server.start(
+            "train",
+            recipes["grpo"],
+            "--out",
+            tmp_path / f"{ranks}",
+            *alone,
+            ranks=ranks,
+            sharding=sharding * (ranks > 1),
+        )
+        assert call.codes() == [0] * ranks, call.stderr
+    assert differences(tmp_path / "1", tmp_path / "2") == []
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]) -> None:

@@ -112,8 +112,6 @@ class SealedTrainer(Trainer):
             load_weights(target, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if (file := Path(resume_from_checkpoint) / _METERS).is_file():
-            self.restore_batches(read_json(file))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """Prepare the model and take up a checkpoint, where it is one of the same kind.
@@ -123,6 +121,8 @@ class SealedTrainer(Trainer):
         """
         if resume_from_checkpoint is not None:
             self._require_alike(Path(resume_from_checkpoint))
+            if (file := Path(resume_from_checkpoint) / _METERS).is_file():
+                self.restore_batches(read_json(file))
         try:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         except ValueError as error:

@@ -111,8 +111,6 @@ class GroupTrainer(UpdatingTrainer):
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
         if rollouts is not None:
             rollouts.weigher.scorer = self.shared_scorer
-            if self.is_deepspeed_enabled:
-                raise ModelError("grpo and ppo cannot sample under DeepSpeed; train with DDP or FSDP2")
         if self.is_deepspeed_enabled:
             require_whole_models(self.accelerator.state.deepspeed_plugin)
             if self.guard.skip:
