@@ -22,6 +22,7 @@ ROWS = {
     "filters_on_scenes": ("share_right", "filters"),
     "arithmetic": ("ours_over_least", "trl_over_ours"),
     "large_models": ("seconds_per_pair", "flops", "mfu"),
+    "processes": ("largest_difference", "stage1_loss", "stage2_loss"),
     "plan_against_measured": ("memory_ratio", "flops_ratio"),
 }
 
@@ -51,5 +52,8 @@ def test_runs(script: str, tmp_path: Path) -> None:
             assert row["agreement"]["loss_difference"] < 1e-4
             assert row["agreement"]["gradient_difference"] < 1e-4
             assert abs(row["agreement"]["loss"] - 0.6931) > 1e-4
+    if script == "processes":
+        assert {row["processes"] for row in result["rows"]} == {1, 2}
+        assert all(row["largest_difference"] < 1e-5 for row in result["rows"])
     if script == "arithmetic":
         assert all(0.9 < ratio < 1.6 for row in result["rows"] for ratio in row["ours_over_least"].values())

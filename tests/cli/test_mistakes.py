@@ -153,6 +153,12 @@ def test_recipe_is_no_recipe(content: bytes, said: str, cli: Cli, tmp_path: Path
     assert said in line and "mine.yaml" in line
 
 
+def test_data_in_place_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for path in (tmp_path / "rows.jsonl", tmp_path):
+        assert f"cwdpo init --data {path}" in cli("check", path).line
+
+
 def test_recipe_missing(cli: Cli, tmp_path: Path) -> None:
     assert "no such recipe file; write one with `cwdpo init`" in cli("train", "nowhere.yaml").line
     assert "nowhere.yaml" in cli("check", "nowhere.yaml").line

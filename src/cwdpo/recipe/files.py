@@ -20,6 +20,9 @@ __all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"
 
 S = TypeVar("S", bound=BaseModel)
 
+_DATA = (".csv", ".jsonl", ".parquet", ".tar", ".tsv")
+"""Endings of files that users give where a recipe belongs."""
+
 
 def load_recipe(
     path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
@@ -33,9 +36,16 @@ def load_recipe(
     values: Any = dict(base or {})
     if path is not None:
         if path.is_dir():
-            raise RecipeError(f"{path}: a recipe is a YAML file, this is a folder; give the file in it")
+            raise RecipeError(
+                f"{path}: a recipe is a YAML file, this is a folder; give the file in it, or write a recipe for a "
+                f"folder of data with `cwdpo init --data {path}`"
+            )
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
+        if path.suffix in _DATA:
+            raise RecipeError(
+                f"{path}: is data, and a recipe is a YAML file; `cwdpo init --data {path}` writes one that takes it"
+            )
         try:
             values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
