@@ -17,31 +17,34 @@ from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_ya
 NAMES = ("grpo", "ppo")
 
 
-@pytest.fixture(scope="module")
-def recipes(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> dict[str, Path]:
-    """9 prompts, every third without a picture, in updates of 8: an epoch's last one leaves a process without rows.
+def recipe_of(name: str, folder: Path, model: Path, images: tuple[int, ...]) -> Path:
+    """9 prompts in updates of 8: an epoch's last one leaves a process without rows.
 
     Three prompts are answered at once, of different processes and, with PPO, of different updates.
     """
-    folder, made = tmp_path_factory.mktemp("recipes"), dict[str, Path]()
     rows = [
         {"prompt": f"look at {i}", "images": [image.path for image in group.images], "chosen": group.responses[0].text}
-        for i, group in enumerate(sample_groups(12, folder / "images", images=(1, 0, 1)))
+        for i, group in enumerate(sample_groups(12, folder / "images", images=images))
     ]
     write_jsonl(folder / "rows.jsonl", rows)
-    for name in NAMES:
-        own = {"objective": name, "reward": "cider", "samples": 4, "max_new_tokens": 12, "rollout_batch_size": 3}
-        values = tiny_recipe(
-            tiny_folder("qwen2_5_vl"),
-            data={"path": str(folder / "rows.jsonl"), "held_out": 2, "stage1_share": 0.1},
-            stage1={"enabled": False},
-            stage2={**own, "max_steps": 5, "micro_batch_size": 2, "save_steps": 1, "log_steps": 1},
-            probes={"every": 0},
-            evaluation={"prompts": 0},
-        )
-        del values["data"]["size"]
-        made[name] = write_yaml(folder / f"{name}.yaml", values)
-    return made
+    own = {"objective": name, "reward": "cider", "samples": 4, "max_new_tokens": 12, "rollout_batch_size": 3}
+    values = tiny_recipe(
+        model,
+        data={"path": str(folder / "rows.jsonl"), "held_out": 2, "stage1_share": 0.1},
+        stage1={"enabled": False},
+        stage2={**own, "max_steps": 5, "micro_batch_size": 2, "save_steps": 1, "log_steps": 1},
+        probes={"every": 0},
+        evaluation={"prompts": 0},
+    )
+    del values["data"]["size"]
+    return write_yaml(folder / f"{name}.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> dict[str, Path]:
+    """Every third prompt has no picture."""
+    folder = tmp_path_factory.mktemp("recipes")
+    return {name: recipe_of(name, folder, tiny_folder("qwen2_5_vl"), (1, 0, 1)) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,20 @@ def test_rows_without_pictures(sharding: str, tmp_path: Path, cli_server: CliSer
             ranks=ranks,
             sharding=sharding * (ranks > 1),
         )
+        assert call.codes() == [0] * ranks, call.stderr
+    assert differences(tmp_path / "1", tmp_path / "2") == []
+
+
+@pytest.mark.parametrize("sharding", ["", pytest.param("fsdp2", marks=SLOW)])
+def test_an_update_without_pictures(
+    sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> None:
+    """An epoch's last prompt has none: the optimizer's moments move no weight of the encoder, as on one process."""
+    recipe = recipe_of("grpo", tmp_path, tiny_folder("qwen2_5_vl"), (1, 0))
+    changes = ("--set", "stage2.max_steps=3")
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}"
+        call = cli_server.start("train", recipe, "--out", out, *changes, ranks=ranks, sharding=sharding * (ranks > 1))
         assert call.codes() == [0] * ranks, call.stderr
     assert differences(tmp_path / "1", tmp_path / "2") == []
 

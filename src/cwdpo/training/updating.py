@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.generation import capture_random, restore_random
+from cwdpo.models.loading import part_of
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, Scores
@@ -113,10 +114,24 @@ class UpdatingTrainer(SealedTrainer):
             self._redo(model, step, gate)
             if self._is_skipped(model, step):
                 return torch.zeros_like(loss)
+        self._let_go_of_the_unseen(model, step)
         self._last_gate = step.gate
         self._meter.merge(step.tally)
         self.state.num_input_tokens_seen += int(step.totals[TOKENS])
         return torch.stack(step.losses).sum()
+
+    def _let_go_of_the_unseen(self, model: Any, step: Update) -> None:
+        """Leave an update without pictures no gradient in what reads pictures, as one process does.
+
+        Stand-ins leave zeros there, with which an optimizer that has moments would move these weights. DeepSpeed has
+        made the update by now.
+        """
+        seen = self.team.gather(any(g.vision for batch in step.batches for g in batch.groups))
+        if any(seen) or len(seen) == 1 or self.is_deepspeed_enabled:
+            return
+        for name, weight in model.named_parameters():
+            if part_of(name) != "language":
+                weight.grad = None
 
     def _is_skipped(self, model: Any, step: Update) -> bool:
         """Whether the update must not be made, whatever process has found it so: then its gradient is let go.
