@@ -76,13 +76,3 @@ def _work(rank: int, count: int, work: Callable[[int], Any], folder: Path) -> No
     found = work(rank)
     distributed.destroy_process_group()
     torch.save(found, folder / str(rank))
-
-
-def sharded(model: Any) -> Any:
-    """Share a model's weights among the processes layer by layer (FSDP2), in place."""
-    from torch.distributed.fsdp import fully_shard
-
-    for module in model.modules():
-        if type(module).__name__ in (model._no_split_modules or ()):
-            fully_shard(module)
-    return fully_shard(model)

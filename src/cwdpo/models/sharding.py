@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cwdpo.errors import ModelError
+from cwdpo.errors import ModelError, RunError, one_line
 
-__all__ = ["LARGEST_WHOLE", "is_sharded", "is_sharded_weight", "share_weights", "too_large", "wrap_method"]
+__all__ = [
+    "LARGEST_WHOLE",
+    "is_sharded",
+    "is_sharded_weight",
+    "load_shards",
+    "shards_of",
+    "share_weights",
+    "too_large",
+    "wrap_method",
+]
 
 LARGEST_WHOLE = 0.4
 """Of a GPU's memory: the evaluation holds two models at once, and they need room to work."""
@@ -73,3 +84,47 @@ def share_weights(model: Any) -> Any:
     for layer in layers:
         fully_shard(layer)
     return fully_shard(model)
+
+
+def shards_of(checkpoint: Path) -> Path | None:
+    """Return the folder of a checkpoint in which FSDP's processes kept their parts of the model, None without one."""
+    folder = checkpoint / "pytorch_model_fsdp_0"
+    return folder if folder.is_dir() else None
+
+
+def load_shards(model: Any, folder: Path) -> None:
+    """Put the weights that processes kept in parts into a model, its active adapter's where it has adapters.
+
+    Args:
+        model: Shared among processes, which all call this together; or whole, in one process.
+        folder: See `shards_of`.
+
+    Raises:
+        RunError: They cannot be read.
+    """
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        state: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        _read(state, folder, alone=not is_sharded(model))
+        set_peft_model_state_dict(model, state, adapter_name=model.active_adapter)
+        return
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    state = get_model_state_dict(model)
+    _read(state, folder, alone=not is_sharded(model))
+    set_model_state_dict(model, state)
+
+
+def _read(state: dict[str, Any], folder: Path, *, alone: bool) -> None:
+    """Fill tensors, or this process's parts of them, in place."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is meant
+            load({"model": state}, storage_reader=FileSystemReader(folder), no_dist=alone)
+    except CheckpointException as error:
+        raise RunError(f"{folder}: the weights cannot be read: {one_line(error, 160)}") from None

@@ -5,7 +5,8 @@ A round begins as a killed run does that goes on, so a run that is killed in bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cwdpo.negatives.picking import Picker, frontier, uniform
 from cwdpo.negatives.policy import NegativePolicy, Weigher
 from cwdpo.negatives.refresh import is_on_policy, refresh_negatives
 from cwdpo.pipeline.data import read_part, write_part
-from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.pipeline.rundir import RunDirectory, placed
 from cwdpo.processes import processes
 from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
 from cwdpo.scoring.reference import ReferenceCache
@@ -136,9 +137,14 @@ class Refresher(Rounds):
         Args:
             checkpoint: The last whole one; None where training has not begun.
         """
-        self._rows = processes().lead(lambda: self._refreshed(checkpoint))
+        policy = functools.cache(lambda: self._policy(checkpoint))
+        team = processes()
+        help: dict[str, Callable[[Any], Any]] = {"generate": lambda asked: policy().write(asked)}
+        if team.in_step:
+            help["weigh"] = lambda asked: policy().weigh(asked)
+        self._rows = team.lead(lambda: self._refreshed(checkpoint, policy), **help)
 
-    def _refreshed(self, checkpoint: Path | None) -> list[dict[str, Any]]:
+    def _refreshed(self, checkpoint: Path | None, policy: Callable[[], NegativePolicy]) -> list[dict[str, Any]]:
         """Refresh where that is due; return the rows of all refreshes so far."""
         state: dict[str, Any] = read_json(checkpoint / "trainer_state.json") if checkpoint is not None else {}
         step = state.get("global_step", 0)
@@ -147,13 +153,12 @@ class Refresher(Rounds):
             return self._rows
         facts = {"step": step, "updates": state["max_steps"], "history": state["log_history"]}
         if is_due(self._settings, last=self._last, **facts):
-            self._refresh(checkpoint, step)
+            self._refresh(policy(), step)
         return self._rows
 
-    def _refresh(self, checkpoint: Path, step: int) -> None:
+    def _refresh(self, policy: NegativePolicy, step: int) -> None:
         run, mix, folder = self._run, self._mix, self._folder(step)
         run.reporter.step("refresh", f"Stage 2, update {step}: the model writes its negatives anew")
-        policy = self._policy(checkpoint)
         weigher = Weigher(policy, folder, mix.batch_size)
         old = self.groups
         built = refresh_negatives(
@@ -175,16 +180,16 @@ class Refresher(Rounds):
         stayed = f", {row['old']} old ones stay" if row["old"] else ""
         run.reporter.note(f"{new}{stayed}; mean w_c of on-policy negatives {before:.3f} before, {after:.3f} after")
 
-    def _policy(self, checkpoint: Path) -> NegativePolicy:
+    def _policy(self, checkpoint: Path | None) -> NegativePolicy:
         """Load the policy as a checkpoint has it."""
+        assert checkpoint is not None
         run, m = self._run, self._run.recipe.model
         model = run.trainable(self._start)
         restore_weights(model, checkpoint)
-        model = model.to("cuda") if torch.cuda.is_available() else model
         return NegativePolicy(
-            load=lambda: model,
+            load=lambda: placed(model),
             encoder=run.encoder(self._start, model, include_eos=run.recipe.stage2.include_eos),
-            digest=state_digest(model),
+            digest=state_digest(model) if processes().main else "",  # helpers keep nothing under it
             scorer=AutoScorer.of(m),
         )
 

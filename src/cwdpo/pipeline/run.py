@@ -78,10 +78,20 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
             "fsdp_cpu_ram_efficient_loading: true gives empty weights to all processes but the first, and all of them "
             "write negatives and captions; set it to false in the configuration of accelerate"
         )
-    asked = {
+    from_shards = {
         "negatives.stage2.refresh": recipe.negatives.stage2.refresh,
-        "probes.influence": recipe.probes.influence,
         "probes.early_stop": recipe.probes.early_stop,
+    }
+    setting = os.environ.get("FSDP_VERSION"), os.environ.get("FSDP_STATE_DICT_TYPE")
+    if not (set_to_true("ACCELERATE_USE_FSDP") and setting == ("2", "SHARDED_STATE_DICT")):
+        for key, value in from_shards.items():
+            if value is not None:
+                raise RecipeError(
+                    f"{key}: needs whole weights, or FSDP2 with fsdp_state_dict_type: SHARDED_STATE_DICT; use "
+                    "these or DDP, or leave it out"
+                )
+    asked = {
+        "probes.influence": recipe.probes.influence,
         "model.quantization": recipe.model.quantization,
         "stage1.activation_offloading": recipe.stage1.activation_offloading or None,
         "stage2.activation_offloading": recipe.stage2.activation_offloading or None,

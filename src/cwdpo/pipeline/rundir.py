@@ -34,7 +34,7 @@ from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.scenes import base_path
 from cwdpo.scoring.encode import PromptEncoder, require_template
 
-__all__ = ["RunDirectory", "resolved"]
+__all__ = ["RunDirectory", "placed", "resolved"]
 
 STEPS = ("data", "correction", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
 
@@ -72,6 +72,19 @@ def resolved(model: str) -> str:
     # Absolute, because an adapter keeps the path of its base and may be read from another folder.
     folder = Path(model)
     return str(folder.absolute()) if folder.is_dir() else model
+
+
+def placed(model: Any) -> Any:
+    """Put a model that is not trained where it is run: on the GPU where there is one, or a part of it on each.
+
+    Where the processes share weights, all of them call this together.
+    """
+    team = processes()
+    if team.in_step and too_large(model):
+        assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
+        team.gather(None)  # the others may still be loading, for longer than a GPU waits
+        return share_weights(model)
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 _LOCKS: set[Any] = set()
@@ -253,12 +266,7 @@ class RunDirectory:
             ModelError: It cannot be loaded, by one of them.
         """
         gc.collect()  # a model that was shared holds itself
-        team = processes()
-        model = team.each(lambda: load_model(self.recipe.model, path, trainable=False))
-        if team.in_step and too_large(model):
-            assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
-            return share_weights(model)
-        return model.to("cuda") if torch.cuda.is_available() else model
+        return placed(processes().each(lambda: load_model(self.recipe.model, path, trainable=False)))
 
     def trainable(self, path: str) -> Any:
         """Load a model to train: parts frozen, adapters put on, as the recipe says."""

@@ -13,7 +13,7 @@ from cwdpo.dynamics.stopping import SIGNALS, Verdict, signal_value, watch
 from cwdpo.errors import RecipeError
 from cwdpo.files import write_json
 from cwdpo.models.loading import load_weights
-from cwdpo.models.sharding import is_sharded
+from cwdpo.models.sharding import is_sharded, load_shards, shards_of
 from cwdpo.scoring.separate import base_model
 from cwdpo.training.callbacks import ProbeCallback
 
@@ -123,14 +123,20 @@ class ProbeEarlyStopping(TrainerCallback):
 
 
 def restore_weights(model: Any, folder: Path) -> bool:
-    """Load a checkpoint's weights (or adapters) in place; return whether that was possible."""
-    if is_sharded(model):
-        logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
-        return False
-    inner = model
+    """Load a checkpoint's weights (or adapters) in place; return whether that was possible.
+
+    The model may be whole, or shared by FSDP2 where the checkpoint was saved so.
+    """
+    inner, shards = model, shards_of(folder)
     while hasattr(inner, "module"):
         inner = inner.module
+    if is_sharded(model) and shards is None:
+        logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
+        return False
     with torch.no_grad():
+        if shards is not None:
+            load_shards(inner, shards)
+            return True
         if not hasattr(inner, "peft_config"):
             load_weights(base_model(inner), folder)
             return True
