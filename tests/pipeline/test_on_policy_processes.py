@@ -145,10 +145,19 @@ def test_an_update_without_pictures(
     assert differences(tmp_path / "1", tmp_path / "2") == []
 
 
-def test_a_mistake_is_one_line(tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]) -> None:
-    """Prompts that are too long belong to one process or the other."""
-    change = ("--set", "stage2.max_new_tokens=9999", "--set", "model.max_length=10050")
-    call = cli_server.start("train", recipes["grpo"], "--out", tmp_path, *change, ranks=2)
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("stage2.max_new_tokens=9999 --set model.max_length=10050", "lower stage2.max_new_tokens"),
+        ("stage2.learning_rate=1e36", "error: update 3: the policy's probabilities of what to say next are not finite"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    change: str, line: str, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]
+) -> None:
+    """Prompts that are too long belong to one process or the other; a model that is broken is so in both."""
+    call = cli_server.start("train", recipes["grpo"], "--out", tmp_path, "--set", *change.split(" "), ranks=2)
     assert call.codes() == [2, 2], call.stderr
     errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1 and "lower stage2.max_new_tokens" in errors[0]
+    assert len(errors) == 1 and line in errors[0]
+    assert "Traceback" not in call.stderr

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
+from cwdpo.errors import NonFiniteError
 from cwdpo.models.sharding import is_sharded, wrap_method
 
 __all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random", "sample_tokens"]
@@ -131,15 +133,34 @@ def sample_tokens(
 
     Returns:
         For each prompt its answers; the token that ends an answer is its last one where the answer was not cut.
+
+    Raises:
+        NonFiniteError: The model gives no finite probabilities to draw from.
     """
     ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)}
     never = sorted(set(without) - ends)
     how: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
     how |= {"max_new_tokens": max_new_tokens, "num_beams": 1, "eos_token_id": sorted(e for e in ends if e is not None)}
     how |= {"suppress_tokens": never} if never else {}
+    drawable = _Drawable()
+    how["logits_processor"] = LogitsProcessorList([drawable])
     rows = _new_tokens(model, tokenizer, inputs, how, count, count, seed).tolist()
+    if bool(drawable.broken):
+        raise NonFiniteError("the policy's probabilities of what to say next are not finite")
     answers = [tuple(row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1]) for row in rows]
     return [answers[i : i + count] for i in range(0, len(answers), count)]
+
+
+class _Drawable(LogitsProcessor):
+    """Notices logits that nothing can be drawn from, and lets the answers go on, in step with other processes."""
+
+    broken: torch.Tensor | bool = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> Any:
+        """Return the logits, made even where they are not finite."""
+        bad = ~scores.amax(-1, keepdim=True).isfinite()
+        self.broken = bad.any() | self.broken
+        return scores.masked_fill(bad, 0.0)
 
 
 def _as_list(value: Any) -> list[Any]:

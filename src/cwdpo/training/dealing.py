@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cwdpo.errors import NonFiniteError
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, EncodedGroup
 
@@ -61,6 +62,9 @@ def answered_together(
 
     Returns:
         The answers to this process's prompts.
+
+    Raises:
+        NonFiniteError: `answer` raised it, in any of the processes.
     """
     own = {place // size for group, place in zip(groups, places, strict=True) if group.vision}
     pictured = set[int]().union(*team.gather(own))
@@ -78,12 +82,18 @@ def answered_together(
 
     def work() -> dict[int, Answers]:
         found: dict[int, Answers] = {}
+        broken: NonFiniteError | None = None
         for turn in rounds:
             if team.rank < len(turn):
                 batch = batches.pop(turn[team.rank])
-                found |= zip(sorted(batch), answer([batch[place] for place in sorted(batch)]), strict=True)
+                try:
+                    found |= zip(sorted(batch), answer([batch[place] for place in sorted(batch)]), strict=True)
+                except NonFiniteError as error:  # the others may need this process in rounds to come
+                    broken = broken or error
             elif stand_in is not None:
                 answer([stand_in if turn[0] in pictured else _without_picture(stand_in)])
+        if broken is not None:
+            raise broken
         return found
 
     everyone = {place: answers for found in team.share(work) for place, answers in found.items()}

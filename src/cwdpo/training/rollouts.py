@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cwdpo import losses
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
 from cwdpo.models.generation import sample_tokens
 from cwdpo.models.sharding import is_sharded
@@ -21,6 +21,7 @@ from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.prompts import prompt_inputs
 from cwdpo.training.dealing import answered_together, places_of
+from cwdpo.training.nonfinite import not_finite
 from cwdpo.training.weighing import Weigher
 
 __all__ = ["Rollouts"]
@@ -127,15 +128,19 @@ class Rollouts:
         """Sample the responses to some prompts at once."""
         tokenizer = self._encoder.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return sample_tokens(
-            model,
-            tokenizer,
-            prompt_inputs(model, groups, pad),
-            count=self.settings.samples,
-            max_new_tokens=self.settings.max_new_tokens,
-            without=_never(self._encoder.processor, tokenizer),
-            seed=int(text_digest(str(self._seed), f"update {update}", *(g.id for g in groups))[:12], 16),
-        )
+        try:
+            return sample_tokens(
+                model,
+                tokenizer,
+                prompt_inputs(model, groups, pad),
+                count=self.settings.samples,
+                max_new_tokens=self.settings.max_new_tokens,
+                without=_never(self._encoder.processor, tokenizer),
+                seed=int(text_digest(str(self._seed), f"update {update}", *(g.id for g in groups))[:12], 16),
+            )
+        except NonFiniteError as error:
+            remedy = "lower the learning rate, or train in float32"
+            raise not_finite(update + 1, str(error), [g.origin for g in groups], remedy) from None
 
     def _rewarded(self, group: EncodedGroup, rows: list[tuple[int, ...]]) -> tuple[SampledResponse, ...]:
         """Return a prompt's responses with rewards and, from these, advantages within the prompt."""
