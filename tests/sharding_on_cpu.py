@@ -32,10 +32,16 @@ ZERO = {
 }
 """What it sets with `recipes/accelerate/zero2.yaml` and `zero3.yaml`, but for the stage."""
 
+OFFLOAD = {
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+}
+
 SETTINGS = {
     "fsdp2": FSDP2,
     "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    "zero3-offload": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"} | OFFLOAD,
 }
 
 

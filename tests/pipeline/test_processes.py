@@ -78,6 +78,7 @@ def differences(one: Path, other: Path) -> list[str]:
         pytest.param(2, "fsdp2", marks=SLOW),
         pytest.param(2, "zero2", marks=ZERO),
         pytest.param(2, "zero3", marks=ZERO),
+        pytest.param(2, "zero3-offload", marks=ZERO),
     ],
 )
 def test_curves_agree(ranks: int, sharding: str, runs: Runs) -> None:
@@ -91,8 +92,9 @@ def test_curves_agree(ranks: int, sharding: str, runs: Runs) -> None:
     assert files_of(one) == files_of(many)
     weights = [load_file(run / "stage2" / "model" / "model.safetensors") for run in (one, many)]
     assert weights[0].keys() == weights[1].keys()
+    near = 1e-4 if sharding.endswith("offload") else 1e-5  # DeepSpeed's own AdamW for CPUs rounds otherwise
     for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+        assert torch.allclose(tensor, weights[1][name], atol=near), name
 
 
 def numbers(value: Any) -> Iterator[float]:
