@@ -127,4 +127,8 @@ def _read(state: dict[str, Any], folder: Path, *, alone: bool) -> None:
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is meant
             load({"model": state}, storage_reader=FileSystemReader(folder), no_dist=alone)
     except CheckpointException as error:
-        raise RunError(f"{folder}: the weights cannot be read: {one_line(error, 160)}") from None
+        reason = next(iter(error.failures.values()))[0]
+        raise RunError(
+            f"{folder}: the weights cannot be read ({type(reason).__name__}: {one_line(reason, 120)}); put them back, "
+            "or delete that checkpoint to go on from the one before"
+        ) from None
