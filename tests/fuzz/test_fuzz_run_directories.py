@@ -52,10 +52,10 @@ def finished(cli_server: CliServer, tiny_folder: Callable[[str], Path], tmp_path
 
 
 @st.composite
-def _changed(draw: st.DrawFn, path: Path, values: bool) -> bytes:
-    """A file damaged; where `values`, perhaps with other values where it is JSON."""
+def _changed(draw: st.DrawFn, path: Path) -> bytes:
+    """A file damaged; perhaps with other values where it is JSON."""
     content = path.read_bytes()
-    if not values or path.suffix not in (".json", ".jsonl") or draw(st.booleans()):
+    if path.suffix not in (".json", ".jsonl") or draw(st.booleans()):
         return draw(damaged(content))
     lines = content.splitlines() if path.suffix == ".jsonl" else [content]
     if not lines:
@@ -80,12 +80,7 @@ def _asked(do: Callable[[], Any]) -> None:
 
 
 def _damage_and_ask(
-    finished: Path,
-    data: st.DataObject,
-    do: Callable[[Path], Any],
-    *,
-    values: bool,
-    again: tuple[str, ...] = (),
+    finished: Path, data: st.DataObject, do: Callable[[Path], Any], again: tuple[str, ...] = ()
 ) -> None:
     run = finished / "damaged"
     shutil.rmtree(run, ignore_errors=True)
@@ -95,7 +90,7 @@ def _damage_and_ask(
         (run / name / "done.json").unlink(missing_ok=True)
     for name in data.draw(st.lists(st.sampled_from(_files(finished)), min_size=1, max_size=2, unique=True)):
         if (run / name).is_file():
-            (run / name).write_bytes(data.draw(_changed(run / name, values)))
+            (run / name).write_bytes(data.draw(_changed(run / name)))
     _asked(lambda: do(run))
     assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == inputs
 
@@ -103,7 +98,7 @@ def _damage_and_ask(
 @given(data=st.data())
 @cases(25, seconds=60)
 def test_report(finished: Path, data: st.DataObject) -> None:
-    _damage_and_ask(finished, data, lambda run: write_report([run], finished / "out" / "report.html"), values=True)
+    _damage_and_ask(finished, data, lambda run: write_report([run], finished / "out" / "report.html"))
 
 
 @given(data=st.data())
@@ -111,4 +106,4 @@ def test_report(finished: Path, data: st.DataObject) -> None:
 def test_train_again(finished: Path, data: st.DataObject) -> None:
     recipe = load_recipe(finished / "recipe.yaml")
     again = data.draw(st.sampled_from([(), (), ("evaluation",), ("stage2", "evaluation")]))
-    _damage_and_ask(finished, data, lambda run: Run(run, recipe).execute(), values=False, again=again)
+    _damage_and_ask(finished, data, lambda run: Run(run, recipe).execute(), again)
