@@ -13,6 +13,7 @@ from torch import Tensor
 from cwdpo.objectives.on_policy import OnPolicyObjective, SampledResponse
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup, Scores
+from cwdpo.training.dealing import who_waits
 
 LENGTHS = ((3, 1), (4, 2))
 """Two prompts with two responses each."""
@@ -161,3 +162,9 @@ def test_without_old_log_probabilities_the_policy_is_the_old_one() -> None:
     assert found.item() == pytest.approx(-sum(advantages) / 4, rel=1e-6)
     assert scores.logps.grad is not None
     assert scores.logps.grad[0].tolist() == pytest.approx([-advantages[0] / 3 / 4] * 3 + [0.0])
+
+
+def test_processes_that_would_wait_are_told_of() -> None:
+    assert "1 of 8 processes" in who_waits(16, 16, 8)
+    assert "stage2.rollout_batch_size=2 " in who_waits(16, 16, 8)
+    assert who_waits(16, 2, 8) == who_waits(3, 1, 8) == who_waits(16, 16, 1) == ""

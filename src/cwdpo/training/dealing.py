@@ -9,7 +9,7 @@ from cwdpo.errors import NonFiniteError
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, EncodedGroup
 
-__all__ = ["answered_together", "places_of"]
+__all__ = ["answered_together", "places_of", "who_waits"]
 
 Answers = list[tuple[int, ...]]
 """The responses to a prompt, as tokens."""
@@ -98,6 +98,23 @@ def answered_together(
 
     everyone = {place: answers for found in team.share(work) for place, answers in found.items()}
     return [everyone[place] for place in places]
+
+
+def who_waits(prompts: int, size: int, processes: int) -> str:
+    """Return a line where a round of sampling has fewer batches than there are processes, else nothing.
+
+    Args:
+        prompts: Prompts of the round.
+        size: Prompts of a batch.
+        processes: How many answer them.
+    """
+    batches = -(-prompts // size)
+    if batches >= min(processes, prompts):
+        return ""
+    return (
+        f"{batches} of {processes} processes sample and the others wait: {prompts} prompts are answered {size} at "
+        f"once; stage2.rollout_batch_size={max(1, prompts // processes)} shares them out"
+    )
 
 
 def _without_picture(group: EncodedGroup) -> EncodedGroup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,11 +21,13 @@ from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.encode import PromptEncoder
 from cwdpo.scoring.prompts import prompt_inputs
-from cwdpo.training.dealing import answered_together, places_of
+from cwdpo.training.dealing import answered_together, places_of, who_waits
 from cwdpo.training.nonfinite import not_finite
 from cwdpo.training.weighing import Weigher
 
 __all__ = ["Rollouts"]
+
+logger = logging.getLogger(__name__)
 
 Update = list[Batch]
 """The micro-batches of an update."""
@@ -56,6 +59,7 @@ class Rollouts:
         self.weigher = weigher
         self._ready: list[Update] = []
         self._kept: list[Any] = []
+        self._told = False
 
     def next(self, model: Any, fetch: Callable[[], Update], update: int) -> Update:
         """Return this process's micro-batches of the next update.
@@ -112,6 +116,10 @@ class Rollouts:
         team, groups = self._team, [g for batches in updates for batch in batches for g in batch.groups]
         places, total = places_of(team, updates)
         team.each(lambda: self._check_length(groups))
+        waiting = who_waits(total, self.settings.rollout_batch_size, team.size)
+        if waiting and team.main and not self._told:
+            logger.warning(waiting)
+        self._told = True
         drawn = answered_together(
             team,
             groups,
