@@ -19,6 +19,7 @@ from common import arguments, hardware, report, start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from several_processes import difference, logged_values
 from tiny_models import tiny
 from tiny_runs import CliServer, rows_of, tiny_recipe, write_yaml
 
@@ -45,24 +46,9 @@ def recipe(model: Path, folder: Path, objective: str, updates: int) -> Path:
     return write_yaml(folder / f"{objective}.yaml", values)
 
 
-def curves(run: Path) -> dict[str, list[dict[str, float]]]:
-    """What each stage logged, but for how far the epoch is, which counts micro-batches."""
-    rows = {stage: rows_of(run / stage / "metrics.jsonl") for stage in ("stage1", "stage2")}
-    return {stage: [{k: v for k, v in row.items() if k != "epoch"} for row in found] for stage, found in rows.items()}
-
-
-def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference of a logged value, relative to 1 at least.
-
-    Where policy and reference are the same, the sign of a margin is rounding, so accuracies are left out there.
-    """
-    found = 0.0
-    for stage, rows in one.items():
-        for row, twin in zip(rows, other[stage], strict=True):
-            rounding = {"rewards/accuracies"} if abs(row.get("rewards/margins", 1.0)) < 1e-5 else set[str]()
-            for key in row.keys() - rounding:
-                found = max(found, abs(row[key] - twin[key]) / max(1.0, abs(row[key])))
-    return found
+def losses(run: Path, stage: str) -> list[float]:
+    """A stage's loss at each update."""
+    return [row["loss"] for row in rows_of(run / stage / "metrics.jsonl") if "loss" in row]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -74,21 +60,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         folder = Path(name)
         server, model = CliServer(folder / "calls"), tiny("qwen2_5_vl", folder / "model")
         for objective in OBJECTIVES:
-            asked, first = recipe(model, folder, objective, 2 if options.tiny else 12), dict[str, Any]()
+            asked, first = recipe(model, folder, objective, 2 if options.tiny else 12), None
             for ranks, sharding in ways[:2] if options.tiny else ways:
                 run = folder / f"{objective}-{ranks}-{sharding}"
                 call = server.start("train", asked, "--out", run, ranks=ranks, sharding=sharding)
                 if set(call.codes()) != {0}:
                     raise SystemExit(f"{objective}, {ranks} processes, {sharding or 'ddp'}: {call.stderr[-2000:]}")
-                found = curves(run)
-                first = first or found
+                first = first or run
                 row = {
                     "objective": objective,
                     "processes": ranks,
                     "sharding": sharding or ("ddp" if ranks > 1 else "none"),
                 }
-                row |= {"largest_difference": farthest(first, found)}
-                row |= {f"{s}_loss": [r["loss"] for r in found[s] if "loss" in r] for s in found}
+                row |= {"largest_difference": max(difference(a, b) for _, a, b in logged_values(first, run))}
+                row |= {f"{stage}_loss": losses(run, stage) for stage in ("stage1", "stage2")}
                 rows.append(row)
                 print(f"{objective} {ranks} {sharding or 'ddp'}: {row['largest_difference']:.1e}", file=sys.stderr)
         server.close()

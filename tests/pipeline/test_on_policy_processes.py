@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_processes import SLOW, ZERO, Runs, differences, wait_for
 
 from cwdpo.files import write_jsonl
+from several_processes import SLOW, ZERO, Runs, differences, wait_for
 from tiny_models import sample_groups
 from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
 

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from several_processes import SLOW, ZERO, Runs, differences, wait_for
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, tiny_recipe, write_yaml
 
 MIX = {"dataset": 1, "other": 1, "max_new_tokens": 5, "batch_size": 4}
@@ -24,17 +24,10 @@ PLAIN: dict[str, Any] = {"data": {"size": 46}, "negatives": {"stage1": MIX, "sta
 model, so that rounding cannot change one."""
 
 
-SLOW = pytest.mark.slow
-ZERO = (SLOW, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (docs/contributing.md)"))
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     return write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), **PLAIN))
-
-
-Runs = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +44,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe
         return made[ranks, sharding]
 
     return run
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """What two runs logged differently by more than 1e-5, relative to 1 at least."""
-    found: list[str] = []
-    for name in ("stage1/metrics.jsonl", "stage2/metrics.jsonl"):
-        if not (one / name).exists():
-            continue
-        for row, twin in zip(rows_of(one / name), rows_of(other / name), strict=True):
-            assert row.keys() == twin.keys()
-            for key, value in row.items():
-                # Where policy and reference are the same, the sign of a margin is rounding. `epoch` counts
-                # micro-batches, of which one process makes more.
-                rounding = key == "rewards/accuracies" and abs(row["rewards/margins"]) < 1e-5
-                if not rounding and key != "epoch" and abs(value - twin[key]) > 1e-5 * max(abs(value), 1):
-                    found.append(f"{name} step {row['step']} {key}: {value} {twin[key]}")
-    return found
 
 
 @pytest.mark.parametrize(
@@ -215,13 +191,6 @@ def test_refreshes_and_stops_early_with_shared_weights(
     call = cli_server.start("train", recipe, "--out", again, ranks=2, sharding="fsdp2")
     assert call.codes() == [0, 0], call.stderr
     assert_same_run(two, again)
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} never came"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(("victim", "place"), [(1, "stage1/checkpoints/checkpoint-2"), (0, "negatives/stage2")])
