@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import pickle
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from cwdpo.errors import RecipeError, RunError, one_line
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights
+from cwdpo.processes import is_lost_peer, processes
 from cwdpo.training.checkpoints import seal_checkpoint
 from cwdpo.training.zero import partitioned, ranks_of
 
@@ -110,8 +112,9 @@ class SealedTrainer(Trainer):
         target: Any = self.model if model is None else model
         if self._weights_are_whole(target):
             load_weights(target, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load = super()._load_from_checkpoint
+        _read_by_all(resume_from_checkpoint, lambda: load(resume_from_checkpoint, model))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """Prepare the model and take up a checkpoint, where it is one of the same kind.
@@ -178,8 +181,29 @@ class SealedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Restore optimizer and schedule."""
+        load = super()._load_optimizer_and_scheduler
+        _read_by_all(checkpoint, lambda: load(checkpoint))
+
+
+def _read_by_all(checkpoint: str | None, load: Callable[[], None]) -> None:
+    """Load something in every process; where one cannot read it, all end with the same line."""
+
+    def read() -> None:
         with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            load()
+
+    processes().each(read)
+
+
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    CheckpointException,  # of shards, in any process; not even an Exception
+)
 
 
 @contextlib.contextmanager
@@ -189,8 +213,11 @@ def _reading(checkpoint: str | None) -> Generator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, LookupError) as error:
+    except _UNREADABLE as error:
+        if isinstance(error, RuntimeError) and is_lost_peer(error):
+            raise
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise RunError(
-            f"{checkpoint}: the checkpoint cannot be read ({one_line(error, 120)}); "
+            f"{checkpoint}: the checkpoint cannot be read ({one_line(reason, 120)}); "
             "put it back, or delete that folder to go on from the one before"
         ) from error
