@@ -26,7 +26,11 @@ def main() -> int:
     asked = parser.parse_args()
     command = [asked.pip_audit, "--requirement", str(asked.constraints), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        print(f"audit: NOT DONE, pip-audit cannot be run: {error}")
+        return UNKNOWN
     try:
         packages: list[dict[str, Any]] = json.loads(found.stdout)["dependencies"]
     except (ValueError, KeyError):

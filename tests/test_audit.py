@@ -35,3 +35,9 @@ def test_audit(packages: list[dict[str, Any]] | None, code: int, said: str, tmp_
         [sys.executable, str(SCRIPT), "--pip-audit", str(program)], capture_output=True, text=True, check=False
     )
     assert (found.returncode, said in found.stdout) == (code, True), found.stdout + found.stderr
+
+
+def test_no_program(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--pip-audit", str(tmp_path / "none")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout.startswith("audit: NOT DONE")) == (3, True)
