@@ -11,7 +11,6 @@ does: then every job that is handed out is done while the others do one like it.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -108,13 +107,15 @@ class Processes:
         """
         if self.size == 1:
             return list(parcels)
-        packed = [pickle.dumps(parcel) for parcel in parcels]
-        sizes = self.gather([len(data) for data in packed])
-        arriving = [row[self.rank] for row in sizes]
-        leaving = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
-        came = torch.empty(sum(arriving), dtype=torch.uint8)
-        self._speak(lambda: distributed.all_to_all_single(came, leaving, arriving, sizes[self.rank], group=self._group))
-        return [pickle.loads(part.numpy().tobytes()) for part in came.split(arriving)]
+        came: list[Any] = [None] * self._size
+        for rank, parcel in enumerate(parcels):
+            into = came if rank == self.rank else None
+            self._speak(
+                lambda rank=rank, parcel=parcel, into=into: distributed.gather_object(
+                    parcel, into, dst=rank, group=self._group
+                )
+            )
+        return came
 
     def largest(self, value: int) -> int:
         """Return the largest of the processes' numbers."""
