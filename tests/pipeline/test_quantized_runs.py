@@ -45,6 +45,7 @@ def test_both_stages(whole: tuple[Path, int]) -> None:
     assert len(rows_of(run / "evaluation" / "captions_after.jsonl")) == 6
 
 
+@pytest.mark.slow
 def test_killed_while_writing(whole: tuple[Path, int], tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
     """Bitwise the same end."""
     run, chance, kills = tmp_path / "run", random.Random(4), 0
@@ -59,6 +60,7 @@ def test_killed_while_writing(whole: tuple[Path, int], tmp_path: Path, cli_serve
     assert_same_run(whole[0], run)
 
 
+@pytest.mark.slow
 def test_two_processes(whole: tuple[Path, int], tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
     """DDP: the same losses but for rounding. Dropout draws other numbers in two processes, so it is off here."""
     mix = {"dataset": 1, "other": 1}

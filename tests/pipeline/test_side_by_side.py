@@ -65,6 +65,7 @@ def test_a_failure_stops_the_others_and_keeps_what_they_did(tmp_path: Path, tiny
         pass
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_every_run(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     folder, heard = tiny_folder("qwen2_5_vl"), Heard()
     runs = {name: (tmp_path / name, recipe(folder, name, 1, **LONG)) for name in ("a", "b")}
@@ -86,6 +87,7 @@ def test_an_interrupt_saves_every_run(tmp_path: Path, tiny_folder: Callable[[str
         assert [c for c in checkpoints if (c / "complete.json").is_file()], name
 
 
+@pytest.mark.slow
 def test_a_bug_shows_where_it_is(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     runs = {name: (tmp_path / name, recipe(tiny_folder("qwen2_5_vl"), name, 1)) for name in ("a", "b")}
     with pytest.raises(RuntimeError, match="_broken") as found:
@@ -97,6 +99,7 @@ def _broken() -> None:
     _ = 1 / 0
 
 
+@pytest.mark.slow
 def test_runs_end_when_the_one_that_asked_is_killed(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     folder = tiny_folder("qwen2_5_vl")
     runs = {name: (tmp_path / name, recipe(folder, name, 1, **LONG)) for name in ("a", "b")}
