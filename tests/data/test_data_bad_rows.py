@@ -330,3 +330,16 @@ def test_limit_workers_and_progress(pictures: Path, jsonl) -> None:
     calls: list[tuple[int, int]] = []
     data = load_groups(DataSource(path=path, limit=2, workers=1), progress=lambda done, of: calls.append((done, of)))
     assert (len(data.groups), data.rows, calls) == (2, 2, [(1, 2), (2, 2)])
+
+
+def test_parquet_with_text_that_is_not_utf_8(pictures: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([b"\x80", b"what"]).view(pyarrow.string())
+    table = pyarrow.table({"images": ["red.png"] * 2, "prompt": texts, "chosen": ["a"] * 2, "rejected": ["b"] * 2})
+    pyarrow.parquet.write_table(table, pictures / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet.*can be read .*utf-8"):
+        load_groups(DataSource(path=pictures / "rows.parquet"))
+    with pytest.raises(DataError, match=r"row 1 cannot be read .*utf-8"):
+        load_groups(DataSource(path=pictures / "rows.parquet", format="cwdpo"))

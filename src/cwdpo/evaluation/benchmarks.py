@@ -75,7 +75,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in table.read_row_group(group).to_pylist():
                 number += 1
                 yield number, row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{file}: not a Parquet file that can be read ({one_line(error, 120)})") from error
 
 

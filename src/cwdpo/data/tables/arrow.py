@@ -51,13 +51,12 @@ def load_parquet(files: Sequence[Path], cache: Path | None = None) -> Any:
         DataError: A file is not Parquet.
     """
     import datasets
-    import pyarrow
     import pyarrow.parquet
 
     for file in files:
         try:
             rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
-        except (OSError, pyarrow.ArrowException) as error:
+        except Exception as error:  # as above
             raise DataError(f"{file}: not a Parquet file that can be read ({one_line(error, 120)})") from error
         if rows == 0:
             raise DataError(f"{file}: no rows")
@@ -76,13 +75,12 @@ def parquet_head(file: Path) -> Iterator[RawRow]:
     Raises:
         DataError: It is not Parquet, or has no rows.
     """
-    import pyarrow
     import pyarrow.parquet
 
     try:
         table = next(pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=20), None)
         rows: list[Any] = table.to_pylist() if table is not None else []
-    except (OSError, pyarrow.ArrowException) as error:
+    except Exception as error:  # as above
         raise DataError(f"{file}: not a Parquet file that can be read ({one_line(error, 120)})") from error
     if not rows:
         raise DataError(f"{file}: no rows")
@@ -99,13 +97,17 @@ def arrow_rows(dataset: Any, name: str) -> Iterator[RawRow]:
     """Yield the rows of a `datasets.Dataset`, one in memory at a time, images as `{bytes, path}`.
 
     Raises:
-        DataError: No rows.
+        DataError: No rows, or one with text that is not UTF-8.
     """
     table = as_arrow(dataset)
     if len(table) == 0:
         raise DataError(f"{name}: no rows")
     for index in range(len(table)):
-        yield RawRow(index + 1, table[index].to_pylist()[0], file=name, table=table)
+        try:
+            value = table[index].to_pylist()[0]
+        except (OverflowError, ValueError) as error:  # text or dates that Python does not have
+            raise DataError(f"{name}: row {index + 1} cannot be read ({one_line(error, 120)})") from error
+        yield RawRow(index + 1, value, file=name, table=table)
 
 
 @contextlib.contextmanager
