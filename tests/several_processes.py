@@ -9,13 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from tiny_runs import rows_of
+from tiny_runs import CliServer, rows_of
 
 Runs = Callable[..., Path]
 """Gives the directory of a whole run of so many processes, which may share the weights too."""
 
 SLOW = pytest.mark.slow
 ZERO = (SLOW, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (docs/contributing.md)"))
+"""DeepSpeed compiles code against the torch at hand when it is first used, so that it is no part of the environment."""
+
+
+def whole_runs(server: CliServer, new_folder: Callable[[], Path]) -> Runs:
+    """Return what gives the directory of a recipe's whole run by `ranks` processes, made once."""
+    made: dict[tuple[Path, int, str], Path] = {}
+
+    def run(recipe: Path, ranks: int, sharding: str = "") -> Path:
+        key = (recipe, ranks, sharding)
+        if key not in made:
+            folder = new_folder() / f"of-{ranks}"
+            call = server.start("train", recipe, "--out", folder, ranks=ranks, sharding=sharding)
+            assert call.codes() == [0] * ranks, call.stderr
+            made[key] = folder
+        return made[key]
+
+    return run
 
 
 def logged_values(one: Path, other: Path) -> Iterator[tuple[str, float, float]]:

@@ -23,7 +23,7 @@ from torch import distributed
 
 from cwdpo.errors import PeerError, UserError, one_line
 
-__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes", "shares_weights"]
+__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -252,11 +252,11 @@ def processes() -> Processes:
         return _alone
     if _joined is None:
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group, in_step=shares_weights())
+        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group, in_step=_shares_weights())
     return _joined
 
 
-def shares_weights() -> bool:
+def _shares_weights() -> bool:
     """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
 
     def is_set(name: str) -> bool:

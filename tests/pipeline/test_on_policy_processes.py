@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.files import write_jsonl
-from several_processes import SLOW, ZERO, Runs, differences, wait_for
+from several_processes import SLOW, ZERO, Runs, differences, wait_for, whole_runs
 from tiny_models import sample_groups
 from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
 
@@ -50,17 +50,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipes: dict[str, Path]) -> Runs:
     """`runs(name, n)`: the directory of a whole run of n processes, which may share the weights too."""
-    made: dict[tuple[str, int, str], Path] = {}
-
-    def run(name: str, ranks: int, sharding: str = "") -> Path:
-        key = (name, ranks, sharding)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("runs") / f"{name}-{ranks}"
-            call = cli_server.start("train", recipes[name], "--out", made[key], ranks=ranks, sharding=sharding)
-            assert call.codes() == [0] * ranks, call.stderr
-        return made[key]
-
-    return run
+    made = whole_runs(cli_server, lambda: tmp_path_factory.mktemp("runs"))
+    return lambda name, ranks, sharding="": made(recipes[name], ranks, sharding)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from several_processes import SLOW, ZERO, Runs, differences, wait_for
+from several_processes import SLOW, ZERO, Runs, differences, wait_for, whole_runs
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, tiny_recipe, write_yaml
 
 MIX = {"dataset": 1, "other": 1, "max_new_tokens": 5, "batch_size": 4}
@@ -33,17 +34,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe: Path) -> Runs:
     """`runs(n)`: the directory of a whole run of n processes, which may share the weights too."""
-    made: dict[tuple[int, str], Path] = {}
-
-    def run(ranks: int, sharding: str = "") -> Path:
-        if (ranks, sharding) not in made:
-            folder = tmp_path_factory.mktemp("runs") / f"of-{ranks}"
-            call = cli_server.start("train", recipe, "--out", folder, ranks=ranks, sharding=sharding)
-            assert call.codes() == [0] * ranks, call.stderr
-            made[ranks, sharding] = folder
-        return made[ranks, sharding]
-
-    return run
+    return partial(whole_runs(cli_server, lambda: tmp_path_factory.mktemp("runs")), recipe)
 
 
 @pytest.mark.parametrize(
