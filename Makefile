@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+WORKERS ?= --numprocesses 2 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-slow setup lint docs audit
@@ -10,13 +11,13 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/cwdpo demo
 
-## The test suite (the quick part)
+## The test suite (the quick part), by two processes: a test computes with one thread
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 ## The tests that take longer
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 ## What CI checks beside the tests
 lint: $(STAMP)

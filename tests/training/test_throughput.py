@@ -12,6 +12,7 @@ import torch
 from peft import get_peft_model
 from transformers import TrainerCallback
 
+from cwdpo.devices import peak_memory
 from cwdpo.models.loading import freeze_parts
 from cwdpo.scoring.encode import GroupCollator, PromptEncoder
 from cwdpo.scoring.features import FeatureCache
@@ -21,7 +22,7 @@ from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.arithmetic import count_arithmetic, encoded_tokens
 from cwdpo.training.callbacks import MetricsFile
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
-from cwdpo.training.throughput import Speed, Stopwatch, Throughput, peak_flops, peak_memory, shown
+from cwdpo.training.throughput import Speed, Stopwatch, Throughput, peak_flops, shown
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, train_dpo, weights
 
 

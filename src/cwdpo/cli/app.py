@@ -58,7 +58,9 @@ def demo(
     from cwdpo.cli.console import RichReporter, quiet_libraries
     from cwdpo.cli.tables import demo_table
     from cwdpo.demo import run_demo
+    from cwdpo.devices import stay_on_cpu
 
+    stay_on_cpu()  # its figures are the same everywhere, and the model is too small to gain from a GPU
     quiet_libraries()
     with RichReporter() as reporter:
         result = run_demo(out, seed=seed, full=full, reporter=reporter, prepare=quiet_libraries)

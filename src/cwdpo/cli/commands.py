@@ -125,10 +125,9 @@ def _batches(groups: list[PromptGroup], size: int) -> Iterator[list[PromptGroup]
         yield part
 
 
-def inference_model(path: str) -> tuple[Any, Any]:
-    """Load a model for scoring or generation, with its prompt encoder."""
-    import torch
-
+def inference_model(path: str, *, exact: bool = False) -> tuple[Any, Any]:
+    """Load a model that is only read, with its prompt encoder; in bfloat16 on a GPU unless it must be `exact`."""
+    from cwdpo.devices import device
     from cwdpo.models.loading import load_model, sequence_limit
     from cwdpo.models.processors import load_processor
     from cwdpo.pipeline.models import require_model, require_tokenizer
@@ -137,13 +136,13 @@ def inference_model(path: str) -> tuple[Any, Any]:
 
     path = str(base_path()) if path == "scenes" else path
     require_model(path)
-    section = ModelSection(path=path, dtype="bfloat16" if torch.cuda.is_available() else "float32")
-    model = load_model(section, trainable=False)
-    model = model.to("cuda") if torch.cuda.is_available() else model
+    where = device()
+    dtype = "float32" if exact or where.type == "cpu" else "bfloat16"
+    model = load_model(ModelSection(path=path, dtype=dtype), trainable=False)
     processor = load_processor(path)
     require_template(processor, path)
     require_tokenizer(processor, path)
-    return model, PromptEncoder(processor, max_length=sequence_limit(model, None))
+    return model.to(where), PromptEncoder(processor, max_length=sequence_limit(model, None))
 
 
 def score_file(

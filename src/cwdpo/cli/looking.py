@@ -11,32 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cwdpo.cli.commands import require_writable
+from cwdpo.cli.commands import inference_model, require_writable
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.files import write_json, write_jsonl
-from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section
+from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.recipe.files import load_recipe
-from cwdpo.scenes import base_path
 
 __all__ = ["build_probes", "compare_checkpoints", "influence_file"]
-
-
-def _load(path: str, *, exact: bool = False) -> tuple[Any, Any]:
-    """Load a model with its prompt encoder, in bfloat16 on a GPU unless it must be `exact`."""
-    import torch
-
-    from cwdpo.models.loading import load_model, sequence_limit
-    from cwdpo.models.processors import load_processor
-    from cwdpo.scoring.encode import PromptEncoder, require_template
-
-    path = str(base_path()) if path == "scenes" else path
-    gpu = torch.cuda.is_available()
-    model = load_model(ModelSection(path=path, dtype="bfloat16" if gpu and not exact else "float32"), trainable=False)
-    processor = load_processor(path)
-    require_template(processor, path)
-    return model.to("cuda") if gpu else model, PromptEncoder(processor, max_length=sequence_limit(model, None))
 
 
 def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[PromptGroup]:
@@ -82,7 +65,7 @@ def compare_checkpoints(
     if out is not None:
         require_writable(out)
     groups = _groups(data, "chosen", prompts)
-    found = compare_models(_load, (a, b), groups, AutoScorer(), batch_size=batch_size, samples=samples)
+    found = compare_models(inference_model, (a, b), groups, AutoScorer(), batch_size=batch_size, samples=samples)
     _print(found, Console(width=120, highlight=False))
     if out is not None:
         write_json(out, found)
@@ -158,13 +141,13 @@ def influence_file(
     require_writable(out)
     sources = _groups(data, "pair", updates)
     others = _groups(observe or data, "chosen", observed)
-    policy, encoder = _load(model, exact=True)
+    policy, encoder = inference_model(model, exact=True)
     policy.requires_grad_(True)
     freeze_parts(policy, freeze)
     scorer = AutoScorer()
     steps = [Batch((encoder.encode(g),)) for g in sources]
     seen = [Batch((encoder.encode(g.with_responses(g.by_role(CHOSEN)[:1])),)) for g in others]
-    target = _load(reference, exact=True)[0] if reference is not None else policy
+    target = inference_model(reference, exact=True)[0] if reference is not None else policy
     references = [torch.tensor(sums) for sums in reference_sums(target, scorer, steps)]
     kernel: dict[tuple[str, str], tuple[float, float]] = {}
     for u in steps if projections else []:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cwdpo import losses
+from cwdpo.devices import to_float64
 from cwdpo.errors import DataError
 from cwdpo.models.generation import inference
 from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
@@ -203,7 +204,7 @@ def update_gradient(
         value = loss(batch, sums, reference)
         wanted = [found.logits, sums, *parameters]
         by_logits, by_sums, *weights = torch.autograd.grad(value, wanted, materialize_grads=True)
-    pulls = -by_sums.double().cpu()
+    pulls = -by_sums.cpu().double()
     chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
     return UpdateGradient(
         float(value.detach()),
@@ -313,19 +314,19 @@ def _look(model: Any, scorer: Scorer, batch: Batch) -> list[Tensor]:
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+    return sum(float((to_float64(a) * to_float64(b)).sum()) for a, b in zip(one, other, strict=True))
 
 
 def _row(
     u: Batch, step: UpdateGradient, o: _Seen, log_pi: Tensor, predicted: float, loss: SampleLoss, eta: float
 ) -> Influence:
-    before, after = o.log_pi.double(), log_pi.double()
-    targets = o.targets[:, None]
+    before, after = to_float64(o.log_pi), to_float64(log_pi)
+    targets = o.targets[:, None].to(before.device)
     logps, moved = before.gather(-1, targets), after.gather(-1, targets)
     residual = before.exp().scatter_add(-1, targets, torch.full_like(logps, -1.0))
     tokens = len(o.targets)
     belief = float(belief_geometry(before).sum())
-    pushed = float(step.logits.double().square().sum())
+    pushed = float(to_float64(step.logits).square().sum())
     change = float((after - before).square().sum())
     scale = eta**2 * belief * pushed
     return Influence(

@@ -49,7 +49,7 @@ def top_tokens(found: ResponseLogits, batch: Batch, tokenizer: Any, wanted: int)
 
 
 def _places(tokenizer: Any, ids: Tensor, probabilities: Tensor) -> list[list[list[Any]]]:
-    values = torch.round(probabilities.double().cpu(), decimals=5).tolist()
+    values = torch.round(probabilities.cpu().double(), decimals=5).tolist()
     texts = [_texts(tokenizer, place) for place in ids.tolist()]
     return [[[t, p] for t, p in zip(*place, strict=True)] for place in zip(texts, values, strict=True)]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from cwdpo.data.schema import PromptGroup
+from cwdpo.devices import empty_cache
 from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.scoring.encode import PromptEncoder
@@ -59,7 +58,7 @@ def compare_models(
         {"id": one["id"], "gold": one["gold"], "a": one["places"], "b": other["places"]}
         for one, other in zip(a["top_tokens"], b["top_tokens"], strict=True)
     ]
-    torch.cuda.empty_cache()
+    empty_cache()
     return found
 
 

@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
+from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.sharding import is_sharded, wrap_method
 
-__all__ = ["RandomState", "capture_random", "generate", "inference", "restore_random", "sample_tokens"]
+__all__ = ["generate", "inference", "sample_tokens"]
 
 
 _GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """Torch's random state on the CPU and on every GPU."""
-
-    cpu: torch.Tensor
-    cuda: list[torch.Tensor]
-
-
-def capture_random() -> RandomState:
-    """Return torch's random state."""
-    return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-
-
-def restore_random(state: RandomState) -> None:
-    """Put torch's random state back."""
-    torch.set_rng_state(state.cpu)
-    if state.cuda:
-        torch.cuda.set_rng_state_all(state.cuda)
 
 
 @contextmanager

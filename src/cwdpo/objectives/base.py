@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from cwdpo.data.schema import PromptGroup
+from cwdpo.devices import to_float64
 from cwdpo.errors import DataError
 from cwdpo.scoring.batch import Batch, Scores
 
@@ -25,7 +26,7 @@ class Tally:
     def add(self, name: str, values: Tensor) -> None:
         """Add every value of a tensor; an empty tensor adds nothing."""
         if values.numel():
-            total = values.detach().double().sum()
+            total = to_float64(values.detach()).sum()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0.0) + values.numel()
 

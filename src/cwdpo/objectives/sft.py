@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cwdpo import losses
+from cwdpo.devices import to_float64
 from cwdpo.objectives.base import ObjectiveOutput, Tally, no_such_rows
 from cwdpo.recipe import Stage1Section
 from cwdpo.scoring.batch import Batch, Scores
@@ -74,7 +75,7 @@ class SFTObjective:
             positive = losses.label_smoothed_nll(positive, uniform[chosen], epsilon=s.epsilon)
             tally.add("nll/smoothed", positive)
         likelihood = positive.sum() / totals["chosen"]
-        sums = {"rejected_nll": negative.detach().double().sum()}
+        sums = {"rejected_nll": to_float64(negative.detach()).sum()}
         if self.regularizer == "hard_constraint" and gate and totals["rejected"]:
             # Every micro-batch leaves its likelihood out, also one without negatives: 0 · likelihood keeps the graph.
             violation = self._signed(negative).sum() / totals["rejected"]

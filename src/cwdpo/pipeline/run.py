@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-
+from cwdpo.devices import device
 from cwdpo.errors import RecipeError
 from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
@@ -53,7 +52,7 @@ class Run(RunDirectory):
         _require_whole_weights(self.recipe, ranks)
         require_bitsandbytes(self.recipe.model)
         if self.recipe.model.attention == "flex_attention":
-            require_backward("cuda" if torch.cuda.is_available() else "cpu")
+            require_backward(device().type)
         self.settle()
         self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
         prepare_data(self)

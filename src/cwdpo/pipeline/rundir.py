@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from cwdpo._version import __version__
 from cwdpo.data import ImageLimits
+from cwdpo.devices import device
 from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_text
 from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
@@ -84,7 +85,7 @@ def placed(model: Any) -> Any:
         assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
         team.gather(None)  # the others may still be loading, for longer than a GPU waits
         return share_weights(model)
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return model.to(device())
 
 
 _LOCKS: set[Any] = set()

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from cwdpo.devices import empty_cache
 from cwdpo.errors import StoppedError
 from cwdpo.files import append_jsonl, atomic_directory, read_json, write_json
 from cwdpo.models.loading import folder_digest
@@ -102,8 +101,7 @@ class Stage:
         with tracked(self.run.recipe.report_to, self.folder):
             while not self._train_round():
                 gc.collect()  # the round's model goes before the next one is loaded
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                empty_cache()
 
     def _train_round(self) -> bool:
         """Train up to the next refresh or the end of the stage; return whether the stage is finished."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cwdpo.data.schema import PromptGroup
 from cwdpo.data.stored import LazyGroups, MappedGroups
+from cwdpo.devices import device, has_accelerator
 from cwdpo.errors import RecipeError
 from cwdpo.pipeline.correction import taught
 from cwdpo.pipeline.data import groups_of, with_every_chosen, with_negatives
@@ -135,12 +134,12 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "save_total_limit": 2,
         "seed": recipe.seed,
         "bf16": recipe.model.dtype == "bfloat16",
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": not has_accelerator(),
         "activation_checkpointing": s.gradient_checkpointing,
         "activation_offloading": s.activation_offloading,
         "dataloader_num_workers": recipe.data.workers,
         "train_sampling_strategy": "group_by_length" if recipe.data.group_by_length else "random",
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": device().type == "cuda",
         "report_to": recipe.report_to or "none",
         "run_name": f"{run.folder.name}/{stage}",
         "disable_tqdm": True,

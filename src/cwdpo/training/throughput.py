@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
+from cwdpo.devices import device_name, peak_memory
 from cwdpo.files import read_json, write_json
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.features import FeatureCache
 from cwdpo.training.arithmetic import Arithmetic, count_arithmetic, encoded_tokens
 
-__all__ = ["Speed", "Stopwatch", "Throughput", "peak_flops", "peak_memory", "shown"]
+__all__ = ["Speed", "Stopwatch", "Throughput", "peak_flops", "shown"]
 
 _PEAKS = {
     "B200": 2250,
@@ -51,18 +50,6 @@ def peak_flops(device_name: str) -> float | None:
     """Return a device's peak in FLOP/s at dense bfloat16, or None where it is not known."""
     name = device_name.upper()
     return next((tera * 1e12 for known, tera in _PEAKS.items() if known in name), None)
-
-
-def peak_memory() -> int:
-    """Return the most memory used so far in bytes: allocated on the GPU or, without one, resident in the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Stopwatch:
@@ -160,8 +147,8 @@ class Throughput(TrainerCallback):
 
     def __init__(self, path: Path | None, probing: Stopwatch | None = None, *, count_flops: bool | None = None) -> None:
         self.path, self.probing = path, probing or Stopwatch()
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        self.device, self.peak = name or "cpu", peak_flops(name)
+        self.device = device_name()
+        self.peak = peak_flops(self.device)
         self._count = self.peak is not None if count_flops is None else count_flops
         self._earlier: list[Any] = []
         self._reset()

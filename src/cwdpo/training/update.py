@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from cwdpo.devices import RandomState
 from cwdpo.errors import NonFiniteError
-from cwdpo.models.generation import RandomState
 from cwdpo.objectives.base import ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
-from cwdpo.models.generation import capture_random, restore_random
 from cwdpo.models.loading import part_of
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import Processes
