@@ -120,6 +120,28 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
         },
         "two prompts: rejected_images",
     ),
+    "swift with other images for another answer": (
+        "swift",
+        SWIFT | {"images": ["images/red.png"], "rejected_images": ["images/green.png"]},
+        "two prompts: rejected_images",
+    ),
+    "swift with other images alone": (
+        "swift",
+        without(SWIFT, "rejected_response") | {"images": ["images/red.png"], "rejected_images": ["images/green.png"]},
+        "two prompts: rejected_images",
+    ),
+    "swift with a video": ("swift", SWIFT | {"videos": ["a.mp4"]}, "video or sound: videos"),
+    "trl with sound": ("trl", GOOD | {"audio": "a.wav"}, "video or sound: audio"),
+    "swift marked as bad": (
+        "swift",
+        without(SWIFT, "rejected_response") | {"label": False},
+        "bad answer: label is false",
+    ),
+    "llamafactory marked as bad": (
+        "llamafactory",
+        without(SHAREGPT, "chosen", "rejected") | {"kto_tag": False},
+        "bad answer: kto_tag is false",
+    ),
     "llamafactory role": (
         "llamafactory",
         SHAREGPT | {"chosen": {"from": "me", "value": "a"}},

@@ -327,6 +327,8 @@ SWIFT = {
     [
         ({"rejected_response": "blue"}, ["blue"]),
         ({"rejected_response": ["blue", "green"]}, ["blue", "green"]),
+        ({"rejected_response": "blue", "rejected_images": ["images/red.png"]}, ["blue"]),
+        ({"rejected_response": "blue", "label": True, "videos": []}, ["blue"]),
         ({"rejected_response": [{"role": "assistant", "content": "blue"}]}, ["blue"]),
         (
             {

@@ -48,6 +48,16 @@ def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
     raise RowError("wrong type", f"{what} must be an object, not {kind_of(value)}")
 
 
+def require_good(row: Mapping[str, Any], mark: str) -> None:
+    """Refuse a row whose only answer is marked as bad, as in data for KTO.
+
+    Raises:
+        RowError: The column `mark` is false.
+    """
+    if row.get(mark) is False:
+        raise RowError("only a bad answer", f"{mark} is false (KTO), so its answer is no chosen one; pairs need both")
+
+
 def require_column(row: Mapping[str, Any], name: str) -> Any:
     """Return the value of a column that must be there and not null."""
     value = row.get(name)

@@ -92,8 +92,11 @@ def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[s
     """Return the images of the first of `columns` that is there; one image or a list, none where there is none.
 
     Raises:
-        RowError: A value that is no image, or a path that leaves the root.
+        RowError: A value that is no image, a path that leaves the root, or a video or sound beside the images.
     """
+    for other in ("videos", "video", "audios", "audio"):
+        if row.get(other):
+            raise RowError("video or sound", f"{other}: only text and images can be trained on")
     name = next((c for c in columns if row.get(c) is not None), None)
     if name is None:
         return ()

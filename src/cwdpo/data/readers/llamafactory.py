@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cwdpo.data.fields import RowError, as_list, as_mapping, as_text, kind_of, require_column
+from cwdpo.data.fields import RowError, as_list, as_mapping, as_text, kind_of, require_column, require_good
 from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, tagged_parts
 from cwdpo.data.places import RowContext, build_group, read_images
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
@@ -25,6 +25,7 @@ _COLUMNS = {
     "images": "images",
     "chosen": "chosen",
     "rejected": "rejected",
+    "kto_tag": "kto_tag",
 }
 
 _TAGS = {
@@ -94,6 +95,7 @@ def read_llamafactory(row: Mapping[str, Any], context: RowContext, layout: Layou
     as the chosen response and no rejected one.
     """
     layout = layout or Layout.guess(row)
+    require_good(row, layout.columns["kto_tag"])
     turns, chosen = (_sharegpt if layout.formatting == "sharegpt" else _alpaca)(row, layout)
     system = row.get(layout.columns["system"])
     if system and not any(turn["role"] == "system" for turn in turns):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwdpo.data.fields import RowError, as_list, as_text, require_column
+from cwdpo.data.fields import RowError, as_list, as_text, require_column, require_good
 from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags
 from cwdpo.data.places import RowContext, build_group, read_images
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
@@ -19,6 +19,7 @@ def read_swift(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]
     `rejected_response` is text, a list of texts (several rejected answers) or a list of turns; `rejected_messages` is
     the whole other conversation. A row without either has a chosen answer only.
     """
+    require_good(row, "label")
     turns = read_turns(require_column(row, "messages"), "messages")
     if not turns or turns[-1]["role"] != "assistant":
         raise RowError("no chosen answer", "the last turn of messages must be the assistant's")
@@ -26,12 +27,14 @@ def read_swift(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]
     if isinstance(row.get("system"), str) and row["system"] and (not prompt or prompt[0]["role"] != "system"):
         prompt = [{"role": "system", "content": [{"type": "text", "text": as_text(row["system"], "system")}]}, *prompt]
     images = read_images(row, context, ("images", "image"))
+    if row.get("rejected_images") is not None:
+        _require_same(images, read_images(row, context, ("rejected_images",)))
     responses = [Response(refuse_tags(read_answer(last, "messages"), "messages"))]
-    responses += [Response(refuse_tags(text, "rejected"), REJECTED) for text in _rejected(row, context, turns[:-1])]
+    responses += [Response(refuse_tags(text, "rejected"), REJECTED) for text in _rejected(row, turns[:-1])]
     return [build_group(context, prompt, images, responses, name=row.get("id"))]
 
 
-def _rejected(row: Mapping[str, Any], context: RowContext, prompt: list[Message]) -> list[str]:
+def _rejected(row: Mapping[str, Any], prompt: list[Message]) -> list[str]:
     value = row.get("rejected_response")
     if isinstance(value, str):
         return [as_text(value, "rejected_response")]
@@ -45,11 +48,12 @@ def _rejected(row: Mapping[str, Any], context: RowContext, prompt: list[Message]
     turns = read_turns(row["rejected_messages"], "rejected_messages")
     if turns[:-1] != prompt:
         raise RowError("two prompts", "rejected_messages asks something else than messages; both must share the prompt")
-    images = read_images(row, context, ("images", "image"))
-    others = read_images(row, context, ("rejected_images",)) if row.get("rejected_images") is not None else images
+    return [read_answer(turns[-1:], "rejected_messages")]
+
+
+def _require_same(images: Sequence[ImageRef], others: Sequence[ImageRef]) -> None:
     if [_identity(ref) for ref in others] != [_identity(ref) for ref in images]:
         raise RowError("two prompts", "rejected_images differs from images; both answers must be about the same images")
-    return [read_answer(turns[-1:], "rejected_messages")]
 
 
 def _identity(ref: ImageRef) -> str:
