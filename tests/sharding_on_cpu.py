@@ -19,8 +19,9 @@ FSDP2 = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
-"""What `accelerate launch` sets with `fsdp_version: 2`."""
+"""What `accelerate launch` sets with `recipes/accelerate/fsdp2.yaml`."""
 
 ZERO = {
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -39,6 +40,7 @@ OFFLOAD = {
 
 SETTINGS = {
     "fsdp2": FSDP2,
+    "fsdp2-read-by-all": FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
     "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
     "zero3-offload": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"} | OFFLOAD,
@@ -49,7 +51,7 @@ def shard_on_cpu(kind: str) -> None:
     """Set up the process group, and the settings."""
     settings = {"ACCELERATE_TORCH_DEVICE": "cpu"} | SETTINGS[kind]
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-    if kind == "fsdp2":
+    if kind.startswith("fsdp2"):
         distributed.init_process_group("gloo")
     else:
         import deepspeed

@@ -49,10 +49,13 @@ class Processes:
         size: How many there are.
         group: Their process group for objects and waiting; None with one process.
         in_step: Whether `map` keeps them in step, for models whose weights they share.
+        reads_once: Whether rank 0 alone reads the weights of such models.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, *, in_step: bool = False) -> None:
-        self.rank, self._size, self._group, self.in_step = rank, size, group, in_step
+    def __init__(
+        self, rank: int = 0, size: int = 1, group: Any = None, *, in_step: bool = False, reads_once: bool = False
+    ) -> None:
+        self.rank, self._size, self._group, self.in_step, self.reads_once = rank, size, group, in_step, reads_once
         self._alone = False
         self._help: Mapping[str, Callable[[Any], Any]] = {}
 
@@ -252,18 +255,33 @@ def processes() -> Processes:
         return _alone
     if _joined is None:
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        _joined = Processes(distributed.get_rank(), distributed.get_world_size(), group, in_step=_shares_weights())
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        _joined = Processes(rank, size, group, in_step=_shares_weights(), reads_once=_reads_once)
     return _joined
+
+
+_reads_once = False
+
+
+def _take_over_reading() -> None:
+    """Take `fsdp_cpu_ram_efficient_loading` out of accelerate's settings, and follow it where weights are shared.
+
+    transformers would follow it whenever a model is loaded, also one that every process is to hold whole.
+    """
+    global _reads_once
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    if _is_set("ACCELERATE_USE_FSDP") and _is_set(name):
+        _reads_once, os.environ[name] = True, "false"
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
 
 
 def _shares_weights() -> bool:
     """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
-
-    def is_set(name: str) -> bool:
-        return os.environ.get(name, "").lower() in ("1", "true")
-
-    zero3 = is_set("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return is_set("ACCELERATE_USE_FSDP") or zero3
+    zero3 = _is_set("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return _is_set("ACCELERATE_USE_FSDP") or zero3
 
 
 def join_processes() -> Processes:
@@ -272,6 +290,7 @@ def join_processes() -> Processes:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.accelerator.is_available())
+    _take_over_reading()
     return processes()
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
+from cwdpo.models.bare import build_bare, on_meta
 from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
 
@@ -44,7 +45,9 @@ def part_of(name: str) -> Part:
     return "vision" if _VISION.search(name) else "language"
 
 
-def load_model(section: ModelSection, path: str | Path | None = None, *, trainable: bool = True) -> Any:
+def load_model(
+    section: ModelSection, path: str | Path | None = None, *, trainable: bool = True, bare: bool = False
+) -> Any:
     """Load a vision-language model, or a base with its adapter where `path` holds an adapter.
 
     Full finetuning keeps float32 weights (bfloat16 is then the type of the computation); with adapters, the frozen
@@ -54,6 +57,7 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
         section: The recipe's model section.
         path: Directory or hub id; default `section.path`.
         trainable: Whether an adapter found at `path` is to be trained on.
+        bare: Build the model without reading its weights, see `cwdpo.models.bare`.
 
     Raises:
         ModelError: The model cannot be loaded, weights are missing from it, or they are quantised and to be trained.
@@ -65,9 +69,9 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
     if (folder / "adapter_config.json").is_file():
-        return _load_with_adapter(section, folder, trainable=trainable)
+        return _load_with_adapter(section, folder, trainable=trainable, bare=bare)
     frozen_base = section.lora is not None or section.quantization is not None or not trainable
-    model = _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32)
+    model = _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32, bare=bare)
     if trainable and section.quantization is None and is_quantized(model):
         raise ModelError(
             f"{where}: the weights are quantised, and cannot be trained; set model.quantization: nf4 with model.lora, "
@@ -76,30 +80,42 @@ def load_model(section: ModelSection, path: str | Path | None = None, *, trainab
     return model
 
 
-def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForImageTextToText
+def _load_base(section: ModelSection, where: str, dtype: torch.dtype, *, bare: bool) -> Any:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # left over from a stage under ZeRO-3, it would give parts of the weights
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where}: no config.json; a model directory in Hugging Face layout is needed")
-    quantized = quantization_config(section, dtype, _pattern_of(("projector", "vision")))
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "sdpa" if section.attention in OWN_ATTENTION else section.attention,
+        "trust_remote_code": section.trust_remote_code,
+    }
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            where,
-            dtype=dtype,
-            attn_implementation="sdpa" if section.attention in OWN_ATTENTION else section.attention,
-            trust_remote_code=section.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({} if quantized is None else {"quantization_config": quantized}),
-        )
+        model = build_bare(where, **settings) if bare else _read_base(section, where, settings)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
         raise ModelError(f"{where}: the model cannot be loaded: {one_line(error, 400)}") from error
     except Exception as error:
         if type(error).__module__.startswith(("safetensors", "safetensors_rust", "huggingface_hub")):
             raise ModelError(f"{where}: the weights cannot be read: {one_line(error)}") from error
         raise
+    model.config.use_cache = False
+    if section.attention in OWN_ATTENTION:
+        use_own_attention(model, section.attention)
+    return model
+
+
+def _read_base(section: ModelSection, where: str, settings: dict[str, Any]) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    quantized = quantization_config(section, settings["dtype"], _pattern_of(("projector", "vision")))
+    if quantized is not None:
+        settings = settings | {"quantization_config": quantized}
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        where, use_safetensors=True, output_loading_info=True, **settings
+    )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
@@ -109,9 +125,6 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype) -> Any:
         )
     if section.quantization is not None:
         settle_quantized(model, where)
-    model.config.use_cache = False
-    if section.attention in OWN_ATTENTION:
-        use_own_attention(model, section.attention)
     return model
 
 
@@ -133,8 +146,8 @@ def load_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict())
 
 
-def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool) -> Any:
-    from peft import PeftConfig, PeftModel
+def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, bare: bool) -> Any:
+    from peft import PeftConfig, PeftModel, get_peft_model
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -143,8 +156,13 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool) 
     if not (folder / "adapter_model.safetensors").is_file():  # peft would unpickle adapter_model.bin, or ask the hub
         raise ModelError(f"{folder}: no adapter_model.safetensors in it; save the adapter with save_pretrained")
     base_path = config.base_model_name_or_path or section.path
-    base = _load_base(section, str(base_path), getattr(torch, section.dtype))
+    base = _load_base(section, str(base_path), getattr(torch, section.dtype), bare=bare)
     try:
+        if bare:
+            config.inference_mode = not trainable
+            with on_meta(base):
+                model = get_peft_model(base, config)
+            return model if trainable else model.eval()
         return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: the adapter does not fit its base {base_path}: {one_line(error)}") from error
@@ -177,20 +195,19 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
 
     skipped = {*section.freeze, *section.train_fully}
     whole = sorted(_roots_of(model, section.train_fully))
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        target_modules=lora.target_modules,
+        exclude_modules=_pattern_of(skipped) if skipped else None,
+        modules_to_save=whole or None,
+        bias="none",
+    )
     try:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                lora_dropout=lora.dropout,
-                use_dora=lora.dora,
-                target_modules=lora.target_modules,
-                exclude_modules=_pattern_of(skipped) if skipped else None,
-                modules_to_save=whole or None,
-                bias="none",
-            ),
-        )
+        with on_meta(model):
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"model.lora: no adapter could be placed: {one_line(error)}") from error
     for parameter in adapted.parameters():

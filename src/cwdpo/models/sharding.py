@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import ModelError, RunError, one_line
+from cwdpo.models.bare import wrap_dealt
 
 __all__ = [
     "LARGEST_WHOLE",
@@ -65,10 +66,11 @@ def too_large(model: Any) -> bool:
 def share_weights(model: Any) -> Any:
     """Share the weights of a model that is only read among all processes, layer by layer (FSDP2), in place.
 
-    They are computed with as they are, so results are those of the whole model. All processes call this together.
+    They are computed with as they are, so results are those of the whole model. All processes call this together; where
+    some have a bare model, they get their parts from the first process, which has it whole.
 
     Raises:
-        ModelError: Its layers are not known.
+        ModelError: Its layers are not known, or a bare model is not that of the first process.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -81,9 +83,13 @@ def share_weights(model: Any) -> Any:
             "processes; use DDP"
         )
     model.requires_grad_(False)
-    for layer in layers:
-        fully_shard(layer)
-    return fully_shard(model)
+
+    def wrap(model: Any) -> Any:
+        for layer in layers:
+            fully_shard(layer)
+        return fully_shard(model)
+
+    return wrap_dealt(model, wrap)
 
 
 def shards_of(checkpoint: Path) -> Path | None:

@@ -16,6 +16,7 @@ from cwdpo.data.schema import REJECTED, PromptGroup
 from cwdpo.data.stored import LazyGroups
 from cwdpo.files import append_jsonl, read_json
 from cwdpo.losses import cooling_weight
+from cwdpo.models.bare import is_bare
 from cwdpo.models.loading import state_digest
 from cwdpo.negatives.candidates import seeded
 from cwdpo.negatives.picking import Picker, frontier, uniform
@@ -184,8 +185,9 @@ class Refresher(Rounds):
         """Load the policy as a checkpoint has it."""
         assert checkpoint is not None
         run, m = self._run, self._run.recipe.model
-        model = run.trainable(self._start)
-        restore_weights(model, checkpoint)
+        model = run.trainable(self._start, shared=False)
+        if not is_bare(model):
+            restore_weights(model, checkpoint)
         return NegativePolicy(
             load=lambda: placed(model),
             encoder=run.encoder(self._start, model, include_eos=run.recipe.stage2.include_eos),

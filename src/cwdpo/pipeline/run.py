@@ -15,7 +15,7 @@ from cwdpo.pipeline.preparing import prepare_data
 from cwdpo.pipeline.reporter import Silent
 from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.pipeline.stages import require_batches, train_stage1, train_stage2
-from cwdpo.processes import join_processes
+from cwdpo.processes import join_processes, processes
 from cwdpo.recipe import Recipe
 
 __all__ = ["Run"]
@@ -72,10 +72,10 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
 
     if ranks == 1 or not (set_to_true("ACCELERATE_USE_FSDP") or set_to_true("ACCELERATE_USE_DEEPSPEED")):
         return
-    if set_to_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    if processes().reads_once and os.environ.get("FSDP_VERSION") != "2":
         raise RecipeError(
-            "fsdp_cpu_ram_efficient_loading: true gives empty weights to all processes but the first, and all of them "
-            "write negatives and captions; set it to false in the configuration of accelerate"
+            "fsdp_cpu_ram_efficient_loading: true needs fsdp_version: 2; set it so in the configuration of accelerate, "
+            "or the former to false"
         )
     from_shards = {
         "negatives.stage2.refresh": recipe.negatives.stage2.refresh,

@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cwdpo.data import ImageLimits
 from cwdpo.devices import device
 from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_text
+from cwdpo.models.bare import is_bare
 from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
 from cwdpo.models.processors import load_processor
 from cwdpo.models.sharding import share_weights, too_large
@@ -81,9 +83,8 @@ def placed(model: Any) -> Any:
     Where the processes share weights, all of them call this together.
     """
     team = processes()
-    if team.in_step and too_large(model):
+    if team.in_step and any(team.gather(is_bare(model) or too_large(model))):
         assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
-        team.gather(None)  # the others may still be loading, for longer than a GPU waits
         return share_weights(model)
     return model.to(device())
 
@@ -261,21 +262,36 @@ class RunDirectory:
     def inference_model(self, path: str) -> Any:
         """Load a model that is not trained, on the GPU where there is one.
 
-        Where the processes share weights, all of them call this together, and share those of a large one.
+        Where the processes share weights, all of them call this together, and share those of a large one, which the
+        first alone reads where `reads_once` is set.
 
         Raises:
             ModelError: It cannot be loaded, by one of them.
         """
         gc.collect()  # a model that was shared holds itself
-        return placed(processes().each(lambda: load_model(self.recipe.model, path, trainable=False)))
+        return placed(processes().each(lambda: self._load(path, trainable=False)))
 
-    def trainable(self, path: str) -> Any:
-        """Load a model to train: parts frozen, adapters put on, as the recipe says."""
+    def trainable(self, path: str, *, shared: bool = True) -> Any:
+        """Load a model to train: parts frozen, adapters put on, as the recipe says.
+
+        Args:
+            path: Its directory.
+            shared: Whether its weights are shared whatever their size, where the processes share weights.
+        """
         m = self.recipe.model
-        model = load_model(m, path)
+        model = self._load(path, shared=shared)
         if m.lora is None:
             freeze_parts(model, m.freeze)
         elif not hasattr(model, "peft_config"):
             torch.manual_seed(self.recipe.seed)
             model = add_lora(model, m, m.lora)
         return model
+
+    def _load(self, path: str, *, trainable: bool = True, shared: bool = False) -> Any:
+        """Load a model whole, or in all processes but the first without weights, where they get theirs from it."""
+        load, team = partial(load_model, self.recipe.model, path, trainable=trainable), processes()
+        if team.reads_once and not team.main:
+            bare = load(bare=True)
+            if shared or too_large(bare):
+                return bare
+        return load()

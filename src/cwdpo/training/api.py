@@ -256,7 +256,7 @@ class CWDPOTrainer(GroupTrainer):
             self._filled = True
             return 0
         # The trainer wraps its model when training begins: until then, a copy of it is wrapped.
-        target = self.shard(copy.deepcopy(target)) if self.wraps_readers else target.to(self.args.device)
+        target = self.shard_copy(target) if self.wraps_readers else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
             loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
             whole = (inputs["batch"] for loader in loaders for inputs in loader)

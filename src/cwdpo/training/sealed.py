@@ -17,6 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from cwdpo.errors import RecipeError, RunError, one_line
 from cwdpo.files import read_json, write_json
+from cwdpo.models.bare import bare_copy, deal_when_wrapped, wrap_dealt
 from cwdpo.models.loading import load_weights
 from cwdpo.processes import is_lost_peer, processes
 from cwdpo.training.checkpoints import seal_checkpoint
@@ -45,6 +46,9 @@ class SealedTrainer(Trainer):
     def restore_batches(self, meters: dict[str, Any]) -> None:
         """Take up what the first update's batches depend on: they are fetched before `restore_meters` is called."""
 
+    _deal: Callable[[Any], None] | None = None
+    """Gives the model its weights once it is wrapped, where this process did not read them."""
+
     @property
     def wraps_readers(self) -> bool:
         """Whether a model that is only read has to be wrapped as the policy is.
@@ -53,8 +57,12 @@ class SealedTrainer(Trainer):
         """
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
-    def shard(self, model: Any) -> Any:
+    def shard(self, model: Any, source: Any = None) -> Any:
         """Wrap a model that is not trained: its weights are shared among the processes where the policy's are.
+
+        Args:
+            model: Whole, or bare (`cwdpo.models.bare`) in all processes but the first.
+            source: The whole model that `model` is a bare copy of.
 
         Raises:
             RecipeError: Sharding is set up in a way that only training knows.
@@ -63,7 +71,13 @@ class SealedTrainer(Trainer):
             return partitioned(model, self.accelerator)
         if not self.accelerator.is_fsdp2:
             raise RecipeError("sharding needs FSDP2 here; set fsdp_version: 2 in the configuration of accelerate")
-        return fsdp2_prepare_model(self.accelerator, model)
+        return wrap_dealt(model, lambda bare: fsdp2_prepare_model(self.accelerator, bare), source)
+
+    def shard_copy(self, model: Any) -> Any:
+        """Return a copy of a model that is not trained, wrapped as by `shard`; the model stays as it is."""
+        if self.is_deepspeed_enabled:
+            return self.shard(copy.deepcopy(model))
+        return self.shard(bare_copy(model), model)
 
     def save_whole(self, folder: Path) -> None:
         """Write the model as one that `from_pretrained` reads, out of all its shards; rank 0 writes."""
@@ -109,6 +123,7 @@ class SealedTrainer(Trainer):
             RunError: It was saved by processes that share the work otherwise.
         """
         self._require_alike(Path(resume_from_checkpoint))
+        self._deal_out(model)
         target: Any = self.model if model is None else model
         if self._weights_are_whole(target):
             load_weights(target, Path(resume_from_checkpoint))
@@ -126,14 +141,24 @@ class SealedTrainer(Trainer):
             self._require_alike(Path(resume_from_checkpoint))
             if (file := Path(resume_from_checkpoint) / _METERS).is_file():
                 self.restore_batches(read_json(file))
+        if self.is_fsdp_enabled:
+            self._deal = deal_when_wrapped(self.model)
         try:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            self._deal_out(prepared[0])
+            return prepared
         except ValueError as error:
             if "DeepSpeed config values" not in str(error):
                 raise
             raise RecipeError(
                 f"DeepSpeed's settings are not the recipe's: {one_line(error, 300)}; write auto there, or change one"
             ) from error
+
+    def _deal_out(self, model: Any) -> None:
+        """Give a model that was just wrapped its weights, before those of a checkpoint."""
+        if self._deal is not None:
+            deal, self._deal = self._deal, None
+            deal(model)
 
     def _require_alike(self, checkpoint: Path) -> None:
         """Refuse a checkpoint of processes that shared the work otherwise.
