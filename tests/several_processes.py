@@ -60,6 +60,13 @@ def differences(one: Path, other: Path) -> list[str]:
     return [f"{where}: {a} {b}" for where, a, b in logged_values(one, other) if difference(a, b) > 1e-5]
 
 
+def one_error(stderr: str) -> str:
+    """Return the only error that all processes together told."""
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    return errors[0]
+
+
 def wait_for(path: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not path.exists():

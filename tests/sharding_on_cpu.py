@@ -41,6 +41,7 @@ OFFLOAD = {
 SETTINGS = {
     "fsdp2": FSDP2,
     "fsdp2-read-by-all": FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
+    "fsdp1": FSDP2 | {"FSDP_VERSION": "1"},
     "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
     "zero3-offload": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"} | OFFLOAD,
@@ -51,7 +52,7 @@ def shard_on_cpu(kind: str) -> None:
     """Set up the process group, and the settings."""
     settings = {"ACCELERATE_TORCH_DEVICE": "cpu"} | SETTINGS[kind]
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-    if kind.startswith("fsdp2"):
+    if kind.startswith("fsdp"):
         distributed.init_process_group("gloo")
     else:
         import deepspeed

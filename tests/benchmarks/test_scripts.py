@@ -23,6 +23,7 @@ ROWS = {
     "arithmetic": ("ours_over_least", "trl_over_ours"),
     "large_models": ("seconds_per_pair", "flops", "mfu"),
     "processes": ("largest_difference", "stage1_loss", "stage2_loss"),
+    "loading": ("own_mib", "of_the_file_mib", "own_over_model"),
     "plan_against_measured": ("memory_ratio", "flops_ratio"),
 }
 

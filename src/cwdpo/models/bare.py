@@ -1,7 +1,7 @@
 """Models without weights, and weights that one process reads for all that share them.
 
-A bare model is built from its configuration alone, on torch's device `meta`: everything but numbers. Where processes share
-weights (FSDP2), the first one reads them, the others build the bare model, and each is dealt its part.
+A bare model is built from its configuration alone, on torch's device `meta`: everything but numbers. Where processes
+share weights (FSDP2), the first one reads them, the others build the bare model, and each is dealt its part.
 """
 
 from __future__ import annotations

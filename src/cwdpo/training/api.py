@@ -14,6 +14,7 @@ from transformers import set_seed
 from cwdpo.data.grouped import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
+from cwdpo.models.bare import on_meta
 from cwdpo.models.loading import load_model, sequence_limit, state_digest
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives.methods import stage2_objective
@@ -329,7 +330,8 @@ def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveRef
 
         active, trained = model.active_adapter, [p for p in model.parameters() if p.requires_grad]
         weights = {k: v.clone() for k, v in get_peft_model_state_dict(model, adapter_name=active).items()}
-        model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
+        with on_meta(model):
+            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
         set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
         model.set_adapter(active, inference_mode=True)
         for parameter in trained:
