@@ -90,7 +90,7 @@ def measured(section: ModelSection, count: int, *, once: bool, folder: Path) -> 
         shared = share_weights(model)
         seconds = time.monotonic() - began
         seen = watch.end()
-        total = sum(p.to_local().double().sum() for p in shared.parameters())
+        total: Any = sum(p.to_local().double().sum() for p in shared.parameters())
         distributed.all_reduce(total)
         return seen, seconds, total.item().hex()
 

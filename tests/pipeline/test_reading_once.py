@@ -92,7 +92,7 @@ def test_a_run_is_the_same(
         values[section] |= settings
     recipe = write_yaml(tmp_path / "recipe.yaml", values)
     once, whole = tmp_path / "once", tmp_path / "whole"
-    kill = {"watch": once, "kill_on": "stage2/checkpoints/checkpoint-2/complete.json"}
+    kill: dict[str, Any] = {"watch": once, "kill_on": "stage2/checkpoints/checkpoint-2/complete.json"}
     call = cli_server.start("train", recipe, "--out", once, ranks=2, sharding="fsdp2", **kill)
     assert -signal.SIGKILL in call.codes(), call.stderr
     for run, sharding in ((once, "fsdp2"), (whole, "fsdp2-read-by-all")):
