@@ -145,12 +145,14 @@ def test_what_needs_whole_weights(tmp_path: Path, cli_server: CliServer, recipe:
 LORA = {"model": {"lora": {"r": 2, "alpha": 4}}}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("fsdp2", marks=SLOW), *(pytest.param(kind, marks=ZERO) for kind in ("zero2", "zero3"))]
+)
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "lora"])
 def test_refreshes_and_stops_early_with_shared_weights(
-    changes: dict[str, Any], tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+    changes: dict[str, Any], sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
-    """Stage 1 stops at update 3 and ends with update 1, which is nearest to the start; Stage 2's policy writes anew.
+    """Stage 1 stops at update 6 and ends with update 2, which is nearest to the start; Stage 2's policy writes anew.
 
     Killed while the policy writes, the same command ends bitwise the same.
     """
@@ -161,25 +163,27 @@ def test_refreshes_and_stops_early_with_shared_weights(
     values["data"] |= {"size": 32, "held_out": 6}
     for stage in ("stage1", "stage2"):
         values[stage] |= {"max_steps": 4, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.01}
-    values["probes"] |= {"every": 1, "early_stop": {"signal": "tv", "patience": 2, "stages": ["stage1"]}}
+    values["stage1"]["max_steps"] = 6
+    values["probes"] |= {"every": 2, "early_stop": {"signal": "tv", "patience": 2, "stages": ["stage1"]}}
     recipe = write_yaml(tmp_path / "recipe.yaml", values | {"evaluation": {"prompts": 0}})
     one, two, again = (tmp_path / name for name in ("one", "two", "again"))
     for run, ranks in ((one, 1), (two, 2)):
-        call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharding="fsdp2" * (ranks > 1))
+        call = cli_server.start("train", recipe, "--out", run, ranks=ranks, sharding=sharding * (ranks > 1))
         assert call.codes() == [0] * ranks, call.stderr
     assert differences(one, two) == []
     stops = [json.loads((run / "stage1/early_stop.json").read_text()) for run in (one, two)]
-    assert stops[0]["restored"] and (stops[0]["best_step"], stops[0]["last_step"]) == (1, 3)
+    assert stops[0]["restored"] and (stops[0]["best_step"], stops[0]["last_step"]) == (2, 6)
     assert list(numbers(stops[1])) == pytest.approx(list(numbers(stops[0])), abs=1e-5)
     texts = [(run / "negatives/stage2/refresh-2/groups.jsonl").read_text() for run in (one, two)]
     assert texts[0] == texts[1] != (one / "negatives/stage2/groups.jsonl").read_text()
     for stage in ("stage1", "stage2"):
         weights = [load_file(next((run / stage / "model").glob("*.safetensors"))) for run in (one, two)]
-        assert all(torch.allclose(tensor, weights[1][name], atol=1e-5) for name, tensor in weights[0].items())
+        # Of gradients that are rounding (the keys' biases) AdamW makes steps, here three times those of `PLAIN`.
+        assert all(torch.allclose(tensor, weights[1][name], atol=3e-5) for name, tensor in weights[0].items())
     killed = {"watch": again, "kill_on": "refresh-2/beam.jsonl"}
-    call = cli_server.start("train", recipe, "--out", again, ranks=2, sharding="fsdp2", **killed)
+    call = cli_server.start("train", recipe, "--out", again, ranks=2, sharding=sharding, **killed)
     assert -signal.SIGKILL in call.codes()
-    call = cli_server.start("train", recipe, "--out", again, ranks=2, sharding="fsdp2")
+    call = cli_server.start("train", recipe, "--out", again, ranks=2, sharding=sharding)
     assert call.codes() == [0, 0], call.stderr
     assert_same_run(two, again)
 

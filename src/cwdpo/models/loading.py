@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
@@ -26,6 +28,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "part_of",
+    "saved_weights",
     "sequence_limit",
     "state_digest",
 ]
@@ -128,22 +131,45 @@ def _read_base(section: ModelSection, where: str, settings: dict[str, Any]) -> A
     return model
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Put the weights of a saved model of the same class into `model`, in place.
+@contextmanager
+def _every_weight_whole() -> Generator[None]:
+    """Have transformers read whole weights, while a stage under ZeRO-3 would have it read this process's parts."""
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref  # pyright: ignore[reportPrivateUsage]
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept  # pyright: ignore[reportPrivateUsage]
+
+
+def saved_weights(model: Any, folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a saved model of the same class, whole, by the names that they have in `model`.
 
     Raises:
         ModelError: They cannot be read, or some are missing.
     """
     # A second copy in memory for a moment, in exchange for the class's own translation of names on disk.
     try:
-        loaded, info = type(model).from_pretrained(
-            folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
-        )
+        with _every_weight_whole():
+            loaded, info = type(model).from_pretrained(
+                folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the weights cannot be read: {one_line(error)}") from error
     if info["missing_keys"]:
         raise ModelError(f"{folder}: {len(info['missing_keys'])} weights are missing; use another checkpoint")
-    model.load_state_dict(loaded.state_dict())
+    return loaded.state_dict()
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights of a saved model of the same class into `model`, in place.
+
+    Raises:
+        ModelError: As `saved_weights`.
+    """
+    model.load_state_dict(saved_weights(model, folder))
 
 
 def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, bare: bool) -> Any:

@@ -82,12 +82,12 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
         "probes.early_stop": recipe.probes.early_stop,
     }
     setting = os.environ.get("FSDP_VERSION"), os.environ.get("FSDP_STATE_DICT_TYPE")
-    if not (set_to_true("ACCELERATE_USE_FSDP") and setting == ("2", "SHARDED_STATE_DICT")):
+    if set_to_true("ACCELERATE_USE_FSDP") and setting != ("2", "SHARDED_STATE_DICT"):
         for key, value in from_shards.items():
             if value is not None:
                 raise RecipeError(
-                    f"{key}: needs whole weights, or FSDP2 with fsdp_state_dict_type: SHARDED_STATE_DICT; use "
-                    "these or DDP, or leave it out"
+                    f"{key}: needs FSDP2 with fsdp_state_dict_type: SHARDED_STATE_DICT; use these, ZeRO or DDP, or "
+                    "leave it out"
                 )
     asked = {
         "probes.influence": recipe.probes.influence,

@@ -55,10 +55,11 @@ def train_stage2(run: RunDirectory) -> None:
     start = run.stage_model("stage1")
     groups = _compared(run, start) if takes_pairs(run.recipe) else groups_of(run, "stage2")
     run.reporter.step("stage2", f"Stage 2: {s.objective} on {len(groups)} prompts")
-    args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
 
     def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> CWDPOTrainer:
+        # In every round: DeepSpeed's settings are filled in for one trainer.
+        args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 
     rounds = Rounds(groups, cache) if refresh is None else Refresher(run, refresh, start, groups, cache)

@@ -12,6 +12,7 @@ import torch
 from cwdpo.errors import RecipeError
 from cwdpo.models.sharding import LARGEST_WHOLE
 from cwdpo.pipeline.preparing import takes_negatives, takes_pairs
+from cwdpo.planning.disk import checkpoint, saved_model
 from cwdpo.planning.gpus import Gpus, Layout
 from cwdpo.planning.memory import GIB, held, moving, standing, together, weights
 from cwdpo.planning.models import Size, bare_model, depths_of, model_config, size_of
@@ -358,11 +359,11 @@ class Planner:
 
     def disk(self) -> dict[str, float]:
         """Return the bytes that the run keeps, and those that it needs for a while."""
-        r, size = self.recipe, self.size()
-        saved = 4 * size.trained if r.model.lora is not None else size.bytes
+        r, adapters = self.recipe, self.recipe.model.lora is not None
+        sizes = self.size(), self.layout, self.gpus.count, self.half
         stages = int(r.stage1.enabled) + int(r.stage2.enabled)
-        found: dict[str, float] = {"models of the stages": stages * saved}
-        found["checkpoints while training (three)"] = 3 * (saved + 8 * size.trained)
+        found: dict[str, float] = {"models of the stages": stages * saved_model(*sizes, adapters=adapters)}
+        found["checkpoints while training (three)"] = 3 * checkpoint(*sizes, adapters=adapters)
         texts = 0.0
         for stage in ("stage1", "stage2"):
             if getattr(r, stage).enabled:

@@ -264,10 +264,17 @@ class CWDPOTrainer(GroupTrainer):
             batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
+        self.let_go(target)
         cache = self._cache
         team.lead(lambda: write_json(self._scored_path, {"rows": stamps, "responses": cache.count()}))
         self._filled = True
         return scored
+
+    def release(self) -> None:
+        """Let go of what DeepSpeed would keep in memory, of a live reference too."""
+        super().release()
+        if isinstance(self.reference, LiveReference):
+            self.let_go(self.reference.model)
 
     def _check_identity(self, target: Any, identity: Path, *, resuming: bool) -> None:
         if resuming and identity.is_file():

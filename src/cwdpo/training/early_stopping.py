@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cwdpo.models.loading import load_weights
 from cwdpo.models.sharding import is_sharded, load_shards, shards_of
 from cwdpo.scoring.separate import base_model
 from cwdpo.training.callbacks import ProbeCallback
+from cwdpo.training.zero import gathered, is_partitioned, load_partitioned
 
 __all__ = ["ProbeEarlyStopping", "restore_weights"]
 
@@ -125,25 +127,33 @@ class ProbeEarlyStopping(TrainerCallback):
 def restore_weights(model: Any, folder: Path) -> bool:
     """Load a checkpoint's weights (or adapters) in place; return whether that was possible.
 
-    The model may be whole, or shared by FSDP2 where the checkpoint was saved so.
+    The model may be whole, or shared by ZeRO-3, or by FSDP2 where the checkpoint was saved so.
     """
     inner, shards = model, shards_of(folder)
     while hasattr(inner, "module"):
         inner = inner.module
-    if is_sharded(model) and shards is None:
+    parted = is_partitioned(inner)
+    if is_sharded(model) and shards is None and not parted:
         logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
         return False
     with torch.no_grad():
         if shards is not None:
             load_shards(inner, shards)
-            return True
-        if not hasattr(inner, "peft_config"):
+        elif hasattr(inner, "peft_config"):
+            with gathered(w for w in inner.parameters() if w.requires_grad) if parted else nullcontext():
+                _load_adapter(inner, folder)
+        elif parted:
+            load_partitioned(base_model(inner), folder)
+        else:
             load_weights(base_model(inner), folder)
-            return True
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        active = inner.active_adapter
-        place = folder / active if (folder / active / "adapter_config.json").is_file() else folder
-        weights = load_peft_weights(str(place), device=str(next(inner.parameters()).device))
-        set_peft_model_state_dict(inner, weights, adapter_name=active)
     return True
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    """Put the active adapter's weights in place."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    active = model.active_adapter
+    place = folder / active if (folder / active / "adapter_config.json").is_file() else folder
+    weights = load_peft_weights(str(place), device=str(next(model.parameters()).device))
+    set_peft_model_state_dict(model, weights, adapter_name=active)

@@ -22,7 +22,7 @@ from cwdpo.models.bare import bare_copy, deal_when_wrapped, wrap_dealt
 from cwdpo.models.loading import load_weights
 from cwdpo.processes import is_lost_peer, processes
 from cwdpo.training.checkpoints import seal_checkpoint
-from cwdpo.training.zero import partitioned, ranks_of
+from cwdpo.training.zero import let_go, partitioned, ranks_of
 
 __all__ = ["SealedTrainer"]
 
@@ -79,6 +79,15 @@ class SealedTrainer(Trainer):
         if self.is_deepspeed_enabled:
             return self.shard(copy.deepcopy(model))
         return self.shard(bare_copy(model), model)
+
+    def release(self) -> None:
+        """Let go of what DeepSpeed would keep in memory; the trainer is not used any more."""
+        self.let_go(self.deepspeed)
+
+    def let_go(self, model: Any) -> None:
+        """Let go of a wrapped model, or of None."""
+        if self.is_deepspeed_enabled and model is not None:
+            let_go(model)
 
     def save_whole(self, folder: Path) -> None:
         """Write the model as one that `from_pretrained` reads, out of all its shards; rank 0 writes."""

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from cwdpo.errors import RecipeError
+from torch import Tensor
 
-__all__ = ["partitioned", "ranks_of", "require_whole_models"]
+from cwdpo.errors import RecipeError
+from cwdpo.models.loading import saved_weights
+from cwdpo.processes import processes
+
+__all__ = [
+    "gathered",
+    "is_partitioned",
+    "let_go",
+    "load_partitioned",
+    "partitioned",
+    "ranks_of",
+    "require_whole_models",
+]
 
 
 def require_whole_models(plugin: Any) -> None:
@@ -46,6 +60,53 @@ def partitioned(model: Any, accelerator: Any) -> Any:
     return engine
 
 
+def let_go(engine: Any) -> None:
+    """Free what DeepSpeed holds for a model: some of its hooks would keep weights and optimizer for good."""
+    sharing, stepping = engine.optimizer, engine.basic_optimizer
+    engine.destroy()
+    engine.optimizer = None
+    if hasattr(sharing, "destroy"):  # DeepSpeed's own
+        vars(sharing).clear()
+    if stepping is not None:
+        stepping.state.clear()
+        stepping.param_groups.clear()
+    for weight in engine.module.parameters():
+        vars(weight).clear()
+        weight.data = weight.new_empty(0)
+
+
 def ranks_of(checkpoint: Path) -> int:
     """Return how many processes saved their part of a checkpoint with DeepSpeed; 0 where it was saved without."""
     return len(list(checkpoint.glob("global_step*/*zero_pp_rank_*optim_states.pt")))
+
+
+def is_partitioned(model: Any) -> bool:
+    """Whether ZeRO-3 has taken the model's weights apart."""
+    return any(hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def gathered(weights: Iterable[Any]) -> AbstractContextManager[None]:
+    """Have weights that ZeRO-3 has taken apart whole for a while; what the first process makes of them, stays.
+
+    All processes enter and leave together.
+    """
+    from deepspeed import zero  # pyright: ignore[reportMissingImports]
+
+    found: Any = zero.GatheredParameters(list(weights), modifier_rank=0)
+    return found
+
+
+def load_partitioned(model: Any, folder: Path) -> None:
+    """Put the weights of a saved model of the same class into one that ZeRO-3 has taken apart, one at a time.
+
+    All processes call this together; the first one reads, and nobody's GPU holds the whole. Buffers are not trained.
+
+    Raises:
+        ModelError: They cannot be read, or some are missing.
+    """
+    team = processes()
+    saved: dict[str, Tensor] = team.each(lambda: saved_weights(model, folder) if team.main else {})
+    for name, weight in model.named_parameters():
+        with gathered([weight]):
+            if team.main:
+                weight.copy_(saved[name])
