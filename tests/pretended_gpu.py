@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_iter, tree_map, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-__all__ = ["DEVICE", "pretended_gpu"]
+__all__ = ["DEVICE", "pretended_gpu", "waits"]
 
 _TAKES_INDICES_OF_THE_CPU = ("aten::index", "aten::_index_put", "aten::_unsafe_index")
 _float64 = True
+
+waits: Counter[str] = Counter()
+"""How often the program waited for the device, by operation: each time a GPU's queue runs empty."""
 
 
 class _Backend(_DummyBackendModule):
@@ -112,6 +116,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     options = {
         key: torch.device("cpu") if key == "device" and value else _inner(value) for key, value in kwargs.items()
     }
+    if there and _waits(name, args, target):
+        waits[name] += 1
     if name == "aten::copy_":
         _inner(args[0]).copy_(_inner(args[1]))
         return args[0]
@@ -128,6 +134,17 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not there and not goes_there:
         return func(*args, **kwargs)
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_pretended, func(*inner, **options)))
+
+
+def _waits(name: str, args: Any, target: Any) -> bool:
+    """Whether the program needs numbers, or how many there are, before it goes on."""
+    if name == "aten::copy_":
+        return not isinstance(args[0], PretendedTensor)
+    if name == "aten::_to_copy":
+        return target is not None and torch.device(target).type == "cpu"
+    if name.startswith(_TAKES_INDICES_OF_THE_CPU):
+        return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in tree_iter(args[1]))
+    return name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
 
 
 class _Operations(TorchDispatchMode):

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from peft import LoraConfig
 from torch import Tensor
@@ -131,3 +132,19 @@ def clone(model: Any) -> Any:
 
 def rows(n: int, folder: Path, **changes: Any) -> list[PromptGroup]:
     return sample_groups(n, folder / "images", **changes)
+
+
+def trl_rows(groups: list[Any]) -> datasets.Dataset:
+    """The same rows in TRL's columns, images as PNG bytes."""
+    table: dict[str, list[Any]] = {
+        "images": [[image.path for image in g.images] for g in groups],
+        "prompt": [list(g.messages) for g in groups],
+        "chosen": [_answer(g.chosen.text) for g in groups],
+        "rejected": [_answer(g.by_role("rejected")[0].text) for g in groups],
+    }
+    made = datasets.Dataset.from_dict(table)
+    return made.cast_column("images", datasets.List(datasets.Image()))
+
+
+def _answer(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]

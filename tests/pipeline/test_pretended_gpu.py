@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
+from tiny_training import rows, trl_rows
 
 SCRIPT = Path(__file__).parents[1] / "pretended_gpu.py"
 
@@ -102,6 +103,47 @@ def test_writing_and_scoring(tmp_path: Path, tiny_folder: Callable[[str], Path])
     data = tmp_path / "run" / "data" / "held_out.jsonl"
     call("score", "--model", model, "--reference", model, "--data", data, "--out", tmp_path / "scores.jsonl")
     assert {row["delta"] for row in rows_of(tmp_path / "scores.jsonl")} == {0.0}
+
+
+COUNT = """
+import sys, torch, transformers
+from pretended_gpu import pretended_gpu, waits
+import from_trl
+
+class Counting(transformers.TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        waits.clear()
+
+    def on_step_end(self, args, state, control, **_):
+        print("waits", waits.total())
+
+begin = transformers.Trainer.__init__
+def begun(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    self.add_callback(Counting())
+transformers.Trainer.__init__ = begun
+torch.Tensor.pin_memory = lambda self, device=None: self  # done by a thread, where operations cannot be taken over
+with pretended_gpu():
+    from_trl.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_waits_for_the_device_less_often_than_trl(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    pytest.importorskip("trl")
+    trl_rows(rows(32, tmp_path, images=1)).save_to_disk(tmp_path / "data")
+    folders = [SCRIPT.parent, SCRIPT.parents[1] / "examples"]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+    found: dict[str, int] = {}
+    for trainer in ("cwdpo", "trl"):
+        given = ["--trainer", trainer, "--model", str(tiny_folder("llava")), "--data", str(tmp_path / "data")]
+        command = [sys.executable, "-c", COUNT, *given, "--out", str(tmp_path / trainer), "--steps", "3"]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found[trainer] = int([line for line in done.stdout.splitlines() if line.startswith("waits")][-1].split()[1])
+    assert 4 < found["cwdpo"] < found["trl"]  # some tens each, in four micro-batches
 
 
 @pytest.mark.slow

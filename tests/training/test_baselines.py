@@ -19,7 +19,17 @@ from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.separate import SeparateScorer
 from cwdpo.training.api import CWDPOTrainer
 from cwdpo.training.config import CWDPOConfig
-from tiny_training import QUIET, differing, fresh, largest_difference, logps_of, rows, scores_of, train_dpo, weights
+from tiny_training import (
+    QUIET,
+    differing,
+    fresh,
+    largest_difference,
+    logps_of,
+    rows,
+    scores_of,
+    train_dpo,
+    weights,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     name: {"objective": name} for name, method in STAGE2_METHODS.items() if not method.on_policy

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from test_invariance import CASES, RESPONSES
-from test_trainers import trl_rows
 
 from cwdpo.errors import DataError, RunError
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
 from tiny_models import tiny_processor
-from tiny_training import QUIET, differing, fresh, rows, scores_of, train_dpo, train_sft, weights
+from tiny_training import QUIET, differing, fresh, rows, scores_of, train_dpo, train_sft, trl_rows, weights
 
 
 def make(case: str, folder: Path, groups: Any, held_out: Any, **more: Any) -> Any:

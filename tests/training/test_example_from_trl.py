@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_trainers import trl_rows
 from transformers import AutoModelForImageTextToText
 
-from tiny_training import rows
+from tiny_training import rows, trl_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "from_trl.py"
 

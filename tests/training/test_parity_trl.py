@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainers import TRL_METRICS, trl_rows
+from test_trainers import TRL_METRICS
 
 from cwdpo import losses
 from pair_examples import example_pairs
-from tiny_training import QUIET, clone, fresh, largest_difference, rows, train_dpo, weights
+from tiny_training import QUIET, clone, fresh, largest_difference, rows, train_dpo, trl_rows, weights
 
 trl = pytest.importorskip("trl")
 

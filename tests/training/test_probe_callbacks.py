@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainers import trl_rows
 from transformers import Trainer, TrainingArguments
 
 from cwdpo.dynamics.diagnosis import StageFacts
@@ -22,7 +21,7 @@ from cwdpo.training.callbacks import ProbeCallback
 from cwdpo.training.config import CWDPOConfig
 from cwdpo.training.diagnosis import DiagnosisCallback
 from cwdpo.training.early_stopping import ProbeEarlyStopping
-from tiny_training import QUIET, clone, differing, fresh, lora, rows, weights
+from tiny_training import QUIET, clone, differing, fresh, lora, rows, trl_rows, weights
 
 trl = pytest.importorskip("trl")
 

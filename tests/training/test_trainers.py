@@ -20,28 +20,12 @@ from cwdpo.recipe import ModelSection
 from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
 from cwdpo.training.config import CWDPOConfig, SFTCConfig
 from tiny_models import tiny_processor
-from tiny_training import QUIET, differing, fresh, logps_of, lora, rows, train_dpo, train_sft, weights
+from tiny_training import QUIET, differing, fresh, logps_of, lora, rows, train_dpo, train_sft, trl_rows, weights
 
 TRL_METRICS = (
     *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
     *("logps/chosen", "logps/rejected", "entropy", "mean_token_accuracy", "num_tokens"),
 )
-
-
-def trl_rows(groups: list[Any]) -> datasets.Dataset:
-    """The same rows in TRL's columns, images as PNG bytes."""
-    table: dict[str, list[Any]] = {
-        "images": [[image.path for image in g.images] for g in groups],
-        "prompt": [list(g.messages) for g in groups],
-        "chosen": [answer(g.chosen.text) for g in groups],
-        "rejected": [answer(g.by_role("rejected")[0].text) for g in groups],
-    }
-    made = datasets.Dataset.from_dict(table)
-    return made.cast_column("images", datasets.List(datasets.Image()))
-
-
-def answer(text: str) -> list[dict[str, Any]]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
