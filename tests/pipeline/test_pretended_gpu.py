@@ -146,6 +146,16 @@ def test_waits_for_the_device_less_often_than_trl(tmp_path: Path, tiny_folder: C
     assert 4 < found["cwdpo"] < found["trl"]  # some tens each, in four micro-batches
 
 
+def test_a_type_that_the_gpu_lacks_is_told_before_any_work(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    whole = tiny_recipe(tiny_folder("qwen2_5_vl"))
+    whole["model"]["dtype"] = "bfloat16"
+    process = start("train", write_yaml(tmp_path / "recipe.yaml", whole), "--out", tmp_path / "run")
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert said.splitlines()[-1] == "error: model.dtype: pretended does not compute in bfloat16; set it to float32"
+    assert not (tmp_path / "run" / "negatives").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*TWO_STAGES, *STAGE_2])
 def test_kinds_of_runs(kind: str, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from cwdpo.devices import device
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
+
+from cwdpo.devices import device, device_name, has_accelerator
 from cwdpo.errors import RecipeError
 from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
@@ -51,6 +53,7 @@ class Run(RunDirectory):
         require_batches(self.recipe, ranks)
         _require_whole_weights(self.recipe, ranks)
         require_bitsandbytes(self.recipe.model)
+        _require_bfloat16(self.recipe)
         if self.recipe.model.attention == "flex_attention":
             require_backward(device().type)
         self.settle()
@@ -58,6 +61,16 @@ class Run(RunDirectory):
         prepare_data(self)
         for warning in self.recipe.warnings():
             self.reporter.note(warning)
+
+
+def _require_bfloat16(recipe: Recipe) -> None:
+    """Refuse before any work the type that training would refuse after it.
+
+    Raises:
+        RecipeError: The recipe asks for bfloat16, and the GPU has none.
+    """
+    if recipe.model.dtype == "bfloat16" and has_accelerator() and not is_torch_bf16_gpu_available():
+        raise RecipeError(f"model.dtype: {device_name()} does not compute in bfloat16; set it to float32")
 
 
 def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
