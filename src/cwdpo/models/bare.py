@@ -132,8 +132,9 @@ def _require_alike(mine: dict[str, tuple[Any, ...]], first: dict[str, tuple[Any,
         ours, theirs = mine.get(name, ())[:-1], first.get(name, ())[:-1]
         if ours != theirs:
             raise ModelError(
-                f"{name.removeprefix('.')} is {ours or 'missing'} where the model is built without weights, and "
-                f"{theirs or 'missing'} where they are read; set fsdp_cpu_ram_efficient_loading: false"
+                f"{name.removeprefix('.')}: the model that is built without weights is not the one that is read (its "
+                f"names, shape, trained: {ours or 'missing'} and {theirs or 'missing'}); set "
+                "fsdp_cpu_ram_efficient_loading: false"
             )
 
 
