@@ -22,6 +22,7 @@ import torch
 from torch import distributed
 
 from cwdpo.errors import PeerError, UserError, one_line
+from cwdpo.zero_settings import launched_stage
 
 __all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
 
@@ -256,7 +257,8 @@ def processes() -> Processes:
     if _joined is None:
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         rank, size = distributed.get_rank(), distributed.get_world_size()
-        _joined = Processes(rank, size, group, in_step=_shares_weights(), reads_once=_reads_once)
+        _joined = Processes(rank, size, group, reads_once=_reads_once)
+        _joined.in_step = _joined.each(_shares_weights)
     return _joined
 
 
@@ -280,8 +282,7 @@ def _is_set(name: str) -> bool:
 
 def _shares_weights() -> bool:
     """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
-    zero3 = _is_set("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return _is_set("ACCELERATE_USE_FSDP") or zero3
+    return _is_set("ACCELERATE_USE_FSDP") or launched_stage() == 3
 
 
 def join_processes() -> Processes:

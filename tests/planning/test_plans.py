@@ -164,6 +164,11 @@ def test_layouts(tmp_path: Path) -> None:
         read_layout(other)
     with pytest.raises(RecipeError, match="no configuration of accelerate"):
         read_layout(tmp_path / "none.yaml")
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    settings = f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {tmp_path / 'zero.json'}}}\n"
+    other.write_text(settings, encoding="utf-8")
+    assert read_layout(other) == Layout("zero3", offload=True, source=str(other))
 
 
 def test_what_sharing_leaves_on_a_gpu() -> None:

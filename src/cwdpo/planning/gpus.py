@@ -14,6 +14,7 @@ import yaml
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.training.throughput import peak_flops
+from cwdpo.zero_settings import zero_section
 
 __all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
 
@@ -155,8 +156,11 @@ def read_layout(path: Path) -> Layout:
         return Layout("fsdp2", bool(settings.get("fsdp_offload_params")), str(path))
     if kind == "DEEPSPEED":
         settings = found.get("deepspeed_config") or {}
-        offload = settings.get("offload_optimizer_device", "none") != "none"
-        stage = settings.get("zero_stage")
+        offload, stage = settings.get("offload_optimizer_device", "none"), settings.get("zero_stage")
+        if (file := settings.get("deepspeed_config_file")) is not None:
+            own = zero_section(str(file))
+            offload, stage = own.get("offload_optimizer", {}).get("device", "none"), own.get("stage", 0)
+        offload = offload != "none"
         if stage == 2:
             return Layout("zero2", offload, str(path))
         if stage == 3:

@@ -53,7 +53,7 @@ def partitioned(model: Any, accelerator: Any) -> Any:
     for key in ("optimizer", "scheduler"):
         settings.pop(key, None)
     sharing.pop("offload_optimizer", None)
-    sharing["stage"] = 3 if sharing["stage"] == 3 else 0
+    sharing["stage"] = 3 if sharing.get("stage") == 3 else 0
     made: Any = deepspeed.initialize(model=model, config=settings)  # pyright: ignore[reportUnknownMemberType]
     engine = made[0]
     engine.eval()
