@@ -10,7 +10,7 @@ import pytest
 
 from cwdpo.cli.plans import Asked, plan_recipe
 from cwdpo.errors import ModelError, RecipeError
-from cwdpo.planning import Said, model_of, parse_gpus, read_layout, read_rows
+from cwdpo.planning import Assumptions, Planner, Said, model_of, parse_gpus, read_layout, read_rows
 from cwdpo.planning.gpus import Layout
 from cwdpo.planning.memory import standing
 from cwdpo.planning.models import bare_model, depths_of, model_config, size_of
@@ -88,6 +88,32 @@ def test_sampling_is_shared_round_by_round(tmp_path: Path) -> None:
             seconds[at_once, gpus] = first["seconds"]
     assert seconds[4, 4] == pytest.approx(seconds[4, 1] / 4)
     assert seconds[16, 1] == pytest.approx(seconds[16, 4])
+
+
+def test_sampling_with_shared_weights(tmp_path: Path) -> None:
+    """Every token, and the prompts once, wait for all layers: bytes over the links; a live reference is held too.
+
+    One update of 8 prompts in batches of 4, on two GPUs one batch each: 1 + 3 gatherings. Float32 weights travel in the
+    type of the computation.
+    """
+    small = ("stage1.enabled=false", "probes.every=0", "evaluation.prompts=0", "stage2.objective=grpo")
+    sets = (*small, "stage2.max_steps=1", "stage2.rollout_batch_size=4", "stage2.max_new_tokens=3")
+    slow = Assumptions(link=1e6)  # so that nothing else takes longer
+    for changes, bytes_a_weight in (((), 4), (("model.dtype=bfloat16",), 2)):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("name: planned\n", encoding="utf-8")
+        found, config = model_of(load_recipe(recipe, [*SMALL, *sets, *changes]))
+        rows = read_rows(found, config, Said())
+        planner = Planner(found, parse_gpus("2xA100-40"), Layout("zero3"), rows, assume=slow)
+        step, size = planner.steps()[0], planner.size()
+        layers = size.bytes - size.outside
+        assert step.name == "rollouts" and layers > size.bytes / 2
+        assert step.seconds == pytest.approx(4 * layers * bytes_a_weight / 4 / 1e6)
+        # A frozen copy of the model, half of it on each GPU; none where the KL divergence weighs nothing.
+        assert step.memory["reference"] == size.bytes // 2
+        stage2 = found.stage2.model_copy(update={"kl": 0.0})
+        without = planner.changed(recipe=found.model_copy(update={"stage2": stage2})).steps()
+        assert all("reference" not in other.memory for other in without)
 
 
 def test_json_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from cwdpo.planning.gpus import Layout
 from cwdpo.planning.models import Size
 from cwdpo.planning.steps import Taken
 
-__all__ = ["RESERVE", "held", "moving", "standing", "weights"]
+__all__ = ["RESERVE", "gathered_layers", "held", "moving", "standing", "weights"]
 
 GIB = 2**30
 RESERVE = 1.5 * GIB
@@ -32,8 +32,17 @@ def moving(size: Size, layout: Layout, ranks: int, half: bool) -> int:
     """Return the bytes that come and go where weights are shared: two layers at once, and what is in no layer."""
     if ranks == 1 or not layout.shares_weights:
         return 0
-    ratio = 0.5 if half and size.bytes >= 4 * size.weights else 1.0  # float32 weights are gathered in bfloat16
-    return int(ratio * (size.outside + 2 * size.block))
+    return int(_as_gathered(size, half) * (size.outside + 2 * size.block))
+
+
+def gathered_layers(size: Size, half: bool) -> float:
+    """Return the bytes that a GPU gets where all layers of a shared model are gathered once."""
+    return _as_gathered(size, half) * (size.bytes - size.outside)
+
+
+def _as_gathered(size: Size, half: bool) -> float:
+    """Return the share of the weights' bytes that travels: float32 weights are gathered in bfloat16."""
+    return 0.5 if half and size.bytes >= 4 * size.weights else 1.0
 
 
 def standing(size: Size, layout: Layout, ranks: int, half: bool) -> Counter[str]:

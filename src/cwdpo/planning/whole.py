@@ -14,7 +14,7 @@ from cwdpo.models.sharding import LARGEST_WHOLE
 from cwdpo.pipeline.preparing import takes_negatives, takes_pairs
 from cwdpo.planning.disk import checkpoint, saved_model
 from cwdpo.planning.gpus import Gpus, Layout
-from cwdpo.planning.memory import GIB, held, moving, standing, together, weights
+from cwdpo.planning.memory import GIB, gathered_layers, held, moving, standing, together, weights
 from cwdpo.planning.models import Size, bare_model, depths_of, model_config, size_of
 from cwdpo.planning.rows import Rows, of_lengths
 from cwdpo.planning.steps import Taken, Work, take
@@ -211,8 +211,7 @@ class Planner:
         )
         memory = standing(self.size(), self.layout, ranks, self.half) + held(taken, self.layout, ranks)
         flops = 0.0
-        live = name == "stage2" and self.recipe.stage2.reference == "live"
-        if live and STAGE2_METHODS[self.recipe.stage2.objective].reference:
+        if name == "stage2" and self._has_live_reference:
             memory += self._live_reference()
             flops += self.updates(name) * s.batch_size * self._forward(responses)
         flops += self.updates(name) * s.batch_size * self._share(taken, micro, responses)
@@ -221,6 +220,12 @@ class Planner:
             checkpointed += f", {taken.host / GIB:.1f} GiB for each GPU in main memory"
         what = f"{self.updates(name)} updates of {s.batch_size} prompts × {responses}, {micro} at once{checkpointed}"
         return self._step(name, what, memory, flops)
+
+    @property
+    def _has_live_reference(self) -> bool:
+        s = self.recipe.stage2
+        method = STAGE2_METHODS[s.objective]
+        return method.reference and s.reference == "live" and (s.kl > 0 or not method.on_policy)
 
     def _live_reference(self) -> Counter[str]:
         """Return what a reference that is run in every step holds: a frozen copy, or that of an adapter."""
@@ -304,9 +309,12 @@ class Planner:
         prompts = self.updates("stage2") * s.batch_size
         what = f"{s.samples} responses to each of {prompts} prompts, {s.rollout_batch_size} at once"
         together = min(prompts, s.rollout_updates * s.batch_size)
-        return self._generation(
+        step = self._generation(
             "rollouts", what, prompts, s.rollout_batch_size, s.samples, s.max_new_tokens, in_training=together
         )
+        if not self._has_live_reference:
+            return step
+        return replace(step, memory=dict(Counter(step.memory) + self._live_reference()))
 
     def _generation(
         self, name: str, what: str, prompts: int, batch: int, copies: int, new: int, *, in_training: int = 0
@@ -327,7 +335,8 @@ class Planner:
         memory["logits"] = 3 * 4 * batch * copies * size.vocabulary
         memory["cache"] = math.ceil(batch * copies * (largest.prompt + largest.visual + new) * size.keys * width)
         large = size.bytes > LARGEST_WHOLE * self.gpus.gpu.gib * GIB
-        in_parts = not in_training and large and self.layout.shares_weights and self.gpus.count > 1
+        in_parts = bool(in_training or large) and self.layout.shares_weights and self.gpus.count > 1
+        gathering = in_parts * gathered_layers(size, self.half) / self.assume.link
         if in_training:
             memory += standing(size, self.layout, self.gpus.count, self.half)
         elif in_parts:
@@ -344,12 +353,15 @@ class Planner:
             (size.bytes + kept) / (gpu.bandwidth * self.assume.bandwidth),
             2.0 * size.language * batch * copies / (gpu.flops * self.assume.utilisation),
             size.layers * self.assume.launch,
-            in_parts * (size.bytes - size.outside) / self.assume.link,
+            gathering,
         )
-        seconds = batches * (batch * read / (gpu.flops * self.assume.utilisation) + new * token)
+        first = max(batch * read / (gpu.flops * self.assume.utilisation), gathering)
+        seconds = batches * (first + new * token)
         flops = prompts * (read + copies * new * 2.0 * size.language)
         shared = rounds * math.ceil(batches / rounds / self.gpus.count) / batches
-        return Step(name, what + ", weights shared" * in_parts, dict(memory), flops, seconds * shared)
+        return Step(
+            name, what + ", weights shared" * (in_parts and not in_training), dict(memory), flops, seconds * shared
+        )
 
     def _step(self, name: str, what: str, memory: Counter[str], flops: float) -> Step:
         speed = self.gpus.count * self.gpus.gpu.flops * self.assume.utilisation

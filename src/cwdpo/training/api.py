@@ -170,6 +170,7 @@ class CWDPOTrainer(GroupTrainer):
         self._ref_model = ref_model
         self._fresh = peft_config is not None
         self._filled = False
+        self._wrapped_reference: Any = None
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
             ref_model.requires_grad_(False)
@@ -209,7 +210,7 @@ class CWDPOTrainer(GroupTrainer):
         if isinstance(reference, LiveReference):
             reference.scorer = self.shared_scorer
             if self.wraps_readers and reference.model is not None:
-                reference.model = self.shard(reference.model)
+                reference.model = self._wrapped_reference = self.shard(reference.model)
 
     @property
     def caches_reference(self) -> bool:
@@ -273,8 +274,7 @@ class CWDPOTrainer(GroupTrainer):
     def release(self) -> None:
         """Let go of what DeepSpeed would keep in memory, of a live reference too."""
         super().release()
-        if isinstance(self.reference, LiveReference):
-            self.let_go(self.reference.model)
+        self.let_go(self._wrapped_reference)
 
     def _check_identity(self, target: Any, identity: Path, *, resuming: bool) -> None:
         if resuming and identity.is_file():
