@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ logging.disable_progress_bar()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Quiet what transformers says about itself."""
+    """Quiet what transformers says about itself; hear interrupts, which a job in the background is born deaf to."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for what in ("__array__ implementation.*:DeprecationWarning", ".*gradient_checkpointing.*:FutureWarning"):
         config.addinivalue_line("filterwarnings", f"ignore:{what}")
 
