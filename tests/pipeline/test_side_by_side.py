@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cwdpo.errors import DataError, RunError
@@ -107,12 +108,15 @@ def test_runs_end_when_the_one_that_asked_is_killed(tmp_path: Path, tiny_folder:
     asking.start()
     logs = [tmp_path / name / "stage1" / "metrics.jsonl" for name in runs]
     _wait_for(lambda: all(log.is_file() for log in logs))
+    workers = psutil.Process(asking.pid).children(recursive=True)
+    assert len(workers) >= 2
     asking.kill()
     asking.join()
     _wait_for(lambda: all(_is_free(*run) for run in runs.values()))
     for name in runs:
         checkpoints = list((tmp_path / name / "stage1" / "checkpoints").glob("checkpoint-*"))
         assert [c for c in checkpoints if (c / "complete.json").is_file()], name
+    assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
 def _ask(runs: dict[str, tuple[Path, Recipe]]) -> None:

@@ -128,6 +128,9 @@ def _work(tasks: Any, events: Any, parent: int, prepare: Callable[[], None] | No
             events.put((name, _ENDED, None, error, traceback.format_exc()))
         else:
             events.put((name, _ENDED, summary, None, ""))
+        if os.getppid() != parent:
+            events.cancel_join_thread()  # nobody takes what was said, or gives another task
+            return
 
 
 def _unpack(summary: dict[str, Any] | None, error: BaseException | None, where: str) -> dict[str, Any]:
