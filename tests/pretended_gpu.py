@@ -171,9 +171,9 @@ def pretended_gpu(*, float64: bool = True) -> Generator[None]:
 
     global _float64
     _float64 = float64
-    PartialState.default_device = property(lambda _: DEVICE)  # pyright: ignore
+    PartialState.default_device = property(lambda _: DEVICE)
     settle = TrainingArguments.device.fget
-    TrainingArguments.device = property(lambda self: DEVICE if settle(self) is not None else None)  # pyright: ignore
+    TrainingArguments.device = property(lambda self: DEVICE if settle(self) is not None else None)
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is made on the CPU, then moved
     with _Operations(), _Lists():

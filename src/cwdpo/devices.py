@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from cwdpo.launcher import is_set
+
 __all__ = [
     "RandomState",
     "capture_random",
@@ -30,8 +32,7 @@ def device() -> torch.device:
     `accelerate launch --cpu` (ACCELERATE_USE_CPU) keeps everything on the CPU.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
-    return torch.device("cpu") if found is None or on_cpu else found
+    return torch.device("cpu") if found is None or is_set("ACCELERATE_USE_CPU") else found
 
 
 def stay_on_cpu() -> None:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed
 
+from cwdpo.devices import has_accelerator
 from cwdpo.errors import PeerError, UserError, one_line
-from cwdpo.zero_settings import launched_stage
+from cwdpo.launcher import is_set, launched_stage
 
 __all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
 
@@ -272,17 +272,13 @@ def _take_over_reading() -> None:
     """
     global _reads_once
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    if _is_set("ACCELERATE_USE_FSDP") and _is_set(name):
+    if is_set("ACCELERATE_USE_FSDP") and is_set(name):
         _reads_once, os.environ[name] = True, "false"
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true")
 
 
 def _shares_weights() -> bool:
     """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
-    return _is_set("ACCELERATE_USE_FSDP") or launched_stage() == 3
+    return is_set("ACCELERATE_USE_FSDP") or launched_stage() == 3
 
 
 def join_processes() -> Processes:
@@ -290,7 +286,7 @@ def join_processes() -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.accelerator.is_available())
+        PartialState(cpu=not has_accelerator())
     _take_over_reading()
     return processes()
 

@@ -9,6 +9,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from cwdpo.devices import device, device_name, has_accelerator
 from cwdpo.errors import RecipeError
+from cwdpo.launcher import is_set
 from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
 from cwdpo.pipeline.correction import correct_run
@@ -79,11 +80,7 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
     Raises:
         RecipeError: The recipe, or accelerate's configuration, asks for it.
     """
-
-    def set_to_true(name: str) -> bool:
-        return os.environ.get(name, "").lower() in ("1", "true")
-
-    if ranks == 1 or not (set_to_true("ACCELERATE_USE_FSDP") or set_to_true("ACCELERATE_USE_DEEPSPEED")):
+    if ranks == 1 or not (is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")):
         return
     if processes().reads_once and os.environ.get("FSDP_VERSION") != "2":
         raise RecipeError(
@@ -95,7 +92,7 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
         "probes.early_stop": recipe.probes.early_stop,
     }
     setting = os.environ.get("FSDP_VERSION"), os.environ.get("FSDP_STATE_DICT_TYPE")
-    if set_to_true("ACCELERATE_USE_FSDP") and setting != ("2", "SHARDED_STATE_DICT"):
+    if is_set("ACCELERATE_USE_FSDP") and setting != ("2", "SHARDED_STATE_DICT"):
         for key, value in from_shards.items():
             if value is not None:
                 raise RecipeError(

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 
 from cwdpo.errors import RecipeError, one_line
+from cwdpo.launcher import zero_section
 from cwdpo.recipe.plain_yaml import parse_yaml
 from cwdpo.training.throughput import peak_flops
-from cwdpo.zero_settings import zero_section
 
 __all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
 

@@ -16,10 +16,10 @@ from cwdpo.errors import ModelError, one_line
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.models.loading import add_lora, freeze_parts, part_of
 from cwdpo.planning.packed import PackedLinear, pack_layers
-from cwdpo.recipe import LoraSection, ModelSection
+from cwdpo.recipe import LoraSection, ModelSection, Recipe
 from cwdpo.scenes import base_path
 
-__all__ = ["Depths", "Size", "bare_model", "depths_of", "model_config", "size_of", "stack_of"]
+__all__ = ["Depths", "Size", "bare_model", "depths_of", "model_config", "model_of", "size_of", "stack_of"]
 
 
 def _qwen2_5_vl(hidden: int, layers: int, heads: int, keys: int, inner: int, vision_inner: int) -> dict[str, Any]:
@@ -351,3 +351,13 @@ def _met(parameter: Any, text: Any) -> int:
     if experts and chosen and parameter.ndim == 3 and parameter.shape[0] == experts:
         return parameter.numel() * chosen // experts
     return parameter.numel()
+
+
+def model_of(recipe: Recipe) -> tuple[Recipe, Any]:
+    """Return a recipe with the adapters that its model comes with, and the model's configuration.
+
+    Raises:
+        ModelError: There is no configuration at hand.
+    """
+    config, lora = model_config(recipe.model)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})}), config

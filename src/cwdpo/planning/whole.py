@@ -20,7 +20,7 @@ from cwdpo.planning.rows import Rows, of_lengths
 from cwdpo.planning.steps import Taken, Work, take
 from cwdpo.recipe import ON_POLICY, STAGE2_METHODS, Recipe, SourceMix, StageSection
 
-__all__ = ["Assumptions", "Planner", "Step", "model_of"]
+__all__ = ["Assumptions", "Planner", "Step"]
 
 
 @dataclass(frozen=True)
@@ -391,13 +391,3 @@ class Planner:
 
 def _key(section: Any, dtype: Any) -> tuple[Any, ...]:
     return (section.model_dump_json(), str(dtype))
-
-
-def model_of(recipe: Recipe) -> tuple[Recipe, Any]:
-    """Return a recipe with the adapters that its model comes with, and the model's configuration.
-
-    Raises:
-        ModelError: There is no configuration at hand.
-    """
-    config, lora = model_config(recipe.model)
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": lora})}), config

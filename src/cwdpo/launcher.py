@@ -1,4 +1,4 @@
-"""What accelerate's launcher and DeepSpeed's own file say about ZeRO."""
+"""What accelerate's launcher says: its switches in the environment, and what DeepSpeed's own file says about ZeRO."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 from cwdpo.errors import RecipeError, one_line
 
-__all__ = ["launched_stage", "zero_section"]
+__all__ = ["is_set", "launched_stage", "zero_section"]
+
+
+def is_set(name: str) -> bool:
+    """Whether a switch in the environment is on, in one of the words that accelerate takes."""
+    return os.environ.get(name, "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 def zero_section(config: str) -> Mapping[str, Any]:
@@ -42,7 +47,7 @@ def launched_stage() -> int:
     Raises:
         RecipeError: As `zero_section`.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in ("1", "true"):
+    if not is_set("ACCELERATE_USE_DEEPSPEED"):
         return 0
     config = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     stage = "auto" if config == "none" else zero_section(config).get("stage", 0)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cwdpo.errors import RecipeError
+from cwdpo.launcher import launched_stage, zero_section
 from cwdpo.processes import join_processes
-from cwdpo.zero_settings import launched_stage, zero_section
 from sharding_on_cpu import in_processes
 
 
