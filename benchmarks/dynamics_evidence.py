@@ -23,12 +23,12 @@ import torch
 from transformers.utils import logging as notices
 
 from common import hardware
-from cwdpo.dynamics.stopping import SIGNALS, signal_value, watch
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, read_jsonl, write_json
-from cwdpo.pipeline import Run
+from cwdpo.paper.figures import draw_figure
+from cwdpo.probes.early_stopping_rule import SIGNALS, signal_value, watch
 from cwdpo.recipe import Recipe
-from cwdpo.report.figures import draw_figure
+from cwdpo.run import Run
 from provocations import HEALTHY, PROVOKED, run_provocation
 
 ARMS = {"sft_dpo": ("sft", "dpo"), "sftc_cw": ("sft_c", "cw_dpo")}

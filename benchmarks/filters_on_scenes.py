@@ -27,8 +27,8 @@ from cwdpo.negatives.filters import Judge
 from cwdpo.negatives.sources import make_sources
 from cwdpo.recipe import EditorSection, FilterSection, ModelSection, SourceMix
 from cwdpo.scenes import base_path
-from cwdpo.scenes.rows import write_rows
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scenes.scene_rows import write_rows
+from cwdpo.scoring.collator import PromptEncoder
 
 FILTERS = [("support", 1.0), ("support", 0.9), ("support", 0.75), ("rouge_l", 0.95), ("rouge_l", 0.8), ("rouge_l", 0.6)]
 SOURCES = ("beam", "sample", "perturb", "dataset", "other")

@@ -22,8 +22,8 @@ from cwdpo.models.loading import load_model
 from cwdpo.models.processors import load_processor
 from cwdpo.recipe import ModelSection
 from cwdpo.scenes import base_path
-from cwdpo.scenes.rows import write_rows
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scenes.scene_rows import write_rows
+from cwdpo.scoring.collator import PromptEncoder
 
 WAYS: dict[str, dict[str, Any]] = {
     "beam": {"num_beams": 5, "num_return_sequences": 5},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from common import arguments, count_flops, hardware, in_turns, paired_ratio, peak_bytes, report, start, summary
-from cwdpo.training.throughput import peak_flops
+from cwdpo.training.callbacks.throughput import peak_flops
 from sides import Side, ours, trl
 from workload import QWEN_3B, QWEN_7B, TINY, make_model, make_processor, make_rows
 

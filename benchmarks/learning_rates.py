@@ -13,8 +13,8 @@ import torch
 
 from cwdpo.demo import ARMS, demo_recipe
 from cwdpo.files import write_json
-from cwdpo.pipeline import Run
 from cwdpo.recipe import Recipe
+from cwdpo.run import Run
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from torch import distributed
 
+from cwdpo.models.fsdp import share_weights
 from cwdpo.models.loading import load_model
-from cwdpo.models.sharding import share_weights
 from cwdpo.recipe import ModelSection
 from sharding_on_cpu import in_processes
 from tiny_models import tiny_model

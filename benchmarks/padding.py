@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from common import arguments, count_flops, hardware, in_turns, paired_ratio, peak_bytes, report, start, summary
+from cwdpo.scoring.attention_masks import blocks_of, rule_of
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.layouts import Layout
-from cwdpo.scoring.masks import blocks_of, rule_of
+from cwdpo.scoring.sequence_layout import Layout
 from sides import disagreement, ours
 from workload import SMALL, TINY, make_model, make_processor, make_rows
 

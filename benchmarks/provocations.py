@@ -19,10 +19,10 @@ import torch
 from transformers.utils import logging as notices
 
 from cwdpo.files import read_json, write_json, write_jsonl
-from cwdpo.pipeline import Run
 from cwdpo.recipe import Recipe
+from cwdpo.run import Run
 from cwdpo.scenes import base_path
-from cwdpo.scenes.rows import write_rows
+from cwdpo.scenes.scene_rows import write_rows
 
 Row = dict[str, Any]
 ROWS, HELD_OUT, UPDATES = 320, 48, 40

@@ -68,11 +68,11 @@ def settings(data: Path) -> dict[str, Any]:
 def phase(name: str, data: Path, out: Path) -> None:
     """Do one phase in this process; print its facts as JSON."""
     from cwdpo.errors import StoppedError
-    from cwdpo.pipeline import Run
-    from cwdpo.pipeline.data import with_negatives
-    from cwdpo.pipeline.preparing import prepare_data
-    from cwdpo.pipeline.reporter import Silent
     from cwdpo.recipe import Recipe
+    from cwdpo.run import Run
+    from cwdpo.run.prepare_data import prepare_data
+    from cwdpo.run.progress import Silent
+    from cwdpo.run.run_rows import with_negatives
 
     facts: dict[str, Any] = {"imports": time.process_time()}
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from workload import groups_of, lora_config
 
 

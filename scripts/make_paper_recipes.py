@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from cwdpo.files import write_text
-from cwdpo.reproduce.arms import ARMS, BASE, STARTS
-from cwdpo.reproduce.paper import TABLES
-from cwdpo.reproduce.scales import SCALES
+from cwdpo.paper.arms import ARMS, BASE, STARTS
+from cwdpo.paper.paper_tables import TABLES
+from cwdpo.paper.sizes import SCALES
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "paper"
 

@@ -22,7 +22,7 @@ from cwdpo.recipe import (
     Stage1Section,
     Stage2Section,
 )
-from cwdpo.recipe.files import commented_yaml, load_recipe, recipe_differences
+from cwdpo.recipe.load_recipe import commented_yaml, load_recipe, recipe_differences
 
 SOURCE = Path(str(cwdpo.__file__)).parent
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from cwdpo.pipeline.stages import require_batches
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.run.stage_setup import require_batches
 from tiny_runs import CliServer
 
 FOLDER = Path(__file__).parents[1] / "recipes"

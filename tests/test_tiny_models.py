@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from cwdpo.models.processors import load_processor
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.collator import PromptEncoder
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model
 
 

@@ -194,11 +194,6 @@ def _serve() -> None:
     import pycocoevalcap.cider.cider  # noqa: F401
     from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration  # noqa: F401
 
-    import cwdpo.cli.commands
-    import cwdpo.cli.inspect
-    import cwdpo.pipeline
-    import cwdpo.report  # noqa: F401
-
     for line in sys.stdin:
         request = json.loads(line)
         pids: list[int] = []

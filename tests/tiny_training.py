@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.scoring.batch import Scores
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import sample_groups, tiny_model, tiny_processor
 
 QUIET: dict[str, Any] = {

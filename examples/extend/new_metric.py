@@ -41,7 +41,7 @@ class Distance:
 # --8<-- [start:use]
 def watch(trainer: Any, probe_set: Any, folder: Any, every: int = 50) -> None:
     """Read it with the probes."""
-    from cwdpo.training.callbacks import ProbeCallback
+    from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
 
     also = Distance(trainer.model)
     trainer.add_callback(ProbeCallback(probe_set, trainer.scorer, folder, every=every, also=also))

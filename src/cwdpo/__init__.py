@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from cwdpo._version import __version__
 
 if TYPE_CHECKING:
-    from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-    from cwdpo.training.config import CWDPOConfig, SFTCConfig
+    from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+    from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 
 __all__ = ["CWDPOConfig", "CWDPOTrainer", "SFTCConfig", "SFTCTrainer", "__version__"]
 
 _HOMES = {
-    "CWDPOConfig": "cwdpo.training.config",
-    "CWDPOTrainer": "cwdpo.training.api",
-    "SFTCConfig": "cwdpo.training.config",
-    "SFTCTrainer": "cwdpo.training.api",
+    "CWDPOConfig": "cwdpo.training.configs",
+    "CWDPOTrainer": "cwdpo.training.trainers",
+    "SFTCConfig": "cwdpo.training.configs",
+    "SFTCTrainer": "cwdpo.training.trainers",
 }
 
 

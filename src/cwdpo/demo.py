@@ -8,11 +8,11 @@ from typing import Any
 
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_jsonl, write_json
-from cwdpo.pipeline import Reporter, Silent, run_side_by_side, usable_cpus
 from cwdpo.recipe import Recipe
 from cwdpo.report import write_report
+from cwdpo.run import Reporter, Silent, run_side_by_side, usable_cpus
 from cwdpo.scenes.grammar import PROMPT
-from cwdpo.scenes.rows import write_rows
+from cwdpo.scenes.scene_rows import write_rows
 
 __all__ = ["ARMS", "EXTRA_ARMS", "demo_recipe", "paired", "run_demo"]
 

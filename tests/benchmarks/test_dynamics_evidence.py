@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.dynamics.diagnosis import RULES
+from cwdpo.probes.diagnosis.rules import RULES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

@@ -19,9 +19,9 @@ from transformers import AutoModelForImageTextToText
 
 from cwdpo.cli import main
 from cwdpo.data import load_groups
-from cwdpo.data.rows import DataSource
+from cwdpo.data.read_source import DataSource
 from cwdpo.models.processors import load_processor
-from cwdpo.recipe.files import commented_yaml, load_recipe
+from cwdpo.recipe.load_recipe import commented_yaml, load_recipe
 from tiny_models import tiny_image, tiny_model
 from tiny_runs import CliServer, files_of, rows_of, tiny_recipe, write_yaml
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cwdpo.cli.console import RichReporter
-from cwdpo.pipeline.reporter import TrainingFigures
+from cwdpo.run.progress import TrainingFigures
 
 PROBE: dict[str, Any] = {
     "step": 10,

@@ -56,7 +56,7 @@ def groups(draw: st.DrawFn) -> PromptGroup:
 @given(group=groups())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_group_reads_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: PromptGroup) -> None:
-    monkeypatch.setattr("cwdpo.data.rows.missing_file", lambda ref: None)  # the pictures are names only
+    monkeypatch.setattr("cwdpo.data.read_source.missing_file", lambda ref: None)  # the pictures are names only
     path = tmp_path / "groups.jsonl"
     path.write_text(json.dumps(group.to_json(), ensure_ascii=False) + "\n", encoding="utf-8")
     assert load_groups(DataSource(path=path, format="cwdpo", check_images=False)).groups == (group,)

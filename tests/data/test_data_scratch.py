@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cwdpo.data import DataSource, load_groups, split_stages
-from cwdpo.data.rows import read_source
+from cwdpo.data.read_source import read_source
 from cwdpo.data.splits import PARTS
 from cwdpo.errors import DataError
 from cwdpo.files import write_jsonl

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cwdpo.data import DataSource, ImageLimits, PromptGroup, detect_format, load_groups, open_image
-from cwdpo.data.stored import StoredGroups
-from cwdpo.data.tables.tar import TarMember
+from cwdpo.data.jsonl_dataset import StoredGroups
+from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.errors import DataError
 from cwdpo.files import write_jsonl
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cwdpo.data.jsonl_dataset import MappedGroups, StoredGroups
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
-from cwdpo.data.stored import MappedGroups, StoredGroups
 from cwdpo.errors import RunError
 from cwdpo.files import write_jsonl
 

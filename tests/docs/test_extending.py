@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cwdpo.data.schema import PromptGroup, Response
-from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.scoring.collator import PromptEncoder
 from pair_examples import assert_coefficients_measured, close, example_pairs
 from tiny_models import tiny_model, tiny_processor
 from tiny_training import QUIET, rows, train_dpo, weights
@@ -90,7 +90,7 @@ def watched_by(processor: Any, data: list[Any], folder: Path) -> Any:
         def add_callback(self, callback: Any) -> None:
             self.callback = callback
 
-    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.scoring.shared_prefix import AutoScorer
 
     taken = Taken()
     taken.scorer = AutoScorer()

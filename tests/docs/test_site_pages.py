@@ -14,8 +14,8 @@ from method_pages import findings_page, methods_page, rule_texts
 from recipe_page import keys, recipe_page
 
 from cwdpo.data import load_groups
-from cwdpo.data.formats import detect_format
-from cwdpo.data.rows import DataSource
+from cwdpo.data.detect_format import detect_format
+from cwdpo.data.read_source import DataSource
 from cwdpo.recipe import METHODS, Recipe
 from cwdpo.report import write_report
 from tiny_models import tiny_image

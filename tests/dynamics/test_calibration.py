@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from cwdpo.dynamics.calibration import Calibration
+from cwdpo.probes.calibration import Calibration
 
 torch.set_num_threads(1)
 unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.dynamics.diagnosis import RULES, Finding, StageFacts, diagnose, write_diagnosis
+from cwdpo.probes.diagnosis.rules import RULES, Finding, StageFacts, diagnose, write_diagnosis
 from cwdpo.recipe import Stage1Section, Stage2Section
 
 STEPS = (0, 10, 20, 30)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial import distance
 from torch import Tensor
 
-from cwdpo.dynamics.divergence import entropy, jensen_shannon, total_variation
+from cwdpo.probes.divergence import entropy, jensen_shannon, total_variation
 
 torch.set_num_threads(1)
 unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure

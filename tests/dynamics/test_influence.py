@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from cwdpo.dynamics.influence import Influence, SampleLoss, belief_geometry, measure_influence, update_gradient
-from cwdpo.dynamics.kernel import exact_kernel, jacobian, projected_kernel_norm
 from cwdpo.errors import DataError
+from cwdpo.probes.entk import exact_kernel, jacobian, projected_kernel_norm
+from cwdpo.probes.influence import Influence, SampleLoss, belief_geometry, measure_influence, update_gradient
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SharedPrefixScorer
-from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_training import differing, fresh, rows, weights
 
 LOSSES: dict[str, Any] = {

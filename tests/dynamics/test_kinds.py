@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cwdpo.data.schema import PromptGroup, Response
-from cwdpo.dynamics.kinds import KINDS, with_kinds
 from cwdpo.errors import DataError
+from cwdpo.probes.probe_responses import KINDS, with_kinds
 
 
 def group(name: str, text: str, references: tuple[str, ...] = ()) -> PromptGroup:

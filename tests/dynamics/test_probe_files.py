@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.training.probe_files import PromptFile, TokenFile
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.training.callbacks.probe_writer import PromptFile, TokenFile
 from tiny_training import fresh, rows, scores_of
 
 

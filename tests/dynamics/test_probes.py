@@ -14,14 +14,14 @@ from peft import get_peft_model
 from torch import Tensor
 
 from cwdpo.data.schema import Response
-from cwdpo.dynamics.probes import ProbeSet, kind_of
 from cwdpo.errors import DataError
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import AutoScorer
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.callbacks import MetricsFile, ProbeCallback, probe_scalars
-from cwdpo.training.config import CWDPOConfig
+from cwdpo.probes.reading import ProbeSet, kind_of
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, ProbeCallback, probe_scalars
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import CWDPOTrainer
 from tiny_models import tiny_image
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, scores_of, weights
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.dynamics.stopping import SIGNALS, Verdict, signal_value, watch
+from cwdpo.probes.early_stopping_rule import SIGNALS, Verdict, signal_value, watch
 
 
 def test_watch_by_hand() -> None:

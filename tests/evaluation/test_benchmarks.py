@@ -17,11 +17,11 @@ from cwdpo.cli.app import app
 from cwdpo.cli.commands import inference_model
 from cwdpo.data.schema import Response
 from cwdpo.errors import DataError
-from cwdpo.evaluation.answers import draw_choice, open_is_right, read_choice, read_letter_or_text, read_open
 from cwdpo.evaluation.benchmarks import READERS, read_mmbench, read_mmmu, score_mmbench, score_mmmu
+from cwdpo.evaluation.parse_answers import draw_choice, open_is_right, read_choice, read_letter_or_text, read_open
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.logprobs import scores_from_logits
 from tiny_models import tiny_image
 
 GOLDEN = json.loads((Path(__file__).parent / "mmmu_golden.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from captions_tools import GOLD, GOLDEN, TOKENS, fake_java, needs_java
 from cwdpo.evaluation.caption_metrics import METRICS, CaptionScorer
 from cwdpo.evaluation.intervals import bootstrap_mean
 from cwdpo.evaluation.java import Unavailable, find_java, java_first
-from cwdpo.evaluation.tokens import tokenize
+from cwdpo.evaluation.tokenize_captions import tokenize
 
 VALUES = GOLDEN["values"]
 

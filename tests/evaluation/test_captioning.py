@@ -11,7 +11,7 @@ import pytest
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.evaluation.captioning import caption_groups
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.collator import PromptEncoder
 from tiny_models import sample_groups
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cwdpo.cli import main
-from cwdpo.evaluation.metrics import cider
+from cwdpo.evaluation.cider import cider
 from cwdpo.files import read_jsonl, write_json, write_jsonl
 from tiny_models import tiny_image
 

@@ -6,7 +6,7 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 
 from cwdpo.data.words import words
-from cwdpo.evaluation.metrics import cider
+from cwdpo.evaluation.cider import cider
 
 REFERENCES = [
     ["A dog runs on the beach.", "The dog is running, fast!", "a brown dog at the sea"],

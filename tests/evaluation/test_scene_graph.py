@@ -9,7 +9,7 @@ from captions_tools import needs_spacy
 
 from cwdpo.evaluation.java import Unavailable
 from cwdpo.evaluation.scene_graph import Fact, SceneGraphs, f_score
-from cwdpo.evaluation.synonyms import same_meaning
+from cwdpo.evaluation.wordnet import same_meaning
 
 
 def test_synonyms() -> None:

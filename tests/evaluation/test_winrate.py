@@ -20,7 +20,7 @@ from cwdpo.evaluation.judge import Judge, read_opinion
 from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.recipe import JudgeSection
-from cwdpo.scenes.rows import write_rows
+from cwdpo.scenes.scene_rows import write_rows
 
 GROUPS = [PromptGroup(f"p{i}", (), (user_message("what?", 0),), (Response("gold"),)) for i in range(4)]
 GOLD = [["a dog runs", "a brown dog"]] * 4

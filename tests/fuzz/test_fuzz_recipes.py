@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cwdpo.errors import RecipeError
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 FULL: dict[str, Any] = load_recipe().model_dump(mode="json")
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))

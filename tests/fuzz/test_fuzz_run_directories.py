@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cwdpo.errors import UserError
-from cwdpo.pipeline import Run
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.report import write_report
+from cwdpo.run import Run
 from tiny_models import tiny_image
 from tiny_runs import CliServer, tiny_recipe, write_yaml
 

@@ -11,9 +11,9 @@ import safetensors
 import torch
 
 from cwdpo.errors import ModelError
-from cwdpo.models.bare import bare_copy, is_bare, wrap_dealt
+from cwdpo.models.fsdp import share_weights
 from cwdpo.models.loading import add_lora, load_model
-from cwdpo.models.sharding import share_weights
+from cwdpo.models.meta_init import bare_copy, is_bare, wrap_dealt
 from cwdpo.recipe import LoraSection, ModelSection
 from sharding_on_cpu import in_processes
 from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, tiny_model, tiny_processor

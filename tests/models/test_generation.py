@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from cwdpo.models.fsdp import is_sharded, share_weights
 from cwdpo.models.generation import generate, sample_tokens
-from cwdpo.models.sharding import is_sharded, share_weights
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.collator import PromptEncoder
 from sharding_on_cpu import in_processes
 from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 

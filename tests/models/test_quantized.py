@@ -14,16 +14,16 @@ from cwdpo.models.generation import inference
 from cwdpo.models.loading import add_lora, load_model, part_of, state_digest
 from cwdpo.models.quantized import quantized_flops, require_bitsandbytes, weight_count
 from cwdpo.recipe import LoraSection, ModelSection
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SharedPrefixScorer, choose_scorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.scoring.vision import FrozenVision
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.arithmetic import count_arithmetic
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer, choose_scorer
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.flops import count_arithmetic
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import tiny_processor
 from tiny_training import QUIET, logps_of, rows, weights
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cwdpo.errors import RunError, UserError
-from cwdpo.models.sharding import load_shards, shards_of, share_weights
+from cwdpo.models.fsdp import load_shards, shards_of, share_weights
 from cwdpo.processes import Processes
 from sharding_on_cpu import in_processes
 from tiny_models import tiny_model

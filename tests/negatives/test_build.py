@@ -16,11 +16,11 @@ from cwdpo.errors import DataError, RecipeError
 from cwdpo.negatives import NegativePolicy, Negatives, build_negatives
 from cwdpo.negatives.candidates import Candidate
 from cwdpo.negatives.filters import IDENTICAL, Judge
-from cwdpo.negatives.policy import Weigher
+from cwdpo.negatives.generating_model import Weigher
 from cwdpo.negatives.text import normalise
 from cwdpo.recipe import FilterSection, SourceMix
-from cwdpo.recipe.files import load_recipe
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.scoring.collator import PromptEncoder
 from tiny_models import sample_groups
 
 

@@ -16,11 +16,11 @@ from cwdpo.cli.negatives import sparkline
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RunError
-from cwdpo.negatives.export import export_negatives
 from cwdpo.negatives.filters import Judge
-from cwdpo.negatives.survey import SourceFigures, survey
+from cwdpo.negatives.source_statistics import SourceFigures, survey
+from cwdpo.negatives.write_pairs import export_negatives
 from cwdpo.recipe import FilterSection
-from cwdpo.report.negatives import write_negatives_page
+from cwdpo.report.negatives_page import write_negatives_page
 from tiny_models import sample_groups
 from tiny_runs import CliServer, rows_of, tiny_recipe, write_yaml
 

@@ -12,9 +12,9 @@ import pytest
 from bad_server import Answer, completion, serving
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response, user_message
 from cwdpo.errors import DataError
-from cwdpo.negatives.correcting import Corrections, correct_answers
-from cwdpo.negatives.policy import Asked
-from cwdpo.negatives.rewriter import rewrite_problem
+from cwdpo.negatives.generating_model import Asked
+from cwdpo.negatives.llm_rewrites import rewrite_problem
+from cwdpo.negatives.opa_correction import Corrections, correct_answers
 from cwdpo.recipe import CorrectionSection, EditorSection
 from cwdpo.scenes.world import Scene, Shape
 

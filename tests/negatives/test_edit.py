@@ -21,7 +21,7 @@ from cwdpo.errors import RecipeError
 from cwdpo.negatives.candidates import Candidate
 from cwdpo.negatives.sources.edit import Edit, EditSource, edit_problem, read_edit
 from cwdpo.recipe import EditorSection
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 KEY = "sk-very-secret-0123456789"
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import RecipeError
 from cwdpo.negatives import build_negatives
-from cwdpo.negatives.picking import LEAST_WEIGHT, Picker, draw, frontier
+from cwdpo.negatives.per_update_draw import LEAST_WEIGHT, Picker, draw, frontier
 from cwdpo.recipe import SourceMix, Stage2Mix
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.reference import ReferenceCache
 

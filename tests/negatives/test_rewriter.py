@@ -12,9 +12,9 @@ from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
-from cwdpo.negatives.rewriter import Rewriter, rewrite_problem
+from cwdpo.negatives.llm_rewrites import Rewriter, rewrite_problem
 from cwdpo.recipe import EditorSection
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 
 def rows(*texts: str) -> list[PromptGroup]:

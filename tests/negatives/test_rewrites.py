@@ -8,10 +8,10 @@ import pytest
 
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response
-from cwdpo.negatives.rewrites import REWRITES, reworded, rewritten_by_rules
+from cwdpo.negatives.rule_rewrites import REWRITES, reworded, rewritten_by_rules
 from cwdpo.negatives.sources.perturb import caption_of
 from cwdpo.scenes.grammar import is_correct, parse
-from cwdpo.scenes.rows import write_rows
+from cwdpo.scenes.scene_rows import write_rows
 from cwdpo.scenes.world import Scene
 
 

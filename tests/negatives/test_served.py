@@ -21,9 +21,9 @@ from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
 from cwdpo.errors import RecipeError
 from cwdpo.negatives import build_negatives
-from cwdpo.negatives.sources.served import ServedSource
+from cwdpo.negatives.sources.openai_server import ServedSource
 from cwdpo.recipe import SourceMix
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 KEY = "sk-very-secret-9876543210"
 

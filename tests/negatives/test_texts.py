@@ -15,7 +15,7 @@ from cwdpo.negatives.sources.perturb import PerturbSource, caption_of, change, s
 from cwdpo.negatives.sources.shuffle import shuffled
 from cwdpo.negatives.text import differences, edit_distance, normalise, rouge_l, words
 from cwdpo.scenes.grammar import count_errors, is_correct, paraphrases, parse
-from cwdpo.scenes.rows import sample_scenes
+from cwdpo.scenes.scene_rows import sample_scenes
 
 LEXICON = default_lexicon()
 

@@ -15,7 +15,7 @@ from cwdpo.objectives.altered import Twins, altered_rows
 from cwdpo.objectives.methods import preference_objective
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from tiny_models import sample_groups, tiny_processor
 
 

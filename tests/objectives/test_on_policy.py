@@ -13,7 +13,7 @@ from torch import Tensor
 from cwdpo.objectives.on_policy import OnPolicyObjective, SampledResponse
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup, Scores
-from cwdpo.training.dealing import who_waits
+from cwdpo.training.rollout_order import who_waits
 
 LENGTHS = ((3, 1), (4, 2))
 """Two prompts with two responses each."""

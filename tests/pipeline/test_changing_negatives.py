@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cwdpo.data.schema import REJECTED
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 from tiny_runs import CliServer, assert_same_run, rows_of, step_of, tiny_recipe, write_yaml
 
 MIX = {"max_new_tokens": 5, "beam_width": 3, "batch_size": 4, "dataset": 1}

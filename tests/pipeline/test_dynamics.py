@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cwdpo.errors import DataError, RunError
-from cwdpo.pipeline import Run, Silent
-from cwdpo.pipeline.dynamics import make_probe_set
-from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.paper.figures import draw_figure
 from cwdpo.recipe import Recipe
-from cwdpo.report.figures import draw_figure
+from cwdpo.run import Run, Silent
+from cwdpo.run.run_dir import RunDirectory
+from cwdpo.run.stage_callbacks import make_probe_set
 
 STAGE: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 4, "log_steps": 2, "learning_rate": 1e-3}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
-from cwdpo.pipeline.evaluate import summarise, with_wrong_images
+from cwdpo.run.evaluate_run import summarise, with_wrong_images
 
 
 def group(name: str, image: str | None, *references: str, chosen: str = "a b c d e") -> PromptGroup:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cwdpo.data.jsonl_dataset import StoredGroups
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
-from cwdpo.data.stored import StoredGroups
 from cwdpo.files import write_jsonl
-from cwdpo.pipeline.data import with_every_chosen
+from cwdpo.run.run_rows import with_every_chosen
 from tiny_training import fresh, rows, train_dpo
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cwdpo.errors import RunError
-from cwdpo.pipeline.rundir import RunDirectory
 from cwdpo.recipe import Recipe
+from cwdpo.run.run_dir import RunDirectory
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

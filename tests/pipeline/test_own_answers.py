@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cwdpo.pipeline.run import Run
 from cwdpo.recipe import Recipe
+from cwdpo.run.algorithm1 import Run
 from tiny_runs import CliServer, assert_same_run, tiny_recipe, write_yaml
 
 OPA = {

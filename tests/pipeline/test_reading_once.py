@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cwdpo.models.bare import is_bare
-from cwdpo.models.sharding import is_sharded
-from cwdpo.pipeline import rundir
-from cwdpo.pipeline.rundir import RunDirectory
+from cwdpo.models.fsdp import is_sharded
+from cwdpo.models.meta_init import is_bare
 from cwdpo.processes import join_processes
 from cwdpo.recipe import Recipe
+from cwdpo.run import run_dir as rundir
+from cwdpo.run.run_dir import RunDirectory
 from several_processes import SLOW, one_error
 from sharding_on_cpu import FSDP2, in_processes
 from tiny_models import tiny

@@ -16,8 +16,8 @@ import pytest
 
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import read_json
-from cwdpo.pipeline import Run, Silent, run_side_by_side
 from cwdpo.recipe import Recipe
+from cwdpo.run import Run, Silent, run_side_by_side
 from tiny_runs import assert_same_run, tiny_recipe
 
 LONG = {"stage1": {"max_steps": 4000, "batch_size": 4, "micro_batch_size": 4, "save_steps": 1000}}

@@ -11,9 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cwdpo.files import read_jsonl
-from cwdpo.pipeline import Run
-from cwdpo.pipeline.trackers import tracked
 from cwdpo.recipe import Recipe
+from cwdpo.run import Run
+from cwdpo.run.trackers import tracked
 from tiny_runs import tiny_recipe
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from cwdpo.planning.disk import checkpoint, saved_model
 from cwdpo.planning.gpus import Layout
-from cwdpo.planning.models import Size
+from cwdpo.planning.meta_models import Size
 
 WHOLE = Size(**{field.name: 0 for field in fields(Size)} | {"weights": 1000, "trained": 900, "bytes": 4000})
 LORA = Size(**{field.name: 0 for field in fields(Size)} | {"weights": 1000, "trained": 10, "bytes": 2040})

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from cwdpo.models.loading import add_lora, freeze_parts, load_model
-from cwdpo.planning import steps
-from cwdpo.planning.models import bare_model, depths_of, size_of
-from cwdpo.planning.packed import PackedLinear
-from cwdpo.planning.steps import Work, take
+from cwdpo.planning import step_cost as steps
+from cwdpo.planning.int4_linear import PackedLinear
+from cwdpo.planning.meta_models import bare_model, depths_of, size_of
+from cwdpo.planning.step_cost import Work, take
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer, base_model
-from cwdpo.scoring.shared import SharedPrefixScorer, why_separate
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.scoring.vision import FrozenVision
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer, why_separate
 from cwdpo.training.offloading import OffloadedActivations
 from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
@@ -231,7 +231,7 @@ def test_a_deep_model_is_what_a_few_layers_tell(
         config.vision_config.deepstack_visual_indexes = [1, 3]
     work = Work(section(freeze=[]), groups_of(family, tmp_path), checkpointing=checkpointing)
     drawn_out = take(config, work)
-    monkeypatch.setattr("cwdpo.planning.models.Depths.lowered", lambda self: self)
+    monkeypatch.setattr("cwdpo.planning.meta_models.Depths.lowered", lambda self: self)
     whole = take(config, work)
     assert drawn_out.held.total() == pytest.approx(whole.held.total(), rel=0.01)
     assert drawn_out.flops == pytest.approx(whole.flops, rel=1e-6)

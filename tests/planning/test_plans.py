@@ -13,9 +13,9 @@ from cwdpo.errors import ModelError, RecipeError
 from cwdpo.planning import Assumptions, Planner, Said, model_of, parse_gpus, read_layout, read_rows
 from cwdpo.planning.gpus import Layout
 from cwdpo.planning.memory import standing
-from cwdpo.planning.models import bare_model, depths_of, model_config, size_of
+from cwdpo.planning.meta_models import bare_model, depths_of, model_config, size_of
 from cwdpo.recipe import LoraSection, ModelSection
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["stage1.batch_size=8", "stage2.batch_size=8", "probes.prompts=4"]

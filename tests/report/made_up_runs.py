@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from cwdpo.files import write_json, write_jsonl, write_text
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 START = {"chosen": -0.55, "hard": -1.4, "medium": -2.0, "easy": -3.2}
 FALL = {"dpo": {"chosen": -0.4, "hard": -1.2, "medium": -2.1, "easy": -3.4}}

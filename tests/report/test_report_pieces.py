@@ -13,10 +13,10 @@ from PIL import Image
 
 from cwdpo.report.bars import Bar, HistogramRow, bar_chart, histogram_rows
 from cwdpo.report.pictures import picture_gallery, thumbnail
-from cwdpo.report.records import RunRecord
-from cwdpo.report.rundir import read_runs
-from cwdpo.report.scale import bounds, nice_ticks, signed, text_of, tick_text
+from cwdpo.report.read_run import read_runs
+from cwdpo.report.run_record import RunRecord
 from cwdpo.report.svg import Box, Series, line_chart
+from cwdpo.report.ticks import bounds, nice_ticks, signed, text_of, tick_text
 from cwdpo.report.verdict import compare_runs, describe_run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_up_runs import made_up_run
 
-from cwdpo.report.rundir import read_run, read_runs
+from cwdpo.report.read_run import read_run, read_runs
 from cwdpo.report.seeds import pool_seeds
 from cwdpo.report.verdict import compare_runs
 

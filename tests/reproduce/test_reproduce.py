@@ -14,19 +14,19 @@ import pytest
 
 from cwdpo.errors import RecipeError
 from cwdpo.files import read_json, write_json
-from cwdpo.pipeline import Silent
-from cwdpo.recipe.files import load_recipe
-from cwdpo.reproduce import FIGURES, reproduce, still_to_run
-from cwdpo.reproduce.arms import ARMS, BASE, STARTS
-from cwdpo.reproduce.claims import CLAIMS
-from cwdpo.reproduce.costs import cost_table
-from cwdpo.reproduce.jobs import TUNING_SEED, Job, Workshop
-from cwdpo.reproduce.ledger import judge, judge_together, ledger
-from cwdpo.reproduce.paper import TABLES, Row, Table
-from cwdpo.reproduce.results import differences, table_results
-from cwdpo.reproduce.running import choose_rates
-from cwdpo.reproduce.scales import SCALES
-from cwdpo.reproduce.writing import markdown, rates_chosen
+from cwdpo.paper import FIGURES, reproduce, still_to_run
+from cwdpo.paper.arms import ARMS, BASE, STARTS
+from cwdpo.paper.claims import CLAIMS
+from cwdpo.paper.costs import cost_table
+from cwdpo.paper.execute_runs import choose_rates
+from cwdpo.paper.judge_claims import judge, judge_together, ledger
+from cwdpo.paper.paper_tables import TABLES, Row, Table
+from cwdpo.paper.results import differences, table_results
+from cwdpo.paper.run_plan import TUNING_SEED, Job, Workshop
+from cwdpo.paper.sizes import SCALES
+from cwdpo.paper.table_files import markdown, rates_chosen
+from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.run import Silent
 
 
 def shop(folder: Path, scale: str = "tiny", **more: Any) -> Workshop:
@@ -258,7 +258,7 @@ def test_costs_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest
         turns.append(name)
         return cost[name]
 
-    monkeypatch.setattr("cwdpo.reproduce.costs._turn", turn)
+    monkeypatch.setattr("cwdpo.paper.costs._turn", turn)
     with pytest.raises(KeyboardInterrupt):
         cost_table(made)
     rows = {row["entry"]: row["ratio"]["median"] for row in cost_table(made)["rows"]}

@@ -16,7 +16,7 @@ from cwdpo.models.processors import load_processor
 from cwdpo.scenes import base_path
 from cwdpo.scenes.grammar import PROMPT, caption_words, is_correct, sample_caption
 from cwdpo.scenes.render import render
-from cwdpo.scenes.rows import sample_scenes
+from cwdpo.scenes.scene_rows import sample_scenes
 
 MESSAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
 

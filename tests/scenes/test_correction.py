@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwdpo.scenes.correction import corrected
 from cwdpo.scenes.grammar import count_errors, is_correct, sample_caption
-from cwdpo.scenes.negatives import negative
+from cwdpo.scenes.scene_correction import corrected
+from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.world import sample_scene
 
 seeds = st.integers(0, 2**32)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cwdpo.scenes.grammar import Caption, count_errors, is_correct, parse, sample_caption
-from cwdpo.scenes.negatives import negative
+from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.world import Scene, sample_scene
 
 seeds = st.integers(0, 2**32)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
 from cwdpo.scoring.batch import Batch, Scores
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.logprobs import scores_from_logits
 from tiny_models import FAMILIES, MORE_FAMILIES
 
 ALL = (*FAMILIES, *MORE_FAMILIES)

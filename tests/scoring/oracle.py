@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import PromptGroup, Response
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.collator import PromptEncoder
 
 END = {
     "qwen2_vl": "<|im_end|>",

@@ -13,7 +13,7 @@ from oracle import END, image_counts, whole_inputs
 
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import DataError
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_image
 
 Pair = Callable[[str], tuple[Any, Any]]

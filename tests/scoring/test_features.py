@@ -11,10 +11,10 @@ from oracle import image_counts
 from test_vision import collate, lora, step
 
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.features import FeatureCache, Features, merge_features, pack_features
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SharedPrefixScorer
-from cwdpo.scoring.vision import FrozenVision
+from cwdpo.scoring.feature_cache import FeatureCache, Features, merge_features, pack_features
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups
 
 GIB = 2**30

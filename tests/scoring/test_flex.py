@@ -22,12 +22,12 @@ from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_FLEX
 from cwdpo.models.loading import load_model
 from cwdpo.recipe import ModelSection
-from cwdpo.scoring import masks
+from cwdpo.scoring import attention_masks as masks
+from cwdpo.scoring.attention_masks import blocks_of, dense, rule_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
-from cwdpo.scoring.layouts import Layout
-from cwdpo.scoring.masks import blocks_of, dense, rule_of
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.sequence_layout import Layout
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer, choose_scorer
 from tiny_models import sample_groups, tiny_model, tiny_processor
 
 CPU = torch.device("cpu")

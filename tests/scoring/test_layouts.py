@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cwdpo.scoring.attention_masks import dense, rule_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
-from cwdpo.scoring.layouts import Layout
-from cwdpo.scoring.masks import dense, rule_of
+from cwdpo.scoring.sequence_layout import Layout
 
 CPU = torch.device("cpu")
 

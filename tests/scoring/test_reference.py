@@ -14,10 +14,10 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from cwdpo.errors import ModelError, RunError
+from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.reference import CachedReference, LiveReference, ReferenceCache
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.training.api import REFERENCE_ADAPTER, CWDPOTrainer
-from cwdpo.training.config import CWDPOConfig
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import REFERENCE_ADAPTER, CWDPOTrainer
 from tiny_training import QUIET, clone, differing, fresh, logps_of, lora, rows, scores_of, weights
 
 

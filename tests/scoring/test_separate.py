@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 
 from cwdpo.errors import ModelError
 from cwdpo.scoring.batch import Batch, Scores
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer, base_model
-from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.logprobs import scores_from_logits
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]

@@ -19,12 +19,12 @@ from torch import Tensor
 from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
-from cwdpo.scoring import masks
+from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring import shared as module
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
-from cwdpo.scoring.layouts import Layout, positions
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.sequence_layout import Layout, positions
+from cwdpo.scoring.shared_prefix import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
 from tiny_models import HYBRID, sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]

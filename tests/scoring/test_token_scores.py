@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cwdpo.scoring import token_scores as module
 from cwdpo.scoring.batch import ResponseLogits
-from cwdpo.scoring.token_scores import scores_from_logits, token_scores
+from cwdpo.scoring.logprobs import scores_from_logits, token_scores
 
 
 def plain(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,11 +11,11 @@ from oracle import image_counts
 from peft import LoraConfig, get_peft_model
 
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.shared import SharedPrefixScorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.scoring.vision import FrozenVision
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 
 LANGUAGE = r".*(language_model|text_model).*\.(q|v)_proj"

@@ -16,9 +16,9 @@ from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.recipe import STAGE2_METHODS
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.config import CWDPOConfig
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import (
     QUIET,
     differing,

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from cwdpo.errors import RecipeError
 from cwdpo.recipe import Stage1Section, Stage2Section
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 
 BAD: list[tuple[type, str, Any]] = [
     (SFTCConfig, "objective", "dpo"),

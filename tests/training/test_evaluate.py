@@ -10,8 +10,8 @@ import torch
 from test_invariance import CASES, RESPONSES
 
 from cwdpo.errors import DataError, RunError
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import tiny_processor
 from tiny_training import QUIET, differing, fresh, rows, scores_of, train_dpo, train_sft, trl_rows, weights
 

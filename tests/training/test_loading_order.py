@@ -10,8 +10,8 @@ import torch
 
 from cwdpo.data.images import image_size
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.training.lengths import LengthGrouped, estimated_length
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.training.length_grouping import LengthGrouped, estimated_length
 from tiny_models import FAMILIES, sample_groups, tiny_processor
 from tiny_training import clone, differing, fresh, rows, train_dpo, train_sft, weights
 
@@ -96,7 +96,7 @@ def test_grouped_training_goes_on_in_the_same_order(tmp_path: Path) -> None:
     whole = train_sft(clone(model), processor, groups, tmp_path / "whole", **args)
     random = train_sft(clone(model), processor, groups, tmp_path / "r", **args | {"train_sampling_strategy": "random"})
     assert differing(weights(whole.model), weights(random.model)) != []
-    from cwdpo.training.api import SFTCTrainer
+    from cwdpo.training.trainers import SFTCTrainer
 
     again = SFTCTrainer(clone(model), whole.args, groups, processing_class=processor)  # type: ignore[arg-type]
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-8"))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import NonFiniteError
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.training.api import SFTCTrainer
-from cwdpo.training.callbacks import ProbeCallback
-from cwdpo.training.config import SFTCConfig
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.configs import SFTCConfig
+from cwdpo.training.trainers import SFTCTrainer
 from tiny_training import QUIET, differing, fresh, rows, train_dpo, train_sft, weights
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from cwdpo.errors import ModelError
 from cwdpo.models.loading import add_lora
 from cwdpo.recipe import LoraSection, ModelSection
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.config import CWDPOConfig
+from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.offloading import OffloadedActivations
+from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, differing, fresh, rows, weights
 
 

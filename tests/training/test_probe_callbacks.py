@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from cwdpo.dynamics.diagnosis import StageFacts
-from cwdpo.dynamics.probes import ProbeSet
 from cwdpo.errors import RecipeError
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.shared import AutoScorer
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.callbacks import ProbeCallback
-from cwdpo.training.config import CWDPOConfig
-from cwdpo.training.diagnosis import DiagnosisCallback
-from cwdpo.training.early_stopping import ProbeEarlyStopping
+from cwdpo.probes.diagnosis.rules import StageFacts
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.training.callbacks.early_stopping import ProbeEarlyStopping
+from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
+from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, trl_rows, weights
 
 trl = pytest.importorskip("trl")

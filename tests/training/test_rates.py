@@ -14,9 +14,9 @@ from torch import Tensor
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.models.loading import add_lora, part_of
 from cwdpo.recipe import LoraSection, ModelSection
-from cwdpo.recipe.files import load_recipe
-from cwdpo.training.api import SFTCTrainer
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import SFTCTrainer
 from tiny_runs import CliServer, rows_of, tiny_recipe, write_yaml
 from tiny_training import QUIET, differing, fresh, rows, weights
 

@@ -18,13 +18,13 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import TrainerCallback
 
-import cwdpo.training.sealed as sealed_module
-from cwdpo.dynamics.probes import ProbeSet
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.callbacks import MetricsFile, ProbeCallback, StopOnSignal
+import cwdpo.training.checkpointing as sealed_module
+from cwdpo.probes.reading import ProbeSet
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, ProbeCallback, StopOnSignal
 from cwdpo.training.checkpoints import MARKER, last_checkpoint
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import sample_groups
 from tiny_training import QUIET, differing, fresh, lora, rows, train_sft, weights
 

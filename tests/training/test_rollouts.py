@@ -15,14 +15,14 @@ from cwdpo.errors import DataError, RecipeError
 from cwdpo.models.generation import sample_tokens
 from cwdpo.objectives.on_policy import SampledResponse
 from cwdpo.scoring.batch import Batch, EncodedGroup
-from cwdpo.scoring.prompts import prompt_inputs
-from cwdpo.scoring.separate import SeparateScorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.callbacks import MetricsFile
+from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.generation_inputs import prompt_inputs
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile
 from cwdpo.training.checkpoints import last_checkpoint
-from cwdpo.training.config import CWDPOConfig
-from cwdpo.training.critic import Critic, scores_and_features
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import CWDPOTrainer
+from cwdpo.training.value_function import Critic, scores_and_features
 from tiny_training import QUIET, differing, fresh, largest_difference, lora, rows, weights
 
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "samples": 3}

@@ -14,15 +14,15 @@ from transformers import TrainerCallback
 
 from cwdpo.devices import peak_memory
 from cwdpo.models.loading import freeze_parts
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
-from cwdpo.scoring.features import FeatureCache
-from cwdpo.scoring.shared import AutoScorer, SharedPrefixScorer
-from cwdpo.scoring.vision import FrozenVision
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.arithmetic import count_arithmetic, encoded_tokens
-from cwdpo.training.callbacks import MetricsFile
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
-from cwdpo.training.throughput import Speed, Stopwatch, Throughput, peak_flops, shown
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.feature_cache import FeatureCache
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.shared_prefix import AutoScorer, SharedPrefixScorer
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile
+from cwdpo.training.callbacks.throughput import Speed, Stopwatch, Throughput, peak_flops, shown
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.flops import count_arithmetic, encoded_tokens
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, train_dpo, weights
 
 

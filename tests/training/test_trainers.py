@@ -17,8 +17,8 @@ from cwdpo.errors import ModelError, RecipeError
 from cwdpo.models.loading import freeze_parts, load_model, part_of
 from cwdpo.models.processors import load_processor
 from cwdpo.recipe import ModelSection
-from cwdpo.training.api import CWDPOTrainer, SFTCTrainer
-from cwdpo.training.config import CWDPOConfig, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import tiny_processor
 from tiny_training import QUIET, differing, fresh, logps_of, lora, rows, train_dpo, train_sft, trl_rows, weights
 

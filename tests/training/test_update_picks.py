@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 from cwdpo.data.schema import REJECTED
 from cwdpo.recipe import RefreshSection
 from cwdpo.scoring.batch import Batch
-from cwdpo.training.api import CWDPOTrainer
-from cwdpo.training.config import CWDPOConfig
-from cwdpo.training.refreshing import is_due
+from cwdpo.training.callbacks.refresh_stop import is_due
+from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, differing, fresh, rows, weights
 
 

@@ -30,10 +30,10 @@ def run_benchmark(
     """Answer the questions, score, print a table and write everything."""
     from cwdpo.evaluation.benchmarks import READERS, Question, score_mmbench, score_mmmu
     from cwdpo.evaluation.captioning import caption_groups
-    from cwdpo.evaluation.likelihood import likeliest, option_logps
+    from cwdpo.evaluation.option_likelihood import likeliest, option_logps
     from cwdpo.models.loading import folder_digest
     from cwdpo.scenes import base_path
-    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.scoring.shared_prefix import AutoScorer
 
     require_writable(out)
     questions = READERS[name](data)[:limit]

@@ -23,7 +23,7 @@ from cwdpo.recipe import (
     Stage1Section,
     Stage2Section,
 )
-from cwdpo.recipe.files import commented_yaml, load_recipe
+from cwdpo.recipe.load_recipe import commented_yaml, load_recipe
 
 __all__ = [
     "caption_images",
@@ -87,9 +87,9 @@ def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
     """Run a recipe and write its report."""
     from cwdpo.cli.console import RichReporter
     from cwdpo.cli.tables import summary_table
-    from cwdpo.pipeline import Run
     from cwdpo.processes import processes
     from cwdpo.report import write_report
+    from cwdpo.run import Run
 
     recipe = _recipe_of_all(path, overrides)
     folder = out or Path("runs") / path.stem
@@ -130,9 +130,9 @@ def inference_model(path: str, *, exact: bool = False) -> tuple[Any, Any]:
     from cwdpo.devices import device
     from cwdpo.models.loading import load_model, sequence_limit
     from cwdpo.models.processors import load_processor
-    from cwdpo.pipeline.models import require_model, require_tokenizer
+    from cwdpo.run.model_checks import require_model, require_tokenizer
     from cwdpo.scenes import base_path
-    from cwdpo.scoring.encode import PromptEncoder, require_template
+    from cwdpo.scoring.collator import PromptEncoder, require_template
 
     path = str(base_path()) if path == "scenes" else path
     require_model(path)
@@ -152,8 +152,8 @@ def score_file(
     from cwdpo.losses import cooling_weight
     from cwdpo.models.generation import inference
     from cwdpo.scoring.batch import Batch
-    from cwdpo.scoring.shared import AutoScorer
-    from cwdpo.scoring.token_scores import scores_from_logits
+    from cwdpo.scoring.logprobs import scores_from_logits
+    from cwdpo.scoring.shared_prefix import AutoScorer
 
     if tau <= 0:
         raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")

@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cwdpo.pipeline.reporter import Teller, TrainingFigures
-from cwdpo.training.throughput import shown
+from cwdpo.run.progress import Teller, TrainingFigures
+from cwdpo.training.callbacks.throughput import shown
 
 __all__ = ["RichReporter", "quiet_libraries"]
 

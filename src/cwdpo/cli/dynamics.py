@@ -111,7 +111,7 @@ def figure(
     Runs with the same objectives count as seeds of one another and are drawn as a mean with its range.
     """
     from cwdpo.cli.commands import require_writable
-    from cwdpo.report.figures import draw_figure
+    from cwdpo.paper.figures import draw_figure
 
     require_writable(out)
     for note in draw_figure(number, runs, out):

@@ -19,9 +19,9 @@ from cwdpo.data import DataSource, PromptGroup, detect_format, load_groups
 from cwdpo.errors import DataError, RecipeError
 from cwdpo.evaluation.caption_metrics import METRICS, CaptionScorer
 from cwdpo.evaluation.java import Unavailable, find_java
-from cwdpo.evaluation.tokens import Tokenizer
+from cwdpo.evaluation.tokenize_captions import Tokenizer
 from cwdpo.files import text_digest, write_json, write_jsonl
-from cwdpo.pipeline.reporter import Reporter
+from cwdpo.run.progress import Reporter
 
 __all__ = ["EvaluationData", "chosen_metrics", "chosen_tokenizer", "folder_name", "run_evaluation"]
 
@@ -58,7 +58,7 @@ class EvaluationData:
             DataError: One line.
         """
         if self.path == "scenes":
-            from cwdpo.scenes.rows import write_rows
+            from cwdpo.scenes.scene_rows import write_rows
 
             write_rows(folder / "scenes", self.limit or _DRAWN, 0, "test")
             return load_groups(DataSource(path=folder / "scenes" / "test.jsonl")).groups
@@ -103,7 +103,7 @@ def run_evaluation(
     """Caption or read captions, measure, print a table, write `metrics.json` and `rows.jsonl`."""
     from cwdpo.cli.console import RichReporter
     from cwdpo.evaluation.caption_files import read_captions
-    from cwdpo.evaluation.measure import Measurement, references_of
+    from cwdpo.evaluation.measure_captions import Measurement, references_of
 
     names = chosen_metrics(metrics)
     if (model is None) == (captions is None):

@@ -30,10 +30,10 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
         UserError: What would stop the run, in one line.
     """
     from cwdpo.models.quantized import require_bitsandbytes
-    from cwdpo.pipeline import Run
-    from cwdpo.pipeline.models import require_model
-    from cwdpo.pipeline.preparing import share_rows, source_of
-    from cwdpo.scenes.rows import write_rows
+    from cwdpo.run import Run
+    from cwdpo.run.model_checks import require_model
+    from cwdpo.run.prepare_data import share_rows, source_of
+    from cwdpo.scenes.scene_rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
     require_bitsandbytes(recipe.model)
@@ -110,8 +110,8 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
 
     from cwdpo.models.quantized import weight_count
     from cwdpo.scoring.batch import Batch
-    from cwdpo.scoring.shared import AutoScorer
-    from cwdpo.scoring.token_scores import scores_from_logits
+    from cwdpo.scoring.logprobs import scores_from_logits
+    from cwdpo.scoring.shared_prefix import AutoScorer
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     total = sum(weight_count(p) for p in model.parameters())

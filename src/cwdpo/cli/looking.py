@@ -17,7 +17,7 @@ from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.files import write_json, write_jsonl
 from cwdpo.recipe import Stage1Section, Stage2Section
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 __all__ = ["build_probes", "compare_checkpoints", "influence_file"]
 
@@ -32,10 +32,10 @@ def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[
 def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> None:
     """Write a probe set, print its kinds with an example each, and what to put into a recipe."""
     from cwdpo.cli.console import RichReporter
-    from cwdpo.data.export import write_groups
-    from cwdpo.dynamics.probes import kind_of, probe_digest
-    from cwdpo.pipeline.dynamics import make_probe_set
-    from cwdpo.pipeline.rundir import RunDirectory
+    from cwdpo.data.write_groups import write_groups
+    from cwdpo.probes.reading import kind_of, probe_digest
+    from cwdpo.run.run_dir import RunDirectory
+    from cwdpo.run.stage_callbacks import make_probe_set
 
     require_writable(out)
     with RichReporter() as reporter:
@@ -59,8 +59,8 @@ def compare_checkpoints(
     a: str, b: str, data: Path, out: Path | None, *, prompts: int, samples: int, batch_size: int
 ) -> None:
     """Compare two checkpoints, print a table and write the whole comparison."""
-    from cwdpo.evaluation.compare import compare_models
-    from cwdpo.scoring.shared import AutoScorer
+    from cwdpo.evaluation.compare_models import compare_models
+    from cwdpo.scoring.shared_prefix import AutoScorer
 
     if out is not None:
         require_writable(out)
@@ -129,12 +129,12 @@ def influence_file(
     """Write one line per objective, step size, update sample and observed response; return how many."""
     import torch
 
-    from cwdpo.dynamics.influence import SampleLoss, measure_influence
-    from cwdpo.dynamics.kernel import projected_kernel_norm
     from cwdpo.models.loading import freeze_parts
+    from cwdpo.probes.entk import projected_kernel_norm
+    from cwdpo.probes.influence import SampleLoss, measure_influence
     from cwdpo.scoring.batch import Batch
-    from cwdpo.scoring.shared import AutoScorer
-    from cwdpo.training.influence import reference_sums
+    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.training.callbacks.track_influence import reference_sums
 
     if bad := [eta for eta in etas if not eta > 0]:
         raise RecipeError(f"--eta {bad[0]:g}: must be greater than 0; it is the size of a gradient step")

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from cwdpo.cli.commands import require_writable
 from cwdpo.errors import RunError
-from cwdpo.negatives.survey import Sample, Survey
+from cwdpo.negatives.source_statistics import Sample, Survey
 from cwdpo.negatives.text import differences
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 __all__ = ["show_negatives", "sparkline"]
 
@@ -36,10 +36,10 @@ def show_negatives(
 ) -> None:
     """Make a stage's negatives, print what is known of them, write the page and the export."""
     from cwdpo.cli.console import RichReporter
-    from cwdpo.negatives.export import export_negatives
-    from cwdpo.pipeline.negatives import negatives_of
-    from cwdpo.pipeline.rundir import RunDirectory
-    from cwdpo.report.negatives import write_negatives_page
+    from cwdpo.negatives.write_pairs import export_negatives
+    from cwdpo.report.negatives_page import write_negatives_page
+    from cwdpo.run.run_dir import RunDirectory
+    from cwdpo.run.stage_negatives import negatives_of
 
     recipe = load_recipe(path, overrides)
     folder = out or Path("runs") / f"{path.stem}-negatives"

@@ -31,7 +31,7 @@ from cwdpo.planning import (
     smallest_number,
 )
 from cwdpo.recipe import Recipe
-from cwdpo.recipe.files import load_recipe
+from cwdpo.recipe.load_recipe import load_recipe
 
 __all__ = ["Asked", "plan_recipe"]
 

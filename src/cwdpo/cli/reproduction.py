@@ -14,13 +14,13 @@ from rich.table import Table
 from cwdpo.cli.commands import require_writable
 from cwdpo.cli.console import RichReporter, quiet_libraries
 from cwdpo.errors import RunError
-from cwdpo.pipeline import usable_cpus
-from cwdpo.reproduce import COSTS, FIGURES, reproduce, reproduce_figure, still_to_run
-from cwdpo.reproduce.book import write_ledger
-from cwdpo.reproduce.jobs import Workshop
-from cwdpo.reproduce.ledger import ledger
-from cwdpo.reproduce.scales import SCALES
-from cwdpo.reproduce.writing import costs_markdown, markdown
+from cwdpo.paper import COSTS, FIGURES, reproduce, reproduce_figure, still_to_run
+from cwdpo.paper.claims_page import write_ledger
+from cwdpo.paper.judge_claims import ledger
+from cwdpo.paper.run_plan import Workshop
+from cwdpo.paper.sizes import SCALES
+from cwdpo.paper.table_files import costs_markdown, markdown
+from cwdpo.run import usable_cpus
 
 __all__ = ["remake", "settle_claims"]
 

@@ -13,7 +13,7 @@ from cwdpo.cli.evaluate import EvaluationData, chosen_tokenizer, folder_name
 from cwdpo.errors import RecipeError
 from cwdpo.files import write_json, write_jsonl
 from cwdpo.recipe import JudgeSection
-from cwdpo.recipe.files import load_section
+from cwdpo.recipe.load_recipe import load_section
 
 __all__ = ["run_winrate"]
 
@@ -33,7 +33,7 @@ def run_winrate(
     from cwdpo.cli.console import RichReporter
     from cwdpo.evaluation.caption_files import read_captions
     from cwdpo.evaluation.judge import Judge
-    from cwdpo.evaluation.measure import references_of
+    from cwdpo.evaluation.measure_captions import references_of
     from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
 
     if settings and by != "judge":

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwdpo.data.fields import RowError, as_list, as_mapping, as_text, kind_of
+from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, kind_of
 
 __all__ = ["IMAGE_TAG", "ROLES", "place_images", "read_answer", "read_turns", "refuse_tags", "tagged_parts"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cwdpo.data.schema import ImageRef, PromptGroup
 from cwdpo.errors import DataError, one_line
-from cwdpo.evaluation.answers import draw_choice, open_is_right, read_choice, read_letter_or_text
+from cwdpo.evaluation.parse_answers import draw_choice, open_is_right, read_choice, read_letter_or_text
 
 __all__ = ["READERS", "Question", "read_mmbench", "read_mmmu", "score_mmbench", "score_mmmu"]
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.data.tables.text import json_rows, jsonl_rows
+from cwdpo.data.tables.text_tables import json_rows, jsonl_rows
 from cwdpo.errors import DataError
 
 __all__ = ["read_captions"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cwdpo.evaluation.cider import cider_of_tokens
 from cwdpo.evaluation.intervals import bootstrap, bootstrap_mean
 from cwdpo.evaluation.java import Unavailable, java_first
-from cwdpo.evaluation.metrics import cider_of_tokens
 from cwdpo.evaluation.scene_graph import SceneGraphs
 from cwdpo.evaluation.spice import spice
 

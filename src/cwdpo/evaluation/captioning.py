@@ -9,11 +9,11 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import RunError
-from cwdpo.evaluation.kept import kept_rows
+from cwdpo.evaluation.resumable_batches import kept_rows
 from cwdpo.files import text_digest
 from cwdpo.models.generation import generate
 from cwdpo.processes import processes
-from cwdpo.scoring.encode import PromptEncoder
+from cwdpo.scoring.collator import PromptEncoder
 
 __all__ = ["caption_groups", "caption_hypotheses", "captioner"]
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
+from cwdpo.chat.answer_cache import TextCache
 from cwdpo.chat.budget import Budget
-from cwdpo.chat.cache import TextCache
 from cwdpo.chat.client import ChatClient, Reply, guess_request, structured_request, with_pictures
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cwdpo.evaluation.java import Unavailable
-from cwdpo.evaluation.synonyms import same_meaning
+from cwdpo.evaluation.wordnet import same_meaning
 
 __all__ = ["Fact", "SceneGraphs", "f_score"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
+from cwdpo.evaluation.cider import cider_of_tokens
 from cwdpo.evaluation.intervals import bootstrap_mean
 from cwdpo.evaluation.judge import Judge, Opinion
-from cwdpo.evaluation.metrics import cider_of_tokens
-from cwdpo.evaluation.tokens import Tokenizer, tokenize
+from cwdpo.evaluation.tokenize_captions import Tokenizer, tokenize
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 

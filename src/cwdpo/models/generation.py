@@ -12,7 +12,7 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 
 from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
-from cwdpo.models.sharding import is_sharded, wrap_method
+from cwdpo.models.fsdp import is_sharded, wrap_method
 
 __all__ = ["generate", "inference", "sample_tokens"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cwdpo.errors import ModelError, one_line
 from cwdpo.files import file_digest, text_digest
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
-from cwdpo.models.bare import build_bare, on_meta
+from cwdpo.models.meta_init import build_bare, on_meta
 from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
 
@@ -60,7 +60,7 @@ def load_model(
         section: The recipe's model section.
         path: Directory or hub id; default `section.path`.
         trainable: Whether an adapter found at `path` is to be trained on.
-        bare: Build the model without reading its weights, see `cwdpo.models.bare`.
+        bare: Build the model without reading its weights, see `cwdpo.models.meta_init`.
 
     Raises:
         ModelError: The model cannot be loaded, weights are missing from it, or they are quantised and to be trained.

@@ -1,6 +1,6 @@
 """Where rejected responses come from."""
 
 from cwdpo.negatives.build import Negatives, Tally, Totals, build_negatives, make_negatives
-from cwdpo.negatives.policy import NegativePolicy
+from cwdpo.negatives.generating_model import NegativePolicy
 
 __all__ = ["NegativePolicy", "Negatives", "Tally", "Totals", "build_negatives", "make_negatives"]

@@ -15,7 +15,7 @@ from cwdpo.errors import DataError
 from cwdpo.files import read_jsonl, whole_file
 from cwdpo.negatives.candidates import Candidate, Source, seeded
 from cwdpo.negatives.filters import Finding, Judge
-from cwdpo.negatives.policy import NegativePolicy, Weigher
+from cwdpo.negatives.generating_model import NegativePolicy, Weigher
 from cwdpo.negatives.sources import make_sources
 from cwdpo.recipe import EditorSection, SourceMix
 

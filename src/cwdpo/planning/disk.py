@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cwdpo.planning.gpus import Layout
-from cwdpo.planning.models import Size
+from cwdpo.planning.meta_models import Size
 
 __all__ = ["checkpoint", "saved_model"]
 

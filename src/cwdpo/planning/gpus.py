@@ -13,8 +13,8 @@ import yaml
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.launcher import zero_section
-from cwdpo.recipe.plain_yaml import parse_yaml
-from cwdpo.training.throughput import peak_flops
+from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.training.callbacks.throughput import peak_flops
 
 __all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from cwdpo.planning.gpus import Layout
-from cwdpo.planning.models import Size
-from cwdpo.planning.steps import Taken
+from cwdpo.planning.meta_models import Size
+from cwdpo.planning.step_cost import Taken
 
 __all__ = ["RESERVE", "gathered_layers", "held", "moving", "standing", "weights"]
 

@@ -1,11 +1,11 @@
 """What a run is: one YAML file, validated and documented field by field."""
 
-from cwdpo.recipe.data import DataSection
-from cwdpo.recipe.endpoints import EditorSection, EndpointSection, GeneratorSection, JudgeSection, WriterSection
-from cwdpo.recipe.measuring import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
+from cwdpo.recipe.data_section import DataSection
+from cwdpo.recipe.endpoint_sections import EditorSection, EndpointSection, GeneratorSection, JudgeSection, WriterSection
+from cwdpo.recipe.measure_sections import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
-from cwdpo.recipe.model import LoraSection, ModelSection
-from cwdpo.recipe.negatives import (
+from cwdpo.recipe.model_section import LoraSection, ModelSection
+from cwdpo.recipe.negatives_section import (
     ON_POLICY,
     CorrectionSection,
     FilterSection,
@@ -15,8 +15,8 @@ from cwdpo.recipe.negatives import (
     SourceMix,
     Stage2Mix,
 )
-from cwdpo.recipe.stages import Stage1Section, Stage2Section, StageSection, settings_of
-from cwdpo.recipe.whole import Recipe
+from cwdpo.recipe.recipe import Recipe
+from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSection, settings_of
 
 __all__ = [
     "METHODS",

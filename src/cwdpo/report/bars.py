@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from cwdpo.report.scale import text_of
 from cwdpo.report.svg import Box, drawing, line, mark, text, x_axis
+from cwdpo.report.ticks import text_of
 
 __all__ = ["Bar", "HistogramRow", "TokenRow", "bar_chart", "histogram_rows", "token_chart"]
 

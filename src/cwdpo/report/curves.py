@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cwdpo.report.blocks import Absent, Block, Figure, Panel, run_style
-from cwdpo.report.records import RunRecord, StageRecord, number
-from cwdpo.report.scale import signed
+from cwdpo.report.page_blocks import Absent, Block, Figure, Panel, run_style
+from cwdpo.report.run_record import RunRecord, StageRecord, number
 from cwdpo.report.svg import Box, Series, line_chart, span
+from cwdpo.report.ticks import signed
 
 __all__ = ["Stages", "kind_style", "line_panels", "probe_figures", "scalar_panels", "stage_name", "with_stage"]
 

@@ -16,17 +16,17 @@ from markupsafe import Markup
 from cwdpo._version import __version__
 from cwdpo.errors import RunError, one_line
 from cwdpo.files import write_text
-from cwdpo.report.blocks import Absent, Section, run_style
-from cwdpo.report.cooling import cooling_figures
+from cwdpo.report.cooling_charts import cooling_figures
 from cwdpo.report.curves import probe_figures
-from cwdpo.report.details import counts_table, environment_table, recipe_blocks, speed_table
-from cwdpo.report.findings import findings_of
-from cwdpo.report.measures import drift_bars, methods_table, reliability
+from cwdpo.report.diagnosis_section import findings_of
+from cwdpo.report.methods_table import drift_bars, methods_table, reliability
+from cwdpo.report.negatives_section import negatives_blocks
+from cwdpo.report.page_blocks import Absent, Section, run_style
 from cwdpo.report.pictures import picture_gallery
-from cwdpo.report.records import RunRecord
-from cwdpo.report.rundir import read_runs
-from cwdpo.report.sources import negatives_blocks
-from cwdpo.report.tokens import token_figure
+from cwdpo.report.provenance import counts_table, environment_table, recipe_blocks, speed_table
+from cwdpo.report.read_run import read_runs
+from cwdpo.report.run_record import RunRecord
+from cwdpo.report.token_chart import token_figure
 from cwdpo.report.training_curves import training_figures
 from cwdpo.report.verdict import compare_runs, describe_run
 

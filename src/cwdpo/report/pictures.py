@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from PIL import Image, ImageOps
 
-from cwdpo.report.blocks import Absent, Block, run_style
-from cwdpo.report.records import RunRecord, as_list, as_map, number
-from cwdpo.report.scale import text_of
+from cwdpo.report.page_blocks import Absent, Block, run_style
+from cwdpo.report.run_record import RunRecord, as_list, as_map, number
+from cwdpo.report.ticks import text_of
 
 __all__ = ["Caption", "Gallery", "Picture", "picture_gallery", "thumbnail"]
 

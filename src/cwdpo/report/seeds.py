@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from cwdpo.evaluation.intervals import mean_interval
-from cwdpo.report.records import RunRecord, StageRecord, as_list, as_map, number
+from cwdpo.report.run_record import RunRecord, StageRecord, as_list, as_map, number
 
 __all__ = ["pool_seeds"]
 

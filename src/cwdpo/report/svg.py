@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from cwdpo.report.scale import Range, bounds, nice_ticks, tick_text
+from cwdpo.report.ticks import Range, bounds, nice_ticks, tick_text
 
 __all__ = ["Box", "Series", "drawing", "line", "line_chart", "mark", "span", "text", "x_axis"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cwdpo.report.blocks import Absent, Block
 from cwdpo.report.curves import Stages, kind_style, line_panels, scalar_panels, stage_name, with_stage
-from cwdpo.report.records import RunRecord, StageRecord
+from cwdpo.report.page_blocks import Absent, Block
+from cwdpo.report.run_record import RunRecord, StageRecord
 from cwdpo.report.svg import Series
 
 __all__ = ["training_figures"]

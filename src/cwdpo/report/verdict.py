@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cwdpo.evaluation.intervals import mean_interval
-from cwdpo.recipe.files import recipe_differences
-from cwdpo.report.blocks import Statement, Verdict
-from cwdpo.report.records import RunRecord, as_map, number
-from cwdpo.report.scale import signed, text_of
+from cwdpo.recipe.load_recipe import recipe_differences
+from cwdpo.report.page_blocks import Statement, Verdict
+from cwdpo.report.run_record import RunRecord, as_map, number
+from cwdpo.report.ticks import signed, text_of
 
 __all__ = ["compare_runs", "describe_run"]
 

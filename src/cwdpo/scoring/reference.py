@@ -17,7 +17,7 @@ from cwdpo.errors import NonFiniteError, RunError, one_line
 from cwdpo.models.generation import inference
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
-from cwdpo.scoring.token_scores import scores_from_logits
+from cwdpo.scoring.logprobs import scores_from_logits
 
 __all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache", "Scorer"]
 

@@ -12,18 +12,18 @@ import torch
 from cwdpo import losses
 from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
+from cwdpo.models.fsdp import is_sharded
 from cwdpo.models.generation import sample_tokens
-from cwdpo.models.sharding import is_sharded
 from cwdpo.objectives.on_policy import SampledResponse
 from cwdpo.objectives.rewards import Reward
 from cwdpo.processes import Processes, processes
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
-from cwdpo.scoring.encode import PromptEncoder
-from cwdpo.scoring.prompts import prompt_inputs
-from cwdpo.training.dealing import answered_together, places_of, who_waits
+from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.generation_inputs import prompt_inputs
 from cwdpo.training.nonfinite import not_finite
-from cwdpo.training.weighing import Weigher
+from cwdpo.training.rollout_order import answered_together, places_of, who_waits
+from cwdpo.training.rollout_scoring import Weigher
 
 __all__ = ["Rollouts"]
 

@@ -17,19 +17,19 @@ from cwdpo.models.quantized import is_quantized, weight_count
 from cwdpo.objectives.base import Objective, Tally
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.encode import GroupCollator, PromptEncoder
+from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from cwdpo.scoring.reference import Reference, Scorer
-from cwdpo.training.config import GroupTrainingArguments
-from cwdpo.training.lengths import LengthGrouped, estimated_length
-from cwdpo.training.meter import Meter, means_over
+from cwdpo.training.callbacks.throughput import Stopwatch
+from cwdpo.training.configs import GroupTrainingArguments
+from cwdpo.training.data_parallel import SharedBatches, SharingScorer, shared_loader
+from cwdpo.training.deepspeed import require_whole_models
+from cwdpo.training.length_grouping import LengthGrouped, estimated_length
+from cwdpo.training.metric_sums import Meter, means_over
 from cwdpo.training.nonfinite import NonFiniteGuard
-from cwdpo.training.rates import give_own_rates
+from cwdpo.training.param_groups import give_own_rates
 from cwdpo.training.rollouts import Rollouts
-from cwdpo.training.sharing import SharedBatches, SharingScorer, shared_loader
-from cwdpo.training.throughput import Stopwatch
 from cwdpo.training.update import sequence_tokens
 from cwdpo.training.updating import UpdatingTrainer
-from cwdpo.training.zero import require_whole_models
 
 __all__ = ["GroupTrainer"]
 

@@ -15,16 +15,16 @@ from cwdpo.models.loading import part_of
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, Scores
+from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.scoring.reference import LiveReference, Reference, Scorer
-from cwdpo.scoring.token_scores import scores_from_logits
-from cwdpo.training.config import GroupTrainingArguments
-from cwdpo.training.meter import Meter
+from cwdpo.training.callbacks.throughput import Stopwatch
+from cwdpo.training.checkpointing import SealedTrainer
+from cwdpo.training.configs import GroupTrainingArguments
+from cwdpo.training.data_parallel import SharingScorer
+from cwdpo.training.metric_sums import Meter
 from cwdpo.training.nonfinite import NonFiniteGuard, blamed_rows, not_finite
 from cwdpo.training.offloading import OffloadedActivations
 from cwdpo.training.rollouts import Rollouts
-from cwdpo.training.sealed import SealedTrainer
-from cwdpo.training.sharing import SharingScorer
-from cwdpo.training.throughput import Stopwatch
 from cwdpo.training.update import TOKENS, Update, add_up, sequence_tokens
 
 __all__ = ["UpdatingTrainer"]

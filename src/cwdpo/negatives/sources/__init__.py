@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.negatives.candidates import Source
-from cwdpo.negatives.policy import NegativePolicy
+from cwdpo.negatives.generating_model import NegativePolicy
 from cwdpo.negatives.sources.dataset import DatasetSource
 from cwdpo.negatives.sources.edit import EditSource
 from cwdpo.negatives.sources.on_policy import OnPolicySource
-from cwdpo.negatives.sources.other import OtherSource
+from cwdpo.negatives.sources.openai_server import ServedSource
+from cwdpo.negatives.sources.other_image import OtherSource
 from cwdpo.negatives.sources.perturb import PerturbSource
-from cwdpo.negatives.sources.served import ServedSource
 from cwdpo.negatives.sources.shuffle import ShuffleSource
 from cwdpo.recipe import EditorSection, SourceMix
 

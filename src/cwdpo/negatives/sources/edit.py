@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from cwdpo.chat.answer_cache import TextCache
 from cwdpo.chat.budget import Budget
-from cwdpo.chat.cache import TextCache
 from cwdpo.chat.client import ChatClient, Reply, guess_request, guess_tokens, structured_request, with_pictures
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cwdpo.chat.cache import TextCache
+from cwdpo.chat.answer_cache import TextCache
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
 from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.policy import Asked, NegativePolicy, has_images
+from cwdpo.negatives.generating_model import Asked, NegativePolicy, has_images
 from cwdpo.processes import processes
 from cwdpo.recipe import SourceMix
 

@@ -12,7 +12,7 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
 from cwdpo.negatives.lexicon import Lexicon, default_lexicon
 from cwdpo.scenes.grammar import NOUNS, PHRASES, Caption, parse
-from cwdpo.scenes.negatives import negative
+from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.world import Scene
 
 __all__ = ["DIFFICULTY_OF", "PerturbSource", "Slot", "caption_of", "change", "slots"]
@@ -112,7 +112,7 @@ class PerturbSource:
     """Facts of the chosen response changed: objects, colours, numbers, attributes, actions, relations.
 
     Difficulty is the number of facts changed: one is hard, two medium, more easy (all that can be). On rows of `scenes`
-    the negative is exact (`cwdpo.scenes.negatives`), elsewhere words are exchanged by the lexicon.
+    the negative is exact (`cwdpo.scenes.scene_negatives`), elsewhere words are exchanged by the lexicon.
 
     Args:
         difficulties: Which difficulties to make, drawn for each negative.

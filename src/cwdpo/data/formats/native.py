@@ -1,0 +1,76 @@
+"""Our own rows: a prompt, its images, and K responses with role, source and difficulty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cwdpo.data.messages import Message, read_turns, tagged_parts
+from cwdpo.data.row_context import RowContext, build_group, read_images
+from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, first_of, require_column
+from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED, PromptGroup, Response
+
+__all__ = ["read_native"]
+
+
+def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
+    """Return the group of one row; what `PromptGroup.to_json` writes reads back equal.
+
+    Columns: `prompt` (text or messages), `images` or `image`; then any of `chosen` (text), `rejected` (text or list of
+    texts), `negatives` (`{text, source, difficulty}`), `responses` (`{text, role, source, difficulty}`); and `id`,
+    `references`, `facts` (an object, or JSON text where a column cannot hold free objects), `origin`.
+    """
+    prompt = require_column(row, "prompt")
+    turns: list[Message] = (
+        [{"role": "user", "content": tagged_parts(as_text(prompt, "prompt"))}]
+        if isinstance(prompt, str)
+        else read_turns(prompt, "prompt")
+    )
+    responses: list[Response] = []
+    if row.get("chosen") is not None:
+        responses.append(Response(as_text(row["chosen"], "chosen")))
+    if row.get("rejected") is not None:
+        value = row["rejected"]
+        texts = [value] if isinstance(value, str) else as_list(value, "rejected")
+        responses += [Response(as_text(text, "rejected"), REJECTED) for text in texts]
+    responses += [
+        _response(value, f"negatives[{i}]", REJECTED)
+        for i, value in enumerate(as_list(first_of(row, "negatives") or [], "negatives"))
+    ]
+    responses += [
+        _response(value, f"responses[{i}]", None)
+        for i, value in enumerate(as_list(first_of(row, "responses") or [], "responses"))
+    ]
+    return [
+        build_group(
+            context,
+            turns,
+            read_images(row, context, ("images", "image")),
+            responses,
+            name=row.get("id"),
+            references=[as_text(r, "references") for r in as_list(row.get("references") or [], "references")],
+            facts=_facts(row.get("facts")),
+            origin=as_text(row.get("origin") or "", "origin"),
+        )
+    ]
+
+
+def _response(value: Any, what: str, role: str | None) -> Response:
+    """Return one response; `role` is the one that the column implies, None where each response names its own."""
+    fields = as_mapping(value, what)
+    difficulty = fields.get("difficulty")
+    if difficulty is not None and difficulty not in DIFFICULTIES:
+        raise RowError("unknown difficulty", f"{what}.difficulty = {difficulty!r}; known: {', '.join(DIFFICULTIES)}")
+    name = as_text(fields.get("role") or CHOSEN, f"{what}.role") if role is None else role
+    source = as_text(fields.get("source") or "dataset", f"{what}.source")
+    return Response(as_text(fields.get("text"), f"{what}.text"), name, source, difficulty)
+
+
+def _facts(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RowError("wrong type", "facts must be an object or JSON text of one") from None
+    return as_mapping({} if value is None else value, "facts")

@@ -1,0 +1,210 @@
+"""What a reader knows beside the row: which row of which file, and where its images are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cwdpo.data.messages import Message, place_images
+from cwdpo.data.row_values import RowError, as_text, kind_of
+from cwdpo.data.schema import ImageRef, PromptGroup, Response
+from cwdpo.data.tables.image_tar import TarMember
+from cwdpo.data.tables.remote_files import is_remote
+
+__all__ = ["DEFAULT_PROMPT", "RowContext", "StoredCell", "build_group", "read_image", "read_images"]
+
+DEFAULT_PROMPT = "Describe the image in one sentence."
+"""The question that caption files do not ask."""
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """Image bytes in one cell of a table on disk; see `cwdpo.data.schema.StoredBytes`.
+
+    Attributes:
+        file: Name of the table.
+        row: Index from 0.
+        column: Name of the column.
+        position: Index in the cell where the cell is a list.
+        table: The `datasets.Dataset`, in its Arrow form, memory-mapped.
+    """
+
+    file: str
+    row: int
+    column: str
+    position: int | None
+    table: Any = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """File, row and column."""
+        return f"{self.file} row {self.row + 1} column '{self.column}'"
+
+    def to_json(self) -> None:
+        """Return None: the table is open in this process alone."""
+
+    def read(self) -> bytes:
+        """Return the bytes of the image file."""
+        value = self.table[self.row].column(self.column)[0].as_py()
+        return (value if self.position is None else value[self.position])["bytes"]
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """Where a row is.
+
+    Attributes:
+        file: Name of the file in messages and in `origin`.
+        number: Row from 1, as an editor counts.
+        root: Absolute folder that relative image paths start from.
+        stem: Beginning of the ids of rows without an id.
+        table: The table on disk that holds the row, where image bytes may stay.
+        own: Whether a run wrote the row.
+    """
+
+    file: str
+    number: int
+    root: Path
+    stem: str = "row"
+    table: Any = field(default=None, repr=False, compare=False)
+    own: bool = False
+
+    @property
+    def default_id(self) -> str:
+        """Id of a row that names none."""
+        return f"{self.stem}-{self.number}"
+
+    @property
+    def origin(self) -> str:
+        """`file:row`."""
+        return f"{self.file}:{self.number}"
+
+
+def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[str]) -> tuple[ImageRef, ...]:
+    """Return the images of the first of `columns` that is there; one image or a list, none where there is none.
+
+    Raises:
+        RowError: A value that is no image, a path that leaves the root, or a video or sound beside the images.
+    """
+    for other in ("videos", "video", "audios", "audio"):
+        if row.get(other):
+            raise RowError("video or sound", f"{other}: only text and images can be trained on")
+    name = next((c for c in columns if row.get(c) is not None), None)
+    if name is None:
+        return ()
+    value = row[name]
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return tuple(read_image(v, context, name, i) for i, v in enumerate(value))
+    return (read_image(value, context, name, None),) if value != "" else ()
+
+
+def read_image(value: Any, context: RowContext, column: str | None, position: int | None) -> ImageRef:
+    """Return where one image is: a path, `{bytes, path}` as `datasets` writes, bytes, or a picture in memory.
+
+    Args:
+        value: As the row has it.
+        context: Where the row is.
+        column: Column that holds it, or None where it is inside a message.
+        position: Index in that column where it is a list.
+
+    Raises:
+        RowError: None of these, or a path that cannot be used.
+    """
+    if isinstance(value, Image.Image):
+        return ImageRef(picture=value)
+    if isinstance(value, (bytes, bytearray)):
+        return ImageRef(data=bytes(value))
+    if isinstance(value, TarMember):
+        return ImageRef(stored=value)
+    if isinstance(value, Mapping) and set(value) == {"tar", "member", "offset", "size"}:
+        return ImageRef(stored=_tar_member(value, context))
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        content, path = value.get("bytes"), value.get("path")
+        if content is None and path is not None:
+            return ImageRef(path=local_path(path, context.root))
+        if not isinstance(content, (bytes, bytearray)):
+            raise RowError("wrong type", f"image has neither bytes nor a path but {kind_of(content)}")
+        if context.table is not None and column is not None:
+            cell = StoredCell(context.file, context.number - 1, column, position, context.table)
+            return ImageRef(stored=cell)
+        return ImageRef(data=bytes(content))
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"an image must be a path or {{bytes, path}}, not {kind_of(value)}")
+    return ImageRef(path=local_path(value, context.root))
+
+
+def _tar_member(value: Mapping[str, Any], context: RowContext) -> TarMember:
+    """Return an image in a tar. Only rows that a run wrote may name a tar behind an address."""
+    tar, offset, size = as_text(value["tar"], "tar"), value["offset"], value["size"]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (offset, size)):
+        raise RowError("wrong type", "offset and size of an image in a tar must be whole numbers")
+    if not (context.own and is_remote(tar)):
+        tar = local_path(tar, context.root)
+    return TarMember(tar, as_text(value["member"], "member"), offset, size)
+
+
+def local_path(value: Any, root: Path) -> str:
+    """Return an image path, relative ones from `root`, refusing addresses and paths that climb out of `root`."""
+    text = as_text(value, "image path")
+    if not text.strip() or "\0" in text:
+        raise RowError("bad image path", f"{text!r}")
+    if _ADDRESS.match(text):
+        raise RowError("image is an address", f"{text[:60]!r}; only local files are read, download it first")
+    if os.path.isabs(text):  # noqa: PTH117 (objects of pathlib take a third of the time of reading a row)
+        return text
+    folder = str(root)
+    joined = os.path.normpath(os.path.join(folder, text))  # noqa: PTH118
+    if joined != folder and not joined.startswith(folder.rstrip(os.sep) + os.sep):
+        raise RowError("image path leaves its folder", f"{text!r} climbs out of {root}; set image_root to its folder")
+    return joined
+
+
+def build_group(
+    context: RowContext,
+    turns: Sequence[Message],
+    images: Sequence[ImageRef],
+    responses: Sequence[Response],
+    *,
+    name: Any = None,
+    references: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    origin: str = "",
+) -> PromptGroup:
+    """Return the group of a row, its images placed in its prompt.
+
+    Args:
+        context: Where the row is.
+        turns: Prompt with typed contents.
+        images: In the order of their tags.
+        responses: The answers.
+        name: Id in the row, text or a whole number; the place of the row where None.
+        references: Gold answers.
+        facts: What else is known.
+        origin: Where the row was first read, where it says so; else this file and row.
+
+    Raises:
+        RowError: Images and image parts do not agree, or the prompt is no prompt.
+    """
+    if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int)) or name == ""):
+        raise RowError(
+            "wrong type", f"id must be text or a whole number, not {kind_of(name) if name != '' else 'empty'}"
+        )
+    return PromptGroup(
+        id=context.default_id if name is None else as_text(str(name), "id"),
+        images=tuple(images),
+        messages=place_images(turns, len(images)),
+        responses=tuple(responses),
+        references=tuple(references),
+        origin=origin or context.origin,
+        facts=dict(facts or {}),
+    )

@@ -1,0 +1,107 @@
+"""The model's own answers, and the same answers corrected (OPA-DPO's first stage; Yang et al., 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
+from cwdpo.errors import DataError
+from cwdpo.negatives.generating_model import NegativePolicy
+from cwdpo.negatives.llm_rewrites import Rewriter
+from cwdpo.negatives.sources.on_policy import OnPolicySource
+from cwdpo.negatives.sources.perturb import caption_of
+from cwdpo.negatives.text import normalise
+from cwdpo.recipe import CorrectionSection, EditorSection, SourceMix
+from cwdpo.scenes.scene_correction import corrected
+from cwdpo.scenes.world import Scene
+
+__all__ = ["CORRECTED", "OWN", "Corrections", "correct_answers"]
+
+OWN, CORRECTED = "own", "corrected"
+"""Sources of the responses that are made here."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Prompts with the model's own answers beside the data's chosen responses.
+
+    Attributes:
+        groups: All prompts. Where the answer was wrong, with the corrected answer as a chosen response and the answer
+            as the only rejected one; elsewhere with the data's chosen responses alone.
+        counts: Answers by what became of them: `corrected`, `right`, and `lost` where no correction could be used.
+    """
+
+    groups: list[PromptGroup]
+    counts: dict[str, int]
+
+
+def correct_answers(
+    groups: Sequence[PromptGroup],
+    settings: CorrectionSection,
+    *,
+    seed: int,
+    folder: Path,
+    policy: NegativePolicy,
+    editor: EditorSection,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Corrections:
+    """Let the model answer every prompt once, and correct its answers.
+
+    Args:
+        groups: Prompts with chosen responses.
+        settings: How it answers, and who corrects.
+        seed: Of the sampling.
+        folder: Where answers are kept as they come, so that a killed run goes on from there.
+        policy: The model.
+        editor: The language model that corrects, where that is wanted.
+        progress: Called with prompts answered and their number.
+        note: Told what is about to be asked of the editor.
+
+    Raises:
+        DataError: `exact`, and rows that are not of `scenes`.
+        ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
+    """
+    if settings.by == "exact" and (strange := next((g for g in groups if "scene" not in g.facts), None)) is not None:
+        raise DataError(
+            f"{strange.origin}: negatives.correction.by: exact knows the grammar of scenes only, and this row has no "
+            "scene; use by: editor"
+        )
+    mix = SourceMix(
+        dataset=0,
+        sample=1,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    source = OnPolicySource("sample", mix, seed=seed, folder=folder, policy=policy, progress=progress, samples=1)
+    said = source.propose(groups, {g.id: 1 for g in groups})
+    answers = {g.id: said[g.id][0].text for g in groups if said[g.id]}
+    if settings.by == "exact":
+        right = _corrected_exactly(groups, answers)
+    else:
+        right = Rewriter(editor, folder, note).correct(groups, answers)
+    counts = {CORRECTED: 0, "right": 0, "lost": 0}
+    found: list[PromptGroup] = []
+    for group in groups:
+        mended, responses = right.get(group.id), group.by_role(CHOSEN)
+        same = mended is not None and normalise(mended) == normalise(answers[group.id])
+        counts["lost" if mended is None else "right" if same else CORRECTED] += 1
+        if mended is not None and not same:
+            own = Response(answers[group.id], REJECTED, OWN)
+            responses = (*responses, Response(mended, CHOSEN, CORRECTED), own)
+        found.append(group.with_responses(responses))
+    return Corrections(found, {name: count for name, count in counts.items() if count})
+
+
+def _corrected_exactly(groups: Sequence[PromptGroup], answers: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for group in groups:
+        caption = caption_of(answers.get(group.id, ""))
+        right = corrected(caption, Scene.from_json(group.facts["scene"])) if caption is not None else None
+        if right is not None:
+            found[group.id] = right.text
+    return found

@@ -1,0 +1,263 @@
+"""What a step takes: bytes at its worst moment and FLOPs, by running it dry.
+
+Deep models are run with a few layers, and once more with one layer more of each kind: all layers of a kind are alike,
+so every phase of a step grows by the same amount with each, and the worst moment of the whole is the worst of its
+phases.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from cwdpo.errors import ModelError, one_line
+from cwdpo.models.loading import part_of
+from cwdpo.planning.fake_run import DryRun, gradients_held, hollow
+from cwdpo.planning.meta_models import Depths, bare_model, depths_of, stack_of
+from cwdpo.recipe import ModelSection
+from cwdpo.scoring.batch import Batch, EncodedGroup
+from cwdpo.scoring.frozen_vision import FrozenVision
+from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer, why_separate
+from cwdpo.training.offloading import OffloadedActivations
+
+__all__ = ["Taken", "Work", "take"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step: what is run, on what.
+
+    Attributes:
+        section: The recipe's model.
+        groups: The prompts of one forward pass.
+        training: With a backward pass; otherwise nothing has a gradient, as where probes are read.
+        checkpointing: Activations are computed again in the backward pass.
+        offloading: What the backward pass needs waits in main memory.
+        accumulating: There are gradients of earlier micro-batches.
+        gathered: The weights are those of a sharded model, which has them in the type of the computation.
+    """
+
+    section: ModelSection
+    groups: tuple[EncodedGroup, ...]
+    training: bool = True
+    checkpointing: bool = False
+    offloading: bool = False
+    accumulating: bool = False
+    gathered: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step takes.
+
+    Attributes:
+        held: Bytes at its worst moment, by what they are; weights and the optimizer's state are not among them.
+        flops: FLOPs of the language model and head (`text`) and of the tower and what joins it (`vision`).
+        host: Bytes in main memory.
+    """
+
+    held: Counter[str]
+    flops: Counter[str]
+    host: int = 0
+
+
+def take(config: Any, work: Work, *, flops: bool = True) -> Taken:
+    """Return what a step takes on a device that holds the whole model.
+
+    Args:
+        config: The model's configuration.
+        work: The step.
+        flops: Count a deep tower's FLOPs too where it is frozen; its bytes do not depend on its depth.
+
+    Raises:
+        ModelError: The model does something that needs numbers.
+    """
+    peaks, counts = _phases(config, work, flops)
+    worst = max(peaks.values(), key=lambda held: held.total())
+    host = counts.pop(_HOST, 0)
+    return Taken(Counter({kind: size for kind, size in worst.items() if size > 0}), _by_part(counts), host)
+
+
+_Phases = tuple[dict[str, Counter[str]], Counter[str]]
+"""The worst moment of each phase of a step, and its FLOPs; under `_HOST` the bytes that it keeps in main memory."""
+
+_HOST = "main memory"
+
+
+def _phases(config: Any, work: Work, flops: bool) -> _Phases:
+    """Run a step as far as it has to be run, and draw it out to the whole."""
+    if not work.training and len(work.groups) > 2 and not work.section.padding_free:
+        one, two = (_phases(config, replace(work, groups=work.groups[:n]), flops) for n in (1, 2))
+        return _drawn_out(one, [(len(work.groups) - 1, two, one)])  # the prompts are all alike
+    whole = depths_of(config)
+    least = whole.lowered()
+    first = _run(config, work, least)
+    alone = {"vision", "projector"} <= set(work.section.freeze)
+    copied = work.section.dtype == "bfloat16" and work.section.lora is None and not work.gathered
+    steps: list[tuple[int, _Phases, _Phases]] = []
+    for name in ("text", "windowed", "whole"):
+        more = getattr(whole, name) - getattr(least, name)
+        # Without gradients a layer leaves nothing behind, but for autocast's copies of float32 weights.
+        if more and (flops or ((work.training or copied) and (name == "text" or not alone))):
+            steps.append((more // least.step(name), _run(config, work, least.one_more(name)), first))
+    return _drawn_out(first, steps)
+
+
+def _drawn_out(first: _Phases, steps: Sequence[tuple[int, _Phases, _Phases]]) -> _Phases:
+    """Add to every phase so many times what one step has more than another."""
+    peaks, counts = {phase: held.copy() for phase, held in first[0].items()}, first[1].copy()
+    for times, more, less in steps:
+        for phase, held in more[0].items():
+            _add(peaks.setdefault(phase, Counter()), times, held, less[0].get(phase, Counter()))
+        _add(counts, times, more[1], less[1])
+    return peaks, counts
+
+
+def _add(sums: Counter[str], times: int, more: Counter[str], less: Counter[str]) -> None:
+    for name in more.keys() | less.keys():
+        sums[name] += times * (more[name] - less[name])
+
+
+def _by_part(counts: Counter[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for phase, n in counts.items():
+        found["vision" if phase.startswith("images") else "text"] += n
+    return found
+
+
+def _run(config: Any, work: Work, depths: Depths) -> _Phases:
+    """Run a step dry; return the worst moment of each phase and its FLOPs."""
+    section = work.section
+    half = section.dtype == "bfloat16"
+    loaded = torch.bfloat16 if half and (section.lora is not None or work.gathered) else torch.float32
+    model = bare_model(config, section, depths, loaded)
+    if work.gathered and half:
+        model.to(torch.bfloat16)
+    if work.checkpointing:
+        base_model(model).activation_checkpointing_enable()
+        model.enable_input_require_grads()
+    mode = hollow(model.train(work.training))
+    scorer = _scorer(model, section)
+    run = DryRun(model)
+    _mark(model, run)
+    held = gradients_held(model, mode) if work.accumulating else nullcontext()
+    away = _Away(model) if work.offloading else nullcontext()
+    autocast = torch.autocast("cpu", torch.bfloat16) if half and not work.gathered else nullcontext()
+    try:
+        with torch.set_grad_enabled(work.training), held, mode, run:
+            run.hold_gradients()
+            run.enter("images")
+            with autocast:
+                with away:
+                    logits = scorer(model, Batch(work.groups))
+                scores = scores_from_logits(logits)
+                del logits
+            if work.training:
+                loss = scores.logp_sum.sum()
+                run.enter("head, backward")
+                del scores
+                loss.backward()
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what a model's code may raise
+        family = base_model(model).config.model_type
+        raise ModelError(
+            f"model type {family!r} cannot be planned: without numbers its step stops at: {one_line(error, 160)}"
+        ) from error
+    if isinstance(away, _Away):
+        run.flops[_HOST] = away.host
+    return run.peaks, run.flops
+
+
+class _Away(OffloadedActivations):
+    """Takes tensors without content out of the books, and makes room for them again where they come back."""
+
+    host = 0
+
+    def travels(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, FakeTensor)
+
+    def to_host(self, whole: Tensor) -> Any:
+        self.host += 1 << (whole.nbytes - 1).bit_length()  # pinned memory is handed out in powers of two
+        return whole.shape, whole.dtype
+
+    def to_device(self, host: Any, device: torch.device) -> Tensor:
+        return torch.empty(host[0], dtype=host[1], device=device)
+
+
+class _Vision(FrozenVision):
+    """Decides by the names of weights whether features can replace pixels, for the tower cannot be run to see."""
+
+    def _replaces(self, inner: Any, sample: Callable[[], dict[str, Any]]) -> bool:
+        if "mm_encoder_outputs" not in inspect.signature(inner.forward).parameters:
+            return False
+        return not any(p.requires_grad for name, p in inner.named_parameters() if part_of(name) != "language")
+
+
+def _scorer(model: Any, section: ModelSection) -> Any:
+    separate = section.scorer == "separate" or why_separate(model) is not None
+    return SeparateScorer() if separate else SharedPrefixScorer(_Vision(), packed=section.padding_free)
+
+
+def _first(value: Any) -> Tensor | None:
+    """Return the first tensor of what a module takes or gives."""
+    if isinstance(value, Tensor):
+        return value
+    for part in value.values() if isinstance(value, dict) else value or ():
+        if (found := _first(part)) is not None:
+            return found
+    return None
+
+
+def _mark(model: Any, run: DryRun) -> None:
+    """Tell the run when it enters the layers of the tower and of the language model, forward and backward."""
+    forward = True
+
+    def backward(phase: str, value: Any) -> None:
+        tensor = _first(value)
+        if forward and tensor is not None and tensor.requires_grad:
+            tensor.register_hook(lambda _: enter(phase))
+
+    def enter(phase: str) -> None:
+        nonlocal forward
+        forward = False
+        run.enter(phase)
+
+    def mark(layers: Sequence[Any], name: str, begins: str, ends: str) -> None:
+        first, last = layers[0], layers[-1]
+
+        def at_first(_: Any, args: Any, kwargs: Any) -> None:
+            if forward:
+                run.enter(begins)
+            backward(f"{name}below", (args, kwargs))
+
+        def after_first(_: Any, __: Any, out: Any) -> None:
+            backward(f"{name}bottom layer, backward", out)
+
+        def at_last(_: Any, args: Any, kwargs: Any) -> None:
+            backward(f"{name}layers, backward", (args, kwargs))
+
+        def after_last(_: Any, __: Any, out: Any) -> None:
+            backward(f"{name}top layer, backward", out)
+            if forward:
+                run.enter(ends)
+
+        first.register_forward_pre_hook(at_first, with_kwargs=True)
+        if len(layers) > 2:
+            first.register_forward_hook(after_first)
+            last.register_forward_pre_hook(at_last, with_kwargs=True)
+        last.register_forward_hook(after_last)
+
+    tower, layers = stack_of(model, "vision"), stack_of(model, "language")
+    if tower is not None:
+        mark(list(tower), "images: ", "images: tower", "images")
+    if layers is not None:
+        mark(list(layers), "", "layers", "head")

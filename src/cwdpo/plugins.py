@@ -1,0 +1,129 @@
+"""What can be chosen by name: a file of ours, a class or function in the user's own file, or an installed package's.
+
+A choice is one file. `dpo` is `cwdpo/methods/dpo.py`; `my_losses.py:MyLoss` is a class in the user's file, looked for
+from the current directory; a package offers its own by an entry point in the group `cwdpo.methods`. Nothing lists the
+choices a second time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from cwdpo.errors import RecipeError, one_line
+from cwdpo.files import file_digest
+
+__all__ = ["Registry", "user_file"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The choices of one kind.
+
+    Args:
+        kind: What an error calls one of them: "method".
+        package: The package whose modules are our choices; also the group of entry points.
+        base: What every choice is a subclass of.
+        adapt: Turns a user's function into a choice; None where functions are no choices.
+    """
+
+    def __init__(
+        self, kind: str, package: str, base: type[T], adapt: Callable[[Callable[..., Any]], type[T]] | None = None
+    ) -> None:
+        self.kind, self._package, self._base, self._adapt = kind, package, base, adapt
+
+    def find(self, name: str) -> type[T]:
+        """Return the choice of this name. Imports its module only.
+
+        Raises:
+            RecipeError: There is none, or the user's file does not give one.
+        """
+        if (asked := user_file(name)) is not None:
+            return self._from_file(*asked)
+        if name in self._modules and (found := self._in_module(name)) is not None:
+            return found
+        if name in self._offered:
+            return self._checked(self._offered[name].load(), f"entry point {name}")
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
+        raise RecipeError(f"{name}: no such {self.kind}; {hint} A file of yours is written as my_file.py:Name")
+
+    def names(self) -> list[str]:
+        """Return the names of our choices and those of installed packages, sorted. Imports all of ours."""
+        ours = [name for name in self._modules if self._in_module(name) is not None]
+        return sorted({*ours, *self._offered})
+
+    def all(self) -> dict[str, type[T]]:
+        """Return every choice by name."""
+        return {name: self.find(name) for name in self.names()}
+
+    @cached_property
+    def _modules(self) -> set[str]:
+        package = importlib.import_module(self._package)
+        return {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
+
+    @cached_property
+    def _offered(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self._package)}
+
+    def _in_module(self, name: str) -> type[T] | None:
+        """Return the class of a module that bears the module's name as its own, if there is one."""
+        module = importlib.import_module(f"{self._package}.{name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, self._base) and value.__dict__.get("name") == name:
+                return value
+        return None
+
+    def _from_file(self, path: Path, attribute: str) -> type[T]:
+        module = _load(path)
+        if not hasattr(module, attribute):
+            raise RecipeError(f"{path}: defines no {attribute}; write {path.name}:Name with a name that it defines")
+        return self._checked(getattr(module, attribute), f"{path}:{attribute}")
+
+    def _checked(self, value: Any, where: str) -> type[T]:
+        if isinstance(value, type) and issubclass(value, self._base):
+            return value
+        if self._adapt is not None and callable(value) and not isinstance(value, type):
+            return self._adapt(value)
+        also = ", or a function" if self._adapt is not None else ""
+        base = f"{self._base.__module__}.{self._base.__qualname__}"
+        raise RecipeError(f"{where}: is no {self.kind}; it must be a subclass of {base}{also}")
+
+
+def user_file(name: str) -> tuple[Path, str] | None:
+    """Return path and attribute of `my_file.py:Name`, or None where a name is not of that form."""
+    path, colon, attribute = name.rpartition(":")
+    return (Path(path), attribute) if colon and path.endswith(".py") and attribute.isidentifier() else None
+
+
+def _load(path: Path) -> ModuleType:
+    """Import a user's file, once for each content.
+
+    Raises:
+        RecipeError: It is not there, or raises while it is imported.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such file; a path is looked for from the current directory ({Path.cwd()})")
+    name = f"cwdpo_user_{path.stem}_{file_digest(path)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RecipeError(f"{path}: cannot be imported: {type(error).__name__}: {one_line(error, 200)}") from error
+    return module

@@ -1,0 +1,1 @@
+"""What goes wrong in a run, by name: rules over probe readings and logged metrics."""

@@ -1,0 +1,185 @@
+"""Recipes as files: reading, overriding, explaining what is wrong, writing one with comments."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cwdpo.errors import RecipeError, one_line
+from cwdpo.recipe.recipe import Recipe
+from cwdpo.recipe.safe_yaml import parse_yaml
+
+__all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
+
+S = TypeVar("S", bound=BaseModel)
+
+_DATA = (".csv", ".jsonl", ".parquet", ".tar", ".tsv")
+"""Endings of files that users give where a recipe belongs."""
+
+
+def load_recipe(
+    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe from a YAML file (or from `base`) and apply `section.key=value` overrides.
+
+    Raises:
+        RecipeError: The file cannot be read, a key is unknown, or a value breaks its rule.
+    """
+    where = str(path) if path is not None else "recipe"
+    values: Any = dict(base or {})
+    if path is not None:
+        if path.is_dir():
+            raise RecipeError(
+                f"{path}: a recipe is a YAML file, this is a folder; give the file in it, or write a recipe for a "
+                f"folder of data with `cwdpo init --data {path}`"
+            )
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
+        if path.suffix in _DATA:
+            raise RecipeError(
+                f"{path}: is data, and a recipe is a YAML file; `cwdpo init --data {path}` writes one that takes it"
+            )
+        try:
+            values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
+            ) from None
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be read: {one_line(error)}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where)) from None
+
+
+def load_section(model: type[S], overrides: Sequence[str], where: str) -> S:
+    """Make one section from `key=value` settings alone.
+
+    Args:
+        model: The section.
+        overrides: As for `load_recipe`, without the section's name.
+        where: What an error calls the section.
+
+    Raises:
+        RecipeError: A key is unknown, or a value breaks its rule.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where, model)) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    shown = one_line(override, 200)
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise RecipeError(f"--set {shown}: expected section.key=value, for instance stage2.beta=0.2")
+    try:
+        value = parse_yaml(raw)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {shown}: the value is not YAML; quote it") from None
+    *sections, last = key.strip().split(".")
+    node: Any = values
+    for name in sections:
+        below: Any = {} if node.get(name) is None else node[name]
+        if not isinstance(below, dict):
+            raise RecipeError(f"--set {shown}: {name} is a value, not a section")
+        node[name] = dict(below)  # of its own: a YAML alias gives two sections one object
+        node = node[name]
+    node[last] = value
+
+
+def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
+    """Return the first mistake as one line: where, key, value, rule, remedy."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(location[:-1], root))
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
+        return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
+    key = ".".join(_known_part(location, root)) or "recipe"
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return one_line(f"{where}: {rule}{more}", 600)
+    return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
+
+
+def _known_part(location: Sequence[str], root: type[BaseModel]) -> Sequence[str]:
+    """Return a location up to its last field: what follows is the item of a list, or a member of a union."""
+    for end in range(len(location), 0, -1):
+        if location[end - 1] in _fields_at(location[: end - 1], root):
+            return location[:end]
+    return location
+
+
+def _fields_at(location: Sequence[str], root: type[BaseModel]) -> Mapping[str, Any]:
+    model = root
+    for name in location:
+        if name.isdigit():
+            continue  # an item of a list
+        field = model.model_fields.get(name)
+        if field is None:
+            return {}
+        options = [field.annotation, *typing.get_args(field.annotation)]
+        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not found:
+            return {}
+        model = found[0]
+    return model.model_fields
+
+
+def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ between two dumped recipes, each with both values."""
+    found: list[str] = []
+    for key in [*before, *(k for k in after if k not in before)]:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += recipe_differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} (was {old!r}, now {new!r})")
+    return found
+
+
+def commented_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML with each field's description above it."""
+    lines = [f"# {Recipe.__doc__}", "# Every key can also be set on the command line: --set stage2.beta=0.2", ""]
+    for name in type(recipe).model_fields:
+        lines += _commented(recipe, name, 0)
+        if isinstance(getattr(recipe, name), BaseModel):
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _commented(model: BaseModel, name: str, depth: int) -> list[str]:
+    pad, value = "  " * depth, getattr(model, name)
+    description = " ".join((type(model).model_fields[name].description or "").split())
+    lines = [f"{pad}# {line}" for line in textwrap.wrap(description, 110 - len(pad))]
+    if isinstance(value, BaseModel):
+        lines.append(f"{pad}{name}:")
+        for child in type(value).model_fields:
+            lines += _commented(value, child, depth + 1)
+        return lines
+    plain = model.model_dump(mode="json")[name]
+    dumped = (
+        yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000).removesuffix("...\n").strip()
+    )
+    return [*lines, f"{pad}{name}: {dumped}"]

@@ -1,0 +1,135 @@
+"""A whole run."""
+
+from __future__ import annotations
+
+import yaml
+from pydantic import Field, model_validator
+
+from cwdpo.recipe.data_section import DataSection
+from cwdpo.recipe.measure_sections import EvaluationSection, ProbeSection
+from cwdpo.recipe.methods import STAGE2_METHODS
+from cwdpo.recipe.model_section import ModelSection
+from cwdpo.recipe.negatives_section import NegativesSection
+from cwdpo.recipe.section import Section
+from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Section):
+    """A whole run of Algorithm 1."""
+
+    name: str = "cwdpo run"
+    """Title of the report."""
+    seed: int = 0
+    """Fixes data order, adapters, sampling and dropout."""
+    model: ModelSection = ModelSection()
+    """The model."""
+    data: DataSection = DataSection()
+    """The data."""
+    negatives: NegativesSection = NegativesSection()
+    """The negatives."""
+    stage1: Stage1Section = Stage1Section()
+    """Stage 1."""
+    stage2: Stage2Section = Stage2Section()
+    """Stage 2."""
+    probes: ProbeSection = ProbeSection()
+    """Probes."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Evaluation."""
+    report_to: list[str] = Field(default=[])
+    """Trackers of transformers' Trainer: tensorboard, wandb, trackio, …"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            if stage.batch_size % min(stage.micro_batch_size, stage.batch_size):
+                raise ValueError(
+                    f"{name}.batch_size = {stage.batch_size} is not a multiple of "
+                    f"{name}.micro_batch_size = {stage.micro_batch_size}; change one of the two"
+                )
+            for part in ("vision", "projector"):
+                if stage.enabled and part in self.model.freeze and getattr(stage, f"{part}_learning_rate") is not None:
+                    raise ValueError(
+                        f"{name}.{part}_learning_rate: model.freeze names {part}, which is not trained; leave one out"
+                    )
+        if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
+            raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
+        two = self.stage2
+        method = STAGE2_METHODS[two.objective]
+        second_look = method.image or two.cooling_span == "differing"
+        if self.probes.influence is not None and two.enabled and second_look:
+            raise ValueError(
+                "probes.influence is not known for objectives with a second image, nor for cooling_span: differing; "
+                "leave probes.influence out"
+            )
+        if self.probes.influence is not None and two.enabled and method.on_policy:
+            raise ValueError(f"probes.influence is not known for {two.objective}; leave probes.influence out")
+        if not self.stage1.enabled and not self.stage2.enabled:
+            raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
+        if self.model.train_fully and self.model.lora is None:
+            raise ValueError("model.train_fully needs model.lora; without adapters use model.freeze")
+        if "language" in self.model.train_fully:
+            raise ValueError(
+                "model.train_fully names language, which model.lora trains through its adapters; take it out, or leave "
+                "model.lora out to train all weights"
+            )
+        if both := set(self.model.freeze) & set(self.model.train_fully):
+            raise ValueError(f"model.freeze and model.train_fully both name {sorted(both)}; name each part once")
+        if self.model.quantization is not None and self.model.lora is None:
+            raise ValueError(
+                f"model.quantization: {self.model.quantization} needs model.lora: weights in 4 bits cannot be trained, "
+                "adapters on them can; set model.lora, or leave quantization out"
+            )
+        if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
+            raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
+        editor = self.negatives.editor
+        if self.probes.rewriter == "editor" and not (editor.base_url and editor.model):
+            raise ValueError("probes.rewriter: editor needs negatives.editor.base_url and negatives.editor.model")
+        return self._fitting_negatives()
+
+    def _fitting_negatives(self) -> Recipe:
+        """Refuse what cannot go with negatives that change while a stage is trained."""
+        mix, early = self.negatives.stage2, self.probes.early_stop
+        cached = STAGE2_METHODS[self.stage2.objective].reference and self.stage2.reference == "cached"
+        if mix.curriculum == "frontier" and not cached:
+            raise ValueError(
+                "negatives.stage2.curriculum: frontier takes ℓ̄ from the reference; it needs stage2.reference: cached "
+                "and an objective that has one"
+            )
+        if mix.refresh is not None and STAGE2_METHODS[self.stage2.objective].on_policy:
+            raise ValueError(
+                f"negatives.stage2.refresh has nothing to refresh with {self.stage2.objective}, which takes no "
+                "negatives; leave it out"
+            )
+        if mix.refresh is not None and self.data.group_by_length:
+            raise ValueError(
+                "negatives.stage2.refresh changes the rows' lengths, which data.group_by_length orders by; use one"
+            )
+        if mix.refresh is not None and early is not None and "stage2" in early.stages:
+            raise ValueError("negatives.stage2.refresh and probes.early_stop in stage2 do not go together; use one")
+        return self
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed but probably not meant, one line each."""
+        found: list[str] = []
+        one, two = self.stage1, self.stage2
+        eq4 = one.enabled and one.objective == "sft_c" and one.regularizer in ("nll_floor", "hard_constraint")
+        cooled = two.enabled and two.objective == "cw_dpo"
+        if eq4 and cooled and one.nll_reduction == "mean" and one.nll_floor > -two.floor:
+            found.append(
+                f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
+                "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
+            )
+        method = STAGE2_METHODS[two.objective]
+        for name, own in method.defaults.items() if two.enabled else ():
+            if getattr(two, name) == Stage2Section.model_fields[name].default != own:
+                found.append(
+                    f"stage2.{name} = {getattr(two, name)} is what other objectives take; {method.title} has {own} "
+                    "where the key is left out"
+                )
+        return found
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every field, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,5 +1,0 @@
-"""The paper's tables and figures, remade by a command."""
-
-from cwdpo.reproduce.tables import COSTS, FIGURES, reproduce, reproduce_figure, still_to_run
-
-__all__ = ["COSTS", "FIGURES", "reproduce", "reproduce_figure", "still_to_run"]

@@ -1,0 +1,297 @@
+"""A run directory: what is in it, what is done, which recipe made it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import platform
+import shutil
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from cwdpo._version import __version__
+from cwdpo.data import ImageLimits
+from cwdpo.devices import device
+from cwdpo.errors import RunError
+from cwdpo.files import read_json, write_json, write_text
+from cwdpo.models.fsdp import share_weights, too_large
+from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
+from cwdpo.models.meta_init import is_bare
+from cwdpo.models.processors import load_processor
+from cwdpo.processes import processes
+from cwdpo.recipe import EditorSection, GeneratorSection, Recipe
+from cwdpo.recipe.load_recipe import recipe_differences
+from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.run.model_checks import require_model, require_tokenizer
+from cwdpo.run.progress import Reporter, Silent
+from cwdpo.scenes import base_path
+from cwdpo.scoring.collator import PromptEncoder, require_template
+
+__all__ = ["RunDirectory", "placed", "resolved"]
+
+STEPS = ("data", "correction", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
+
+_FIRST_STEP = {
+    "name": None,
+    "model.path": None,  # its content counts, and the manifest has it
+    "report_to": None,
+    "probes.on_diagnosis": None,
+    "data": "data",
+    "data.workers": None,
+    "negatives.stage2": "negatives/stage2",
+    **dict.fromkeys(f"negatives.editor.{key}" for key in EditorSection.ways()),
+    **dict.fromkeys(f"negatives.{s}.generator.{key}" for s in ("stage1", "stage2") for key in GeneratorSection.ways()),
+    "stage2": "reference",
+    "stage2.enabled": "negatives/stage2",
+    "evaluation": "evaluation",
+    "evaluation.samples": None,
+}
+"""First step that a key of the recipe bears on; keys that are not named here bear on all but `data`."""
+
+
+def _first_step(key: str) -> str | None:
+    """Return the first step that a dotted key bears on, or None."""
+    while key:
+        if key in _FIRST_STEP:
+            return _FIRST_STEP[key]
+        key = key.rpartition(".")[0]
+    return STEPS[1]
+
+
+def resolved(model: str) -> str:
+    """Return where a model lies that a recipe names: the embedded one, a folder, or a name on a hub."""
+    if model == "scenes":
+        return str(base_path())
+    # Absolute, because an adapter keeps the path of its base and may be read from another folder.
+    folder = Path(model)
+    return str(folder.absolute()) if folder.is_dir() else model
+
+
+def placed(model: Any) -> Any:
+    """Put a model that is not trained where it is run: on the GPU where there is one, or a part of it on each.
+
+    Where the processes share weights, all of them call this together.
+    """
+    team = processes()
+    if team.in_step and any(team.gather(is_bare(model) or too_large(model))):
+        assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
+        return share_weights(model)
+    return model.to(device())
+
+
+_LOCKS: set[Any] = set()
+"""Open lock files of this process."""
+
+
+def _let_go_of_locks() -> None:
+    """Close lock files in a forked child: one that outlives a killed run (a data loader's worker) holds no lock."""
+    for handle in _LOCKS:
+        handle.close()
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
+@dataclass
+class RunDirectory:
+    """A folder and the recipe that fills it.
+
+    Attributes:
+        folder: The run directory.
+        recipe: What the run is.
+        reporter: Who is told.
+    """
+
+    folder: Path
+    recipe: Recipe
+    reporter: Reporter = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder).absolute()
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the directory for this process and those that work with it.
+
+        Raises:
+            RunError: It cannot be written to, another run holds it, or not all processes see it.
+        """
+        team = processes()
+        with contextlib.ExitStack() as stack:
+            team.lead(lambda: self._take(stack))
+            team.share(self._require_seen)
+            yield
+
+    def _take(self, stack: contextlib.ExitStack) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = stack.enter_context((self.folder / ".lock").open("w"))
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written to: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{self.folder}: another run is at work in it; wait for it or choose another --out"
+            ) from None
+        _LOCKS.add(handle)
+        stack.callback(_LOCKS.discard, handle)
+        self._sweep()
+
+    def _require_seen(self) -> None:
+        if not (self.folder / ".lock").is_file():
+            raise RunError(
+                f"{self.folder}: process {processes().rank} on {platform.node()} does not see it; the run directory "
+                "must be on a file system that all machines share"
+            )
+
+    def _sweep(self) -> None:
+        """Delete what a killed run was writing."""
+        if not (self.folder / "manifest.json").is_file():
+            return  # no run has been here: what lies here is not ours
+        for path in self.folder.rglob(".*.tmp"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def settle(self) -> None:
+        """Keep recipe and manifest beside the results.
+
+        Raises:
+            RunError: The recipe, or the model that it starts from, has changed under a step that was begun.
+        """
+        recipe, manifest = self.folder / "recipe.yaml", self.folder / "manifest.json"
+        if recipe.is_file():
+            if not manifest.is_file():
+                raise RunError(f"{self.folder}: holds a recipe.yaml that no run put there; choose another --out")
+            self._refuse_changes(recipe)
+        self._write_manifest(manifest)
+        write_text(recipe, self.recipe.to_yaml())
+
+    def begun(self, first: str) -> list[str]:
+        """Return the steps from `first` on that have left something; data counts from when it is whole."""
+        return [s for s in STEPS[STEPS.index(first) :] if (self.done(s) if s == "data" else (self.folder / s).exists())]
+
+    def _refuse_changes(self, path: Path) -> None:
+        try:
+            before = parse_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            before = None
+        if not isinstance(before, dict):
+            raise RunError(f"{path}: is not the recipe that a run keeps; choose another --out")
+        with contextlib.suppress(ValidationError):  # a key that came later was at its default then
+            before = Recipe.model_validate(before).model_dump(mode="json")
+        for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
+            first = _first_step(difference.split(" ")[0])
+            if first is not None and (begun := self.begun(first)):
+                raise RunError(
+                    f"{self.folder}: the step {begun[0]} was made with another recipe: {difference}; "
+                    "choose another --out, or delete that folder and those after it"
+                )
+            if first == "data":
+                shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _write_manifest(self, path: Path) -> None:
+        """Keep versions, machine, seed and the content of the model; refuse a model that has changed."""
+        packages = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+        manifest: dict[str, Any] = {
+            "cwdpo": __version__,
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in packages},
+            "machine": {
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            },
+            "seed": self.recipe.seed,
+            "model": {"path": self.model_path, "digest": folder_digest(self.model_path)},
+        }
+        try:
+            known = read_json(path)["model"]["digest"] if path.is_file() else None
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}: is not the manifest that a run keeps; choose another --out") from None
+        if known not in (None, manifest["model"]["digest"]) and (begun := self.begun("correction")):
+            raise RunError(
+                f"{self.folder}: the model at {self.model_path} has changed since the step {begun[0]}; "
+                "choose another --out, or put the model back"
+            )
+        write_json(path, manifest)
+
+    @property
+    def model_path(self) -> str:
+        """The model that the run starts from."""
+        return resolved(self.recipe.model.path)
+
+    def stage_model(self, stage: str) -> str:
+        """The model that a stage ends with, or the one before it where the stage is left out."""
+        if stage == "stage2" and self.recipe.stage2.enabled:
+            return str(self.folder / "stage2" / "model")
+        return str(self.folder / "stage1" / "model") if self.recipe.stage1.enabled else self.model_path
+
+    def done(self, step: str) -> bool:
+        """Whether a step is finished."""
+        return (self.folder / step / "done.json").is_file()
+
+    def finish(self, step: str, facts: Mapping[str, Any]) -> None:
+        """Mark a step finished."""
+        write_json(self.folder / step / "done.json", facts)
+
+    def encoder(self, path: str, model: Any = None, *, include_eos: bool = True) -> PromptEncoder:
+        """Return the prompt encoder of a model directory; with the model, its length limit is known too."""
+        m = self.recipe.model
+        require_model(path)
+        processor = load_processor(
+            path, min_pixels=m.min_pixels, max_pixels=m.max_pixels, trust_remote_code=m.trust_remote_code
+        )
+        require_template(processor, path)
+        require_tokenizer(processor, path)
+        limits = ImageLimits(max_pixels=self.recipe.data.image_pixel_limit)
+        longest = m.max_length if model is None else sequence_limit(model, m.max_length)
+        return PromptEncoder(processor, include_eos=include_eos, max_length=longest, limits=limits)
+
+    def inference_model(self, path: str) -> Any:
+        """Load a model that is not trained, on the GPU where there is one.
+
+        Where the processes share weights, all of them call this together, and share those of a large one, which the
+        first alone reads where `reads_once` is set.
+
+        Raises:
+            ModelError: It cannot be loaded, by one of them.
+        """
+        gc.collect()  # a model that was shared holds itself
+        return placed(processes().each(lambda: self._load(path, trainable=False)))
+
+    def trainable(self, path: str, *, shared: bool = True) -> Any:
+        """Load a model to train: parts frozen, adapters put on, as the recipe says.
+
+        Args:
+            path: Its directory.
+            shared: Whether its weights are shared whatever their size, where the processes share weights.
+        """
+        m = self.recipe.model
+        model = self._load(path, shared=shared)
+        if m.lora is None:
+            freeze_parts(model, m.freeze)
+        elif not hasattr(model, "peft_config"):
+            torch.manual_seed(self.recipe.seed)
+            model = add_lora(model, m, m.lora)
+        return model
+
+    def _load(self, path: str, *, trainable: bool = True, shared: bool = False) -> Any:
+        """Load a model whole, or in all processes but the first without weights, where they get theirs from it."""
+        load, team = partial(load_model, self.recipe.model, path, trainable=trainable), processes()
+        if team.reads_once and not team.main:
+            bare = load(bare=True)
+            if shared or too_large(bare):
+                return bare
+        return load()

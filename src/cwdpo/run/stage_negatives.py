@@ -1,0 +1,111 @@
+"""A stage's negatives, made and looked at without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from cwdpo.data.schema import PromptGroup
+from cwdpo.errors import RecipeError
+from cwdpo.files import read_json, read_jsonl, write_text
+from cwdpo.negatives.filters import Judge
+from cwdpo.negatives.generating_model import Weigher
+from cwdpo.negatives.source_statistics import Survey, survey
+from cwdpo.recipe import SourceMix
+from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.run.prepare_data import prepare_data, takes_negatives, takes_pairs
+from cwdpo.run.run_dir import RunDirectory
+from cwdpo.run.run_rows import negative_policy, with_negatives
+
+__all__ = ["StageNegatives", "negatives_of"]
+
+
+@dataclass(frozen=True)
+class StageNegatives:
+    """What `negatives_of` made.
+
+    Attributes:
+        groups: Prompts with their negatives.
+        survey: What is known of them.
+        dropped: Rows of `dropped.jsonl`.
+        model: The model that wrote on-policy ones and weighed all.
+    """
+
+    groups: Sequence[PromptGroup]
+    survey: Survey
+    dropped: list[dict[str, Any]]
+    model: str
+
+
+def negatives_of(
+    run: RunDirectory, stage: Literal["stage1", "stage2"], *, scored: int = 500, samples: int = 12
+) -> StageNegatives:
+    """Make the negatives of a stage in a run directory and look at them.
+
+    In a directory where no training has begun, a recipe with other negatives makes them anew; what models have written
+    is kept, and taken where it fits.
+
+    Args:
+        run: The directory and its recipe.
+        stage: Which stage's.
+        scored: Most prompts whose responses are scored; 0 scores none.
+        samples: Prompts to look at.
+
+    Raises:
+        UserError: What has to be mended, in one line.
+    """
+    if stage == "stage1" and not takes_negatives(run.recipe):
+        raise RecipeError("stage1 takes no negatives: it is off, plain sft, or smooths labels; use --stage stage2")
+    if stage == "stage2" and not run.recipe.stage2.enabled:
+        raise RecipeError("stage2.enabled is false: it takes no negatives; use --stage stage1")
+    if stage == "stage2" and not takes_pairs(run.recipe):
+        raise RecipeError(f"stage2.objective: {run.recipe.stage2.objective} takes no negatives; use --stage stage1")
+    with run.locked():
+        _forget_other_negatives(run)
+        run.settle()
+        run.encoder(run.model_path)  # a model that cannot be used is found before the data is read
+        prepare_data(run)
+        model = run.model_path
+        if stage == "stage2" and run.recipe.stage1.enabled:
+            if run.done("stage1"):
+                model = run.stage_model("stage1")
+            else:
+                run.reporter.note("Stage 1 is not trained here: the base model writes and weighs the negatives")
+        mix: SourceMix = getattr(run.recipe.negatives, stage)
+        groups = with_negatives(run, stage, mix, model)
+        folder = run.folder / "negatives" / stage
+        weigher = Weigher(negative_policy(run, stage, model), folder, mix.batch_size) if scored else None
+        found = survey(
+            groups,
+            read_json(folder / "tallies.json", sources=dict)["sources"],
+            judge=Judge(mix.filter),
+            without=read_json(folder / "counts.json").get("none", 0),
+            weigher=weigher,
+            scored=scored,
+            floor=run.recipe.stage2.floor,
+            tau=run.recipe.stage2.tau,
+            samples=samples,
+            seed=run.recipe.negatives.seed,
+            progress=lambda done, total: run.reporter.progress("scoring responses", done, total),
+        )
+        return StageNegatives(groups, found, list(read_jsonl(folder / "dropped.jsonl")), model)
+
+
+def _forget_other_negatives(run: RunDirectory) -> None:
+    """Take up a recipe with other negatives, as long as nothing was trained with the old ones."""
+    path = run.folder / "recipe.yaml"
+    if not path.is_file() or any((run.folder / s).exists() for s in ("stage1", "stage2", "reference", "evaluation")):
+        return
+    try:
+        before = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return
+    now = run.recipe.model_dump(mode="json")["negatives"]
+    if not isinstance(before, dict) or before.get("negatives") == now:
+        return
+    for stage in ("stage1", "stage2"):
+        (run.folder / "negatives" / stage / "groups.jsonl").unlink(missing_ok=True)
+    write_text(path, yaml.safe_dump({**before, "negatives": now}, sort_keys=False, allow_unicode=True))

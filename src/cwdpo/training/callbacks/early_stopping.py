@@ -1,0 +1,159 @@
+"""Stops when a probe signal no longer improves, and ends with the weights of the best reading."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from cwdpo.errors import RecipeError
+from cwdpo.files import write_json
+from cwdpo.models.fsdp import is_sharded, load_shards, shards_of
+from cwdpo.models.loading import load_weights
+from cwdpo.probes.early_stopping_rule import SIGNALS, Verdict, signal_value, watch
+from cwdpo.scoring.full_sequence import base_model
+from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.deepspeed import gathered, is_partitioned, load_partitioned
+
+__all__ = ["ProbeEarlyStopping", "restore_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+class ProbeEarlyStopping(TrainerCallback):
+    """Ends training when a signal of the probes has not improved for some readings. Works in any `Trainer`.
+
+    At every improvement the trainer is asked for a checkpoint, which its rotation then keeps; at the end the weights of
+    the best one are put back. What is decided depends on the readings alone, so a resumed run decides the same.
+
+    Args:
+        probes: The probes of this run; put them before this callback in the trainer's list.
+        signal: A key of `cwdpo.probes.early_stopping_rule.SIGNALS`.
+        patience: Readings without an improvement after which to stop.
+        min_delta: By how much a reading must be better to count as an improvement.
+        restore_best: Save a checkpoint at every improvement and end with the best one.
+        stop: Whether to stop at all; without, training runs to its end and the best weights are put back.
+
+    Raises:
+        RecipeError: The signal is unknown.
+    """
+
+    def __init__(
+        self,
+        probes: ProbeCallback,
+        signal: str = "accuracy",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        stop: bool = True,
+    ) -> None:
+        if signal not in SIGNALS:
+            raise RecipeError(f"early stopping: signal {signal!r} is unknown; take one of {', '.join(SIGNALS)}")
+        self.probes, self.signal, self.patience, self.min_delta = probes, signal, patience, min_delta
+        self.restore_best, self.stop = restore_best, stop
+        self.verdict = Verdict(0, None)
+        self.restored = False
+        self._read = 0
+
+    def _watch(self) -> Verdict:
+        values = [signal_value(row, self.signal) for row in self.probes.rows]
+        patience = self.patience if self.stop else len(values) + 1
+        return watch(values, higher=SIGNALS[self.signal], patience=patience, min_delta=self.min_delta)
+
+    def _best_folder(self, args: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{self.probes.rows[self.verdict.best]['step']}"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Be ready for another run.
+
+        Raises:
+            RecipeError: The trainer's own `load_best_model_at_end` is on too.
+        """
+        if self.restore_best and args.load_best_model_at_end:
+            raise RecipeError("early stopping on probes and load_best_model_at_end both choose weights; use one")
+        self._read, self.restored, self.verdict = len(self.probes.rows), False, self._watch()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at a new reading: keep the weights if it is the best, stop if patience has run out."""
+        if len(self.probes.rows) == self._read:
+            return
+        self._read = len(self.probes.rows)
+        self.verdict = self._watch()
+        if self.verdict.best == self._read - 1 and self.restore_best:
+            state.best_metric = signal_value(self.probes.rows[-1], self.signal)
+            state.best_global_step = state.global_step
+            state.best_model_checkpoint = str(self._best_folder(args))  # rotation keeps it
+            control.should_save = True
+        if self.verdict.stop is not None:
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Put the best weights back and write `early_stop.json` beside the probes."""
+        self.finish(model, args, write=bool(state.is_world_process_zero))
+
+    def finish(self, model: Any, args: Any, *, write: bool = True) -> None:
+        """Put the weights of the best reading into `model`, and write down what was decided.
+
+        Args:
+            model: The model at the last reading.
+            args: The trainer's arguments, for the folder of its checkpoints.
+            write: Whether this process writes files.
+        """
+        self.verdict = self._watch()
+        rows = self.probes.rows
+        if not self.verdict.best:
+            return
+        best, folder = rows[self.verdict.best], self._best_folder(args)
+        if self.restore_best and best["step"] < rows[-1]["step"] and folder.is_dir():
+            self.restored = restore_weights(model, folder)
+        if write:
+            facts = {
+                "signal": self.signal,
+                "start": signal_value(rows[0], self.signal),
+                "best": signal_value(best, self.signal),
+                "best_step": best["step"],
+                "last_step": rows[-1]["step"],
+                "stopped": self.verdict.stop is not None,
+                "restored": self.restored,
+            }
+            write_json(self.probes.folder / "early_stop.json", facts)
+
+
+def restore_weights(model: Any, folder: Path) -> bool:
+    """Load a checkpoint's weights (or adapters) in place; return whether that was possible.
+
+    The model may be whole, or shared by ZeRO-3, or by FSDP2 where the checkpoint was saved so.
+    """
+    inner, shards = model, shards_of(folder)
+    while hasattr(inner, "module"):
+        inner = inner.module
+    parted = is_partitioned(inner)
+    if is_sharded(model) and shards is None and not parted:
+        logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
+        return False
+    with torch.no_grad():
+        if shards is not None:
+            load_shards(inner, shards)
+        elif hasattr(inner, "peft_config"):
+            with gathered(w for w in inner.parameters() if w.requires_grad) if parted else nullcontext():
+                _load_adapter(inner, folder)
+        elif parted:
+            load_partitioned(base_model(inner), folder)
+        else:
+            load_weights(base_model(inner), folder)
+    return True
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    """Put the active adapter's weights in place."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    active = model.active_adapter
+    place = folder / active if (folder / active / "adapter_config.json").is_file() else folder
+    weights = load_peft_weights(str(place), device=str(next(model.parameters()).device))
+    set_peft_model_state_dict(model, weights, adapter_name=active)

@@ -1,0 +1,178 @@
+"""What the loss of sampled responses is made of: log-probabilities to compare with, and PPO's advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cwdpo import losses
+from cwdpo.errors import NonFiniteError
+from cwdpo.models.generation import inference
+from cwdpo.objectives.on_policy import SampledResponse
+from cwdpo.processes import Processes, processes
+from cwdpo.recipe import Stage2Section
+from cwdpo.scoring.batch import Batch, EncodedGroup
+from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.reference import Reference, Scorer
+from cwdpo.training.data_parallel import SharingScorer
+from cwdpo.training.value_function import Critic, scores_and_features
+
+__all__ = ["Weigher"]
+
+Update = list[Batch]
+"""The micro-batches of an update."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was computed of a micro-batch.
+
+    Attributes:
+        old: `Float[responses, tokens]`, log-probabilities of the policy as it is now; None where they are not needed.
+        reference: `Float[responses, tokens]`, those of the reference; None without one.
+        advantages: `Float[responses, tokens]`, PPO's.
+        errors: `Float[responses]`, mean squared errors of the value function.
+        features: `Float[tokens, features]`, what the value function learns from.
+        returns: `Float[tokens]`, what it learns.
+    """
+
+    old: Tensor | None = None
+    reference: Tensor | None = None
+    advantages: Tensor | None = None
+    errors: Tensor | None = None
+    features: Tensor | None = None
+    returns: Tensor | None = None
+
+
+class Weigher:
+    """Gives sampled responses what their loss compares with, in all processes in step.
+
+    Args:
+        settings: The recipe's.
+        scorer: How responses are scored; one that is shared where several processes train.
+        reference: Where reference log-probabilities come from; None where `kl` is 0.
+
+    Attributes:
+        critic: The value function of `ppo`.
+    """
+
+    def __init__(self, settings: Stage2Section, scorer: Scorer, reference: Reference | None) -> None:
+        self._settings, self.scorer, self._reference = settings, scorer, reference
+        self.critic = Critic(settings.value_learning_rate) if settings.objective == "ppo" else None
+
+    def __call__(self, model: Any, updates: list[Update]) -> list[Update]:
+        """Return the micro-batches with all fields of their responses.
+
+        Raises:
+            NonFiniteError: A log-probability is NaN or infinite, in any of the processes.
+        """
+        look = self._compared if self.critic is None else self._valued
+        with inference(model):
+            seen = [[look(model, batch) for batch in batches] for batches in updates]
+        # Only now is it looked at: until here the others may have needed what this process computes.
+        filled = processes().each(lambda: _each_batch(_filled, updates, seen))
+        if self.critic is None:
+            return filled
+        for found in seen:
+            self.critic.learn(_joined([v.features for v in found]), _joined([v.returns for v in found]))
+        return _whitened(processes(), filled)
+
+    @property
+    def stand_in(self) -> EncodedGroup:
+        """What a process scores that has no rows, while the others score theirs."""
+        assert isinstance(self.scorer, SharingScorer)
+        return self.scorer.stand_in
+
+    def _compared(self, model: Any, batch: Batch) -> _Seen:
+        """Score under the reference, and under the policy where another one will be trained on the responses."""
+        old = reference = None
+        run = batch if batch.groups else Batch((self.stand_in,))
+        if self._settings.rollout_updates > 1:
+            old = scores_from_logits(self.scorer(model, run)).logps
+        if self._reference is not None:
+            reference = self._reference.per_token(model, run)
+        return _Seen(old, reference)
+
+    def _valued(self, model: Any, batch: Batch) -> _Seen:
+        """Return generalised advantages, and what the value function is to learn from them."""
+        s, critic, run = self._settings, self.critic, batch if batch.groups else Batch((self.stand_in,))
+        assert critic is not None
+        logps, mask, features = scores_and_features(model, self.scorer, run)
+        reference = self._reference.per_token(model, run) if self._reference is not None else None
+        if run is not batch:
+            return _Seen(features=features[:0, 0], returns=logps[:0, 0])
+        values = critic.values(features) * mask
+        rewards = torch.zeros_like(logps) if reference is None else -s.kl * (logps - reference) * mask
+        sizes = [len(r.ids) for r in batch.responses]
+        earned = torch.tensor([r.reward for r in _own(batch)])
+        rewards[range(len(sizes)), [n - 1 for n in sizes]] += earned.to(rewards)
+        advantages = losses.generalised_advantages(rewards, values, mask, gae_lambda=s.gae_lambda)
+        errors = advantages.square().sum(-1) / mask.sum(-1)
+        return _Seen(logps, reference, advantages, errors, features[mask], (advantages + values)[mask])
+
+
+def _each_batch(
+    do: Callable[[Batch, Any], Batch], updates: Sequence[Update], others: Sequence[Sequence[Any]]
+) -> list[Update]:
+    return [list(map(do, batches, found)) for batches, found in zip(updates, others, strict=True)]
+
+
+def _filled(batch: Batch, seen: _Seen) -> Batch:
+    if not batch.groups:
+        return batch
+    return _changed(
+        batch,
+        old=_finite(batch, seen.old),
+        reference=_finite(batch, seen.reference),
+        advantages=_finite(batch, seen.advantages),
+        value_error=None if seen.errors is None else seen.errors.tolist(),
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([part for part in parts if part is not None])
+
+
+def _own(batch: Batch) -> list[SampledResponse]:
+    return [r for r in batch.responses if isinstance(r, SampledResponse)]
+
+
+def _finite(batch: Batch, values: Tensor | None) -> list[tuple[float, ...]] | None:
+    """Return values by token as rows of their responses' lengths.
+
+    Raises:
+        NonFiniteError: One is NaN or infinite.
+    """
+    if values is None:
+        return None
+    rows = [tuple(row[: len(r.ids)]) for row, r in zip(values.tolist(), batch.responses, strict=True)]
+    if not bool(values.isfinite().all()):
+        names = ", ".join(sorted({g.origin for g in batch.groups}))
+        raise NonFiniteError(f"sampled responses: a log-probability is not finite. Rows: {names}")
+    return rows
+
+
+def _changed(batch: Batch, **columns: Sequence[Any] | None) -> Batch:
+    """Return the batch with other fields of its responses, given in their order; None leaves a field as it is."""
+    given = {name: iter(column) for name, column in columns.items() if column is not None}
+    groups = [
+        replace(g, responses=tuple(replace(r, **{n: next(c) for n, c in given.items()}) for r in g.responses))
+        for g in batch.groups
+    ]
+    return Batch(tuple(groups))
+
+
+def _whitened(team: Processes, updates: list[Update]) -> list[Update]:
+    """Bring the advantages of all tokens of all processes to mean 0 and standard deviation 1."""
+    rows = [a for batches in updates for b in batches for r in _own(b) for a in r.advantages]
+    values = torch.cat(team.gather(torch.tensor(rows, dtype=torch.float64)))
+    mean, spread = float(values.mean()), float(values.std(correction=0)) + 1e-8
+
+    def white(batch: Batch) -> Batch:
+        return _changed(batch, advantages=[tuple((a - mean) / spread for a in r.advantages) for r in _own(batch)])
+
+    return [[white(batch) for batch in batches] for batches in updates]
