@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from tiny_runs import CliServer
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+SHIPPED = sorted({*FOLDER.rglob("*.yaml"), *(FOLDER.parent / "src").rglob("*.yaml")})
+AS_READ_EVERYWHERE = {
+    "bool": r"true|false",
+    "null": r"null|~|",
+    "int": r"-?(0|[1-9]\d*)",
+    "float": r"-?\d+\.\d+(e[+-]\d+)?",
+}
+"""How a plain scalar of a YAML 1.1 type is written, so that nobody meant a word or another number by it."""
 LAUNCHERS = sorted((FOLDER / "accelerate").glob("*.yaml"))
 
 
@@ -26,6 +35,26 @@ def test_recipe_loads(path: Path) -> None:
         require_batches(recipe, ranks)
     if recipe.stage1.batch_size >= 64:
         require_batches(recipe, 64)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_words_stay_words(path: Path) -> None:
+    """`off`, `no` and `1:30` are no strings in YAML 1.1 unless they are quoted."""
+    waiting = [yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            kind = node.tag.rpartition(":")[2]
+            pattern = AS_READ_EVERYWHERE.get(kind)
+            assert kind == "str" or (pattern and re.fullmatch(pattern, node.value)), (
+                node.value,
+                node.start_mark.line + 1,
+            )
+            assert kind == "str" or path.stem != "lexicon", (node.value, node.start_mark.line + 1)
+        else:
+            waiting += (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if "qwen" in p.stem], ids=lambda p: p.stem)

@@ -76,6 +76,15 @@ def test_differences():
     assert differences("A red dog runs .", "The sea dog") == [("new", "The sea dog")]
 
 
+def test_every_phrase_can_be_perturbed():
+    """Also `onto`, whose opposite is `off`: a word that YAML 1.1 reads as false."""
+    source = PerturbSource(["hard", "easy"], seed=0)
+    for phrase in LEXICON.phrases():
+        row = group(f"A brown dog and two men {phrase} the red ball .")
+        texts = [candidate.text for candidate in source.propose(*asked([row], 4))[row.id]]
+        assert texts and row.chosen.text not in texts, phrase
+
+
 @pytest.mark.parametrize(
     ("text", "word", "to", "expected"),
     [

@@ -109,6 +109,10 @@ class Lexicon:
                 for form in reversed(range(len(forms))):
                     self._put(forms[form], Entry(kind, group, synonyms[0][0], form))
 
+    def phrases(self) -> list[str]:
+        """Return every phrase that is known, in every form."""
+        return [" ".join(words) for words in self._entries]
+
     def find(self, text: str, *, strict: bool = False) -> list[Found]:
         """Return the entries that stand in a text, the longest phrase at each place, from left to right.
 
@@ -248,4 +252,5 @@ def stem(word: str) -> str:
 def default_lexicon() -> Lexicon:
     """Return the lexicon that ships with cwdpo."""
     path = files("cwdpo.negatives") / "lexicon.yaml"
-    return Lexicon(yaml.safe_load(path.read_text(encoding="utf-8")))
+    # Every scalar is a word: YAML would read `off` and `no` as false.
+    return Lexicon(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
