@@ -20,7 +20,7 @@ from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.scoring import attention_masks as masks
-from cwdpo.scoring import shared as module
+from cwdpo.scoring import shared_prefix as module
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.sequence_layout import Layout, positions

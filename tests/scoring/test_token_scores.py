@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cwdpo.scoring import token_scores as module
+from cwdpo.scoring import logprobs as module
 from cwdpo.scoring.batch import ResponseLogits
 from cwdpo.scoring.logprobs import scores_from_logits, token_scores
 
