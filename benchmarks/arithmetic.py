@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from common import arguments, count_flops, hardware, report, start
-from cwdpo.models.loading import part_of
+from cwdpo.models.parts import part_of
 from sides import ours, trl
 from workload import MERGE, PATCH, SMALL, TINY, Size, make_model, make_processor, make_rows
 

@@ -19,7 +19,8 @@ import torch
 from common import arguments, hardware, report, start
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup
-from cwdpo.models.loading import folder_digest, load_model
+from cwdpo.models.identity import folder_digest
+from cwdpo.models.loading import load_model
 from cwdpo.models.processors import load_processor
 from cwdpo.negatives import NegativePolicy
 from cwdpo.negatives.candidates import Candidate

@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 from common import arguments, count_flops, hardware, peak_bytes, report, start
+from cwdpo.models.parts import base_model
 from cwdpo.planning.step_cost import Work, take
 from cwdpo.recipe import LoraSection, ModelSection
-from cwdpo.scoring.full_sequence import base_model
 from sides import ours
 from workload import SMALL, TINY, Size, _text, _vision, make_model, make_processor, make_rows
 

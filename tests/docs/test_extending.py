@@ -90,7 +90,7 @@ def watched_by(processor: Any, data: list[Any], folder: Path) -> Any:
         def add_callback(self, callback: Any) -> None:
             self.callback = callback
 
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
 
     taken = Taken()
     taken.scorer = AutoScorer()

@@ -18,7 +18,7 @@ from cwdpo.errors import DataError
 from cwdpo.probes.reading import ProbeSet, kind_of
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile, ProbeCallback, probe_scalars
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer

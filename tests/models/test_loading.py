@@ -14,15 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cwdpo.errors import ModelError
-from cwdpo.models.loading import (
-    add_lora,
-    freeze_parts,
-    load_model,
-    load_weights,
-    part_of,
-    sequence_limit,
-    state_digest,
-)
+from cwdpo.models.identity import state_digest
+from cwdpo.models.loading import add_lora, load_model, load_weights, sequence_limit
+from cwdpo.models.parts import freeze_parts, part_of
 from cwdpo.recipe import LoraSection, ModelSection
 from tiny_models import FAMILIES, tiny_processor
 from tiny_training import clone, differing, fresh, logps_of, lora, rows, train_sft, weights

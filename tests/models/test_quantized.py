@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from cwdpo.errors import ModelError, RecipeError
-from cwdpo.models.generation import inference
-from cwdpo.models.loading import add_lora, load_model, part_of, state_digest
+from cwdpo.models.identity import state_digest
+from cwdpo.models.loading import add_lora, load_model
+from cwdpo.models.modes import inference
+from cwdpo.models.parts import part_of
 from cwdpo.models.quantized import quantized_flops, require_bitsandbytes, weight_count
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.recipe.load_recipe import load_recipe
@@ -20,7 +22,8 @@ from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.shared_prefix import SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.scorer import choose_scorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 from cwdpo.training.flops import count_arithmetic
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer

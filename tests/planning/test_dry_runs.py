@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cwdpo.models.loading import add_lora, freeze_parts, load_model
+from cwdpo.models.loading import add_lora, load_model
+from cwdpo.models.parts import base_model, freeze_parts
 from cwdpo.planning import step_cost as steps
 from cwdpo.planning.int4_linear import PackedLinear
 from cwdpo.planning.meta_models import bare_model, depths_of, size_of
@@ -20,9 +21,10 @@ from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.frozen_vision import FrozenVision
-from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.shared_prefix import SharedPrefixScorer, why_separate
+from cwdpo.scoring.scorer import why_separate
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.offloading import OffloadedActivations
 from tiny_models import FAMILIES, HYBRID, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 

@@ -26,8 +26,9 @@ from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring.attention_masks import blocks_of, dense, rule_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.scorer import choose_scorer
 from cwdpo.scoring.sequence_layout import Layout
-from cwdpo.scoring.shared_prefix import SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import sample_groups, tiny_model, tiny_processor
 
 CPU = torch.device("cpu")

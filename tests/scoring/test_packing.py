@@ -15,14 +15,15 @@ from oracle import image_counts
 from pydantic import ValidationError
 
 from cwdpo.models.attention import SHARED_PREFIX
-from cwdpo.models.loading import freeze_parts
+from cwdpo.models.parts import freeze_parts
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.shared_prefix import AutoScorer, SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.scorer import AutoScorer, choose_scorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import sample_groups, tiny_model, tiny_processor
 from tiny_training import clone, fresh, largest_difference, rows, train_dpo, train_sft, weights
 

@@ -13,9 +13,10 @@ from oracle import image_counts, naive_logps
 from peft import LoraConfig, get_peft_model
 
 from cwdpo.errors import ModelError
+from cwdpo.models.parts import base_model
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
-from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
 

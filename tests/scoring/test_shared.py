@@ -20,11 +20,13 @@ from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
 from cwdpo.scoring import attention_masks as masks
-from cwdpo.scoring import shared_prefix as module
+from cwdpo.scoring import scorer as module
+from cwdpo.scoring import shared_prefix
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
+from cwdpo.scoring.scorer import SHARED_FAMILIES, choose_scorer
 from cwdpo.scoring.sequence_layout import Layout, positions
-from cwdpo.scoring.shared_prefix import SHARED_FAMILIES, SharedPrefixScorer, choose_scorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import HYBRID, sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]
@@ -214,7 +216,7 @@ def test_first_batch_is_checked(
             masks, "dense", lambda rule, layout, device: torch.ones(2, *[layout.ids.shape[1]] * 2).tril().bool()
         )
     elif broken == "positions":  # a later response's positions run on
-        monkeypatch.setattr(module, "positions", running_on)
+        monkeypatch.setattr(shared_prefix, "positions", running_on)
     with caplog.at_level(logging.WARNING):
         scorer = choose_scorer(model, batch)
     if broken == "nothing":
@@ -267,7 +269,7 @@ def test_failure_falls_back(
 ) -> None:
     model, processor = tiny_pair("llava")
     batch = collate(processor, sample_groups(1, tmp_path))
-    monkeypatch.setattr(module, "positions", lambda *_: torch.zeros(1, 1, 1, 1))
+    monkeypatch.setattr(shared_prefix, "positions", lambda *_: torch.zeros(1, 1, 1, 1))
     with caplog.at_level(logging.WARNING):
         assert isinstance(choose_scorer(model, batch), SeparateScorer)
     assert "sharing the prompt failed for model type 'llava'" in caplog.text

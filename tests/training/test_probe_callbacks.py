@@ -15,7 +15,7 @@ from cwdpo.errors import RecipeError
 from cwdpo.probes.diagnosis.rules import StageFacts
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.early_stopping import ProbeEarlyStopping
 from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
 from cwdpo.training.callbacks.loop_callbacks import ProbeCallback

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cwdpo.errors import ModelError, RecipeError
-from cwdpo.models.loading import add_lora, part_of
+from cwdpo.models.loading import add_lora
+from cwdpo.models.parts import part_of
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig

@@ -15,8 +15,7 @@ from cwdpo.errors import DataError, RecipeError
 from cwdpo.models.generation import sample_tokens
 from cwdpo.objectives.on_policy import SampledResponse
 from cwdpo.scoring.batch import Batch, EncodedGroup
-from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.generation_inputs import prompt_inputs
+from cwdpo.scoring.full_sequence import SeparateScorer, prompt_inputs
 from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile
 from cwdpo.training.checkpoints import last_checkpoint

@@ -13,11 +13,12 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 
 from cwdpo.devices import peak_memory
-from cwdpo.models.loading import freeze_parts
+from cwdpo.models.parts import freeze_parts
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.frozen_vision import FrozenVision
-from cwdpo.scoring.shared_prefix import AutoScorer, SharedPrefixScorer
+from cwdpo.scoring.scorer import AutoScorer
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile
 from cwdpo.training.callbacks.throughput import Speed, Stopwatch, Throughput, peak_flops, shown
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig

@@ -14,7 +14,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from cwdpo.errors import ModelError, RecipeError
-from cwdpo.models.loading import freeze_parts, load_model, part_of
+from cwdpo.models.loading import load_model
+from cwdpo.models.parts import freeze_parts, part_of
 from cwdpo.models.processors import load_processor
 from cwdpo.recipe import ModelSection
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig

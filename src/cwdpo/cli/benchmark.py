@@ -31,9 +31,9 @@ def run_benchmark(
     from cwdpo.evaluation.benchmarks import READERS, Question, score_mmbench, score_mmmu
     from cwdpo.evaluation.captioning import caption_groups
     from cwdpo.evaluation.option_likelihood import likeliest, option_logps
-    from cwdpo.models.loading import folder_digest
+    from cwdpo.models.identity import folder_digest
     from cwdpo.scenes import base_path
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
 
     require_writable(out)
     questions = READERS[name](data)[:limit]

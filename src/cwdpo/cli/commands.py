@@ -150,10 +150,10 @@ def score_file(
 ) -> int:
     """Write one line per response: id, role, text, logp_sum, logp_mean, tokens, entropy; with a reference Δ and w_c."""
     from cwdpo.losses import cooling_weight
-    from cwdpo.models.generation import inference
+    from cwdpo.models.modes import inference
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.logprobs import scores_from_logits
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
 
     if tau <= 0:
         raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")
@@ -189,7 +189,7 @@ def caption_images(
     """Write one line per image: image, caption."""
     from cwdpo.evaluation.captioning import caption_groups
     from cwdpo.files import read_jsonl
-    from cwdpo.models.loading import folder_digest
+    from cwdpo.models.identity import folder_digest
     from cwdpo.scenes import base_path
     from cwdpo.scenes.grammar import PROMPT
 

@@ -179,7 +179,7 @@ def _captions(
     reporter: Reporter,
 ) -> list[list[str]]:
     from cwdpo.evaluation.captioning import caption_hypotheses
-    from cwdpo.models.loading import folder_digest
+    from cwdpo.models.identity import folder_digest
     from cwdpo.scenes import base_path
 
     loaded, encoder = inference_model(model)

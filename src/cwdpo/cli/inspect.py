@@ -111,7 +111,7 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
     from cwdpo.models.quantized import weight_count
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.logprobs import scores_from_logits
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     total = sum(weight_count(p) for p in model.parameters())

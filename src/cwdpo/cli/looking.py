@@ -60,7 +60,7 @@ def compare_checkpoints(
 ) -> None:
     """Compare two checkpoints, print a table and write the whole comparison."""
     from cwdpo.evaluation.compare_models import compare_models
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
 
     if out is not None:
         require_writable(out)
@@ -129,11 +129,11 @@ def influence_file(
     """Write one line per objective, step size, update sample and observed response; return how many."""
     import torch
 
-    from cwdpo.models.loading import freeze_parts
+    from cwdpo.models.parts import freeze_parts
     from cwdpo.probes.entk import projected_kernel_norm
     from cwdpo.probes.influence import SampleLoss, measure_influence
     from cwdpo.scoring.batch import Batch
-    from cwdpo.scoring.shared_prefix import AutoScorer
+    from cwdpo.scoring.scorer import AutoScorer
     from cwdpo.training.callbacks.track_influence import reference_sums
 
     if bad := [eta for eta in etas if not eta > 0]:

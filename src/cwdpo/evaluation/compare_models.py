@@ -10,7 +10,7 @@ from cwdpo.devices import empty_cache
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["compare_models"]
 

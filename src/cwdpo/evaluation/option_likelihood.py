@@ -12,11 +12,11 @@ from cwdpo.data.schema import Response
 from cwdpo.evaluation.benchmarks import Question
 from cwdpo.evaluation.resumable_batches import kept_rows
 from cwdpo.files import text_digest
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["likeliest", "option_logps"]
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.fsdp import is_sharded, wrap_method
+from cwdpo.models.modes import inference
 
-__all__ = ["generate", "inference", "sample_tokens"]
+__all__ = ["generate", "sample_tokens"]
 
 
 _GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
-
-@contextmanager
-def inference(model: Any) -> Generator[None]:
-    """Run the block in evaluation mode without gradients; mode, cache setting and random state come back after it."""
-    modes = {module: module.training for module in model.modules()}
-    random_state = capture_random()
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        restore_random(random_state)
 
 
 def generate(

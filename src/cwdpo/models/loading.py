@@ -1,51 +1,24 @@
-"""Models from disk or hub: weights, parts that are frozen, adapters, content identity."""
+"""Models and adapters from disk or hub."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cwdpo.errors import ModelError, one_line
-from cwdpo.files import file_digest, text_digest
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
 from cwdpo.models.meta_init import build_bare, on_meta
+from cwdpo.models.parts import pattern_of, roots_of
 from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
 
-__all__ = [
-    "Part",
-    "add_lora",
-    "folder_digest",
-    "freeze_parts",
-    "load_model",
-    "load_weights",
-    "part_of",
-    "saved_weights",
-    "sequence_limit",
-    "state_digest",
-]
-
-Part = Literal["vision", "projector", "language"]
-
-_PROJECTOR_NAMES = ("multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list", "mlp1")
-_VISION_NAMES = ("visual", "vision_tower", "vision_model", "vision_encoder", "image_encoder")
-_PROJECTOR = re.compile(rf"(^|\.)({'|'.join(_PROJECTOR_NAMES)})(\.|$)")
-_VISION = re.compile(rf"(^|\.)({'|'.join(_VISION_NAMES)})(\.|$)")
-
-
-def part_of(name: str) -> Part:
-    """Return which part of a vision-language model a parameter or module of this name belongs to."""
-    if _PROJECTOR.search(name):
-        return "projector"
-    return "vision" if _VISION.search(name) else "language"
+__all__ = ["add_lora", "load_model", "load_weights", "saved_weights", "sequence_limit"]
 
 
 def load_model(
@@ -113,7 +86,7 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype, *, bare: b
 def _read_base(section: ModelSection, where: str, settings: dict[str, Any]) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    quantized = quantization_config(section, settings["dtype"], _pattern_of(("projector", "vision")))
+    quantized = quantization_config(section, settings["dtype"], pattern_of(("projector", "vision")))
     if quantized is not None:
         settings = settings | {"quantization_config": quantized}
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -194,23 +167,6 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, 
         raise ModelError(f"{folder}: the adapter does not fit its base {base_path}: {one_line(error)}") from error
 
 
-def freeze_parts(model: Any, parts: Iterable[str]) -> None:
-    """Stop training the named parts of a model without adapters.
-
-    Raises:
-        ModelError: Nothing is left to train, or a named part does not exist in this model.
-    """
-    parts = set(parts)
-    found = {part_of(name) for name, _ in model.named_parameters()}
-    if absent := sorted(parts - found):
-        raise ModelError(f"model.freeze names {absent[0]}, but {type(model).__name__} has no such part")
-    for name, parameter in model.named_parameters():
-        if part_of(name) in parts:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError("model.freeze leaves nothing to train; take a part out of the list")
-
-
 def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     """Put fresh adapters on a model; frozen parts get none, `train_fully` parts are trained whole beside them.
 
@@ -220,14 +176,14 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     skipped = {*section.freeze, *section.train_fully}
-    whole = sorted(_roots_of(model, section.train_fully))
+    whole = sorted(roots_of(model, section.train_fully))
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
         target_modules=lora.target_modules,
-        exclude_modules=_pattern_of(skipped) if skipped else None,
+        exclude_modules=pattern_of(skipped) if skipped else None,
         modules_to_save=whole or None,
         bias="none",
     )
@@ -242,61 +198,9 @@ def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:
     return adapted
 
 
-def _pattern_of(parts: Iterable[str]) -> str:
-    """Return a regular expression that matches the names of the modules of the named parts, as `part_of` tells them."""
-    within = r"(?:.*\.)?(?:{})(?:\..*)?"
-    projector = within.format("|".join(_PROJECTOR_NAMES))
-    vision = rf"(?!{projector}$)" + within.format("|".join(_VISION_NAMES))
-    patterns = {"projector": projector, "vision": vision, "language": rf"(?!{projector}$)(?!{vision}$).*"}
-    return "|".join(f"(?:{patterns[part]})" for part in sorted(parts))
-
-
-def _roots_of(model: Any, parts: Iterable[str]) -> Iterator[str]:
-    """Yield the topmost modules of the named parts; of a list of modules its members, for PEFT wraps no lists."""
-    for name, module in model.named_modules():
-        parent = name.rpartition(".")[0]
-        if not any(part_of(name) == part and part_of(parent) != part and part != "language" for part in parts):
-            continue
-        yield from ([f"{name}.{i}" for i in range(len(module))] if isinstance(module, torch.nn.ModuleList) else [name])
-
-
 def sequence_limit(model: Any, asked: int | None) -> int | None:
     """Return the longest sequence the model's positions allow, or the smaller limit that was asked for."""
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     known = getattr(text, "max_position_embeddings", None)
     limits = [n for n in (asked, known) if n is not None]
     return min(limits) if limits else None
-
-
-def state_digest(model: Any, *, without_adapters: bool = False) -> str:
-    """Return the SHA-256 of every tensor of the model's state (names, shapes, types, bytes), in hex.
-
-    Args:
-        model: The model.
-        without_adapters: Leave out what PEFT added: the digest is that of the base before.
-    """
-    state: dict[str, Any] = model.get_base_model().state_dict() if without_adapters else model.state_dict()
-    if without_adapters:
-        added = (f".{model.base_model.prefix}", ".modules_to_save.")
-        state = {
-            name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-            for name, tensor in state.items()
-            if not any(mark in name for mark in added)
-        }
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        digest.update(memoryview(raw))
-    return digest.hexdigest()
-
-
-def folder_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a model directory's weights and settings; of a hub id, the digest of its name."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return text_digest(str(path))
-    names = sorted(
-        p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
-    )
-    return text_digest(*(part for name in names for part in (name, file_digest(folder / name))))

@@ -13,8 +13,8 @@ from cwdpo.models.generation import generate
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.reference import ReferenceCache, Scorer
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.reference import ReferenceCache
+from cwdpo.scoring.scorer import AutoScorer, Scorer
 
 __all__ = ["Asked", "NegativePolicy", "Weighed", "Weigher", "has_images"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from cwdpo.models.loading import part_of
+from cwdpo.models.parts import part_of
 
 __all__ = ["PackedLinear", "pack_layers"]
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
-from cwdpo.models.loading import add_lora, freeze_parts, part_of
+from cwdpo.models.loading import add_lora
+from cwdpo.models.parts import freeze_parts, part_of
 from cwdpo.planning.int4_linear import PackedLinear, pack_layers
 from cwdpo.recipe import LoraSection, ModelSection, Recipe
 from cwdpo.scenes import base_path

@@ -19,15 +19,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from cwdpo.errors import ModelError, one_line
-from cwdpo.models.loading import part_of
+from cwdpo.models.parts import base_model, part_of
 from cwdpo.planning.fake_run import DryRun, gradients_held, hollow
 from cwdpo.planning.meta_models import Depths, bare_model, depths_of, stack_of
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.frozen_vision import FrozenVision
-from cwdpo.scoring.full_sequence import SeparateScorer, base_model
+from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.shared_prefix import SharedPrefixScorer, why_separate
+from cwdpo.scoring.scorer import why_separate
+from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.offloading import OffloadedActivations
 
 __all__ = ["Taken", "Work", "take"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.probes.influence import trainable
 from cwdpo.scoring.batch import Batch
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["exact_kernel", "jacobian", "projected_kernel_norm"]
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from cwdpo import losses
 from cwdpo.devices import to_float64
 from cwdpo.errors import DataError
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch, ResponseLogits
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["Influence", "SampleLoss", "belief_geometry", "measure_influence", "trainable", "update_gradient"]
 

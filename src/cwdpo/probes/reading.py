@@ -13,14 +13,14 @@ from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
 from cwdpo.losses import cooling_weight
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.probes.calibration import Calibration
 from cwdpo.probes.divergence import jensen_shannon, total_variation
 from cwdpo.probes.top_tokens import top_tokens
 from cwdpo.scoring.batch import Batch, EncodedResponse
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["ProbeSet", "kind_of", "probe_digest"]
 

@@ -13,14 +13,14 @@ from cwdpo.evaluation.captioning import caption_groups, captioner
 from cwdpo.evaluation.cider import cider
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, write_json, write_jsonl
-from cwdpo.models.loading import folder_digest
+from cwdpo.models.identity import folder_digest
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.processes import processes
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.run_rows import groups_of
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 
 __all__ = ["evaluate", "summarise"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
-from cwdpo.models.loading import folder_digest
+from cwdpo.models.identity import folder_digest
 from cwdpo.negatives.generating_model import NegativePolicy
 from cwdpo.negatives.opa_correction import CORRECTED, correct_answers
 from cwdpo.processes import processes

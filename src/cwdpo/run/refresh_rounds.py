@@ -16,7 +16,7 @@ from cwdpo.data.jsonl_dataset import LazyGroups
 from cwdpo.data.schema import REJECTED, PromptGroup
 from cwdpo.files import append_jsonl, read_json
 from cwdpo.losses import cooling_weight
-from cwdpo.models.loading import state_digest
+from cwdpo.models.identity import state_digest
 from cwdpo.models.meta_init import is_bare
 from cwdpo.negatives.candidates import seeded
 from cwdpo.negatives.generating_model import NegativePolicy, Weigher
@@ -27,7 +27,7 @@ from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
 from cwdpo.run.run_dir import RunDirectory, placed
 from cwdpo.run.run_rows import read_part, write_part
 from cwdpo.scoring.reference import ReferenceCache
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.early_stopping import restore_weights
 from cwdpo.training.callbacks.loop_callbacks import trim_rows
 from cwdpo.training.callbacks.refresh_stop import RefreshMoment, is_due

@@ -25,8 +25,10 @@ from cwdpo.devices import device
 from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_text
 from cwdpo.models.fsdp import share_weights, too_large
-from cwdpo.models.loading import add_lora, folder_digest, freeze_parts, load_model, sequence_limit
+from cwdpo.models.identity import folder_digest
+from cwdpo.models.loading import add_lora, load_model, sequence_limit
 from cwdpo.models.meta_init import is_bare
+from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
 from cwdpo.processes import processes
 from cwdpo.recipe import EditorSection, GeneratorSection, Recipe

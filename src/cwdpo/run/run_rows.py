@@ -11,12 +11,12 @@ from cwdpo.data.jsonl_dataset import LazyGroups, MappedGroups, StoredGroups
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RunError
 from cwdpo.files import read_json, write_json, write_jsonl
-from cwdpo.models.loading import folder_digest
+from cwdpo.models.identity import folder_digest
 from cwdpo.negatives import NegativePolicy, Totals, make_negatives
 from cwdpo.processes import processes
 from cwdpo.recipe import ON_POLICY, SourceMix
 from cwdpo.run.run_dir import RunDirectory
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 
 __all__ = [
     "data_groups",

@@ -31,7 +31,7 @@ from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.early_stopping import ProbeEarlyStopping
 from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
 from cwdpo.training.callbacks.loop_callbacks import ProbeCallback

@@ -13,7 +13,7 @@ from typing import Any
 from cwdpo.devices import empty_cache
 from cwdpo.errors import StoppedError
 from cwdpo.files import append_jsonl, atomic_directory, read_json, write_json
-from cwdpo.models.loading import folder_digest
+from cwdpo.models.identity import folder_digest
 from cwdpo.processes import processes
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.run.progress import TrainingWatch
@@ -22,7 +22,7 @@ from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.stage_callbacks import StageDynamics, stage_dynamics
 from cwdpo.run.trackers import tracked
 from cwdpo.scoring.feature_cache import FeatureCache
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal
 from cwdpo.training.callbacks.probe_writer import trim_rows
 from cwdpo.training.callbacks.refresh_stop import RefreshMoment

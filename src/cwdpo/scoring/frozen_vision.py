@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from cwdpo.files import text_digest
 from cwdpo.models.fsdp import is_sharded, is_sharded_weight
-from cwdpo.models.generation import inference
+from cwdpo.models.identity import tensor_digest
+from cwdpo.models.modes import inference
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.feature_cache import FeatureCache, Features, merge_features, pack_features
 
@@ -104,7 +104,10 @@ class FrozenVision:
         state = [(w.data_ptr(), w._version) for w in weights]
         known = self._digests.get(inner)
         if known is None or known[0] != state:
-            known = self._digests[inner] = (state, text_digest(_settings(inner.config), _content(weights)))
+            known = self._digests[inner] = (
+                state,
+                text_digest(_settings(inner.config), tensor_digest(("", w) for w in weights)),
+            )
         return known[1]
 
 
@@ -136,15 +139,6 @@ def _settings(config: Any) -> str:
     vision: dict[str, Any] = whole.get("vision_config") or {}
     flat["vision_config"] = {k: v for k, v in vision.items() if not k.startswith("_")}
     return json.dumps(flat, sort_keys=True, default=str)
-
-
-def _content(weights: Iterable[Tensor]) -> bytes:
-    digest = hashlib.sha256()
-    for tensor in weights:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        raw: Any = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-        digest.update(memoryview(raw))
-    return digest.digest()
 
 
 def _features_of(inner: Any, group: EncodedGroup) -> Any:

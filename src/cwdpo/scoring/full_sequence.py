@@ -10,27 +10,21 @@ import torch
 from torch import Tensor
 
 from cwdpo.errors import ModelError
-from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.models.parts import base_model
+from cwdpo.scoring.batch import Batch, EncodedGroup, ResponseLogits
 from cwdpo.scoring.frozen_vision import FrozenVision
 
 __all__ = [
     "SeparateScorer",
-    "base_model",
     "check_token_types",
     "computes_own_positions",
+    "prompt_inputs",
     "token_type_rows",
     "vision_inputs",
 ]
 
 _RESPONSE_TYPES = {("paligemma", "token_type_ids"): 1}
 """Type of a response's tokens where it is not 0: PaliGemma reads type 0 as the prompt, seen in both directions."""
-
-
-def base_model(model: Any) -> Any:
-    """Return the transformers model inside DDP, accelerate or PEFT wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def computes_own_positions(inner: Any) -> bool:
@@ -83,6 +77,28 @@ def vision_inputs(inner: Any, batch: Batch, repeats: Sequence[int], vision: Froz
     if vision is not None:
         return vision.inputs(inner, batch, repeats)
     return {name: value.to(inner.device, non_blocking=True) for name, value in batch.vision_inputs(repeats).items()}
+
+
+def prompt_inputs(model: Any, groups: Sequence[EncodedGroup], pad: int) -> dict[str, Any]:
+    """Return the inputs of several prompts, padded on the left.
+
+    Args:
+        model: The model that is to answer.
+        groups: The prompts; their responses are not read.
+        pad: The token that pads.
+    """
+    inner, batch = base_model(model), Batch(tuple(groups))
+    check_token_types(inner, batch)
+    width = max(len(g.prefix_ids) for g in groups)
+    places = [(row, width - len(g.prefix_ids)) for row, g in enumerate(groups)]
+    ids = torch.full((len(groups), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for group, (row, start) in zip(groups, places, strict=True):
+        ids[row, start:] = torch.tensor(group.prefix_ids)
+        mask[row, start:] = 1
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    inputs |= token_type_rows(inner, batch, range(len(groups)), places, mask)
+    return inputs | batch.vision_inputs([1] * len(groups))
 
 
 class SeparateScorer:

@@ -14,20 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cwdpo.errors import NonFiniteError, RunError, one_line
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.processes import processes
-from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
+from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.scorer import Scorer
 
-__all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache", "Scorer"]
-
-
-class Scorer(Protocol):
-    """Anything that gives the logits at the response positions of a batch."""
-
-    def __call__(self, model: Any, batch: Batch) -> ResponseLogits:
-        """Score `batch` under `model`."""
-        ...
+__all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache"]
 
 
 class Reference(Protocol):

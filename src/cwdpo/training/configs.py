@@ -9,10 +9,10 @@ from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.models.loading import Part
+from cwdpo.models.parts import Part
 from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, settings_of
 from cwdpo.scoring.feature_cache import FeatureCache
-from cwdpo.scoring.shared_prefix import AutoScorer
+from cwdpo.scoring.scorer import AutoScorer
 
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
 

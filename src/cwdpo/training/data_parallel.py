@@ -12,10 +12,10 @@ from transformers import TrainingArguments
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.models.fsdp import is_sharded_weight
-from cwdpo.models.loading import part_of
+from cwdpo.models.parts import part_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, ResponseLogits
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["SharedBatches", "SharingScorer", "shared_loader"]
 

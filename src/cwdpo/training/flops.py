@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cwdpo.models.generation import inference
-from cwdpo.models.loading import part_of
+from cwdpo.models.modes import inference
+from cwdpo.models.parts import base_model, part_of
 from cwdpo.models.quantized import quantized_flops, weight_count
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.frozen_vision import FrozenVision
-from cwdpo.scoring.full_sequence import base_model
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["Arithmetic", "count_arithmetic", "encoded_tokens"]
 

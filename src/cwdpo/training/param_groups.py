@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cwdpo.errors import ModelError
-from cwdpo.models.loading import Part, part_of
+from cwdpo.models.parts import Part, part_of
 
 __all__ = ["give_own_rates"]
 

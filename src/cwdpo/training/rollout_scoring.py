@@ -11,13 +11,14 @@ from torch import Tensor
 
 from cwdpo import losses
 from cwdpo.errors import NonFiniteError
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.objectives.on_policy import SampledResponse
 from cwdpo.processes import Processes, processes
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import Reference, Scorer
+from cwdpo.scoring.reference import Reference
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.data_parallel import SharingScorer
 from cwdpo.training.value_function import Critic, scores_and_features
 

@@ -20,7 +20,7 @@ from cwdpo.processes import Processes, processes
 from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.collator import PromptEncoder
-from cwdpo.scoring.generation_inputs import prompt_inputs
+from cwdpo.scoring.full_sequence import prompt_inputs
 from cwdpo.training.nonfinite import not_finite
 from cwdpo.training.rollout_order import answered_together, places_of, who_waits
 from cwdpo.training.rollout_scoring import Weigher

@@ -11,14 +11,16 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from cwdpo.errors import DataError, ModelError
-from cwdpo.models.generation import inference
-from cwdpo.models.loading import Part, sequence_limit
+from cwdpo.models.loading import sequence_limit
+from cwdpo.models.modes import inference
+from cwdpo.models.parts import Part
 from cwdpo.models.quantized import is_quantized, weight_count
 from cwdpo.objectives.base import Objective, Tally
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
-from cwdpo.scoring.reference import Reference, Scorer
+from cwdpo.scoring.reference import Reference
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.configs import GroupTrainingArguments
 from cwdpo.training.data_parallel import SharedBatches, SharingScorer, shared_loader

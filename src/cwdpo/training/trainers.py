@@ -14,7 +14,8 @@ from transformers import set_seed
 from cwdpo.data.hf_dataset import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
-from cwdpo.models.loading import load_model, sequence_limit, state_digest
+from cwdpo.models.identity import state_digest
+from cwdpo.models.loading import load_model, sequence_limit
 from cwdpo.models.meta_init import on_meta
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives.methods import stage2_objective
@@ -23,7 +24,8 @@ from cwdpo.objectives.sft import SFTObjective
 from cwdpo.processes import Processes, processes
 from cwdpo.recipe import STAGE2_METHODS, ModelSection
 from cwdpo.scoring.collator import PromptEncoder, require_template
-from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache, Scorer
+from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.configs import CWDPOConfig, GroupTrainingArguments, SFTCConfig
 from cwdpo.training.rollout_scoring import Weigher
 from cwdpo.training.rollouts import Rollouts

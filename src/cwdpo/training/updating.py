@@ -11,12 +11,13 @@ from torch import Tensor
 
 from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
-from cwdpo.models.loading import part_of
+from cwdpo.models.parts import part_of
 from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import LiveReference, Reference, Scorer
+from cwdpo.scoring.reference import LiveReference, Reference
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.checkpointing import SealedTrainer
 from cwdpo.training.configs import GroupTrainingArguments

@@ -13,7 +13,7 @@ from cwdpo.errors import ModelError
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, ResponseLogits
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["Critic", "scores_and_features"]
 

@@ -14,8 +14,8 @@ from cwdpo.errors import RecipeError
 from cwdpo.files import write_json
 from cwdpo.models.fsdp import is_sharded, load_shards, shards_of
 from cwdpo.models.loading import load_weights
+from cwdpo.models.parts import base_model
 from cwdpo.probes.early_stopping_rule import SIGNALS, Verdict, signal_value, watch
-from cwdpo.scoring.full_sequence import base_model
 from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
 from cwdpo.training.deepspeed import gathered, is_partitioned, load_partitioned
 

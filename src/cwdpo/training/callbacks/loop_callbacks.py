@@ -16,7 +16,7 @@ from cwdpo.errors import NonFiniteError
 from cwdpo.files import append_jsonl, read_json, write_bytes, write_json
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.processes import processes
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.probe_writer import PromptFile, TokenFile, trim_rows
 from cwdpo.training.callbacks.throughput import Stopwatch
 

@@ -10,12 +10,12 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo.files import append_jsonl, read_json, write_json
-from cwdpo.models.generation import inference
+from cwdpo.models.modes import inference
 from cwdpo.probes.influence import SampleLoss, measure_influence
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.reference import Scorer
+from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.probe_writer import trim_rows
 
 __all__ = ["InfluenceCallback", "reference_sums"]
