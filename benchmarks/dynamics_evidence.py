@@ -174,9 +174,11 @@ def figures(runs: Path, seeds: int) -> dict[str, list[str]]:
     """Draw the figures and return what they show in words."""
     folders = {arm: [runs / f"{arm}_{seed}" for seed in range(seeds)] for arm in ARMS}
     both = [folder for arm in ARMS for folder in folders[arm]]
-    notes = {f"figure {n}": draw_figure(n, both, runs / f"figure{n}.png") for n in (3, 4)}
+    notes = {f"figure {n}": draw_figure(f"fig{n}", both, runs / f"figure{n}.png") for n in (3, 4)}
     for arm, name in (("sft_dpo", "DPO"), ("sftc_cw", "CW-DPO")):
-        notes |= {f"figure {n}, {name}": draw_figure(n, folders[arm], runs / f"figure{n}_{arm}.png") for n in (5, 6)}
+        notes |= {
+            f"figure {n}, {name}": draw_figure(f"fig{n}", folders[arm], runs / f"figure{n}_{arm}.png") for n in (5, 6)
+        }
     return notes
 
 

@@ -46,7 +46,7 @@ def _text(entry: str) -> str:
     }
     tables = [name for name, table in TABLES.items() if entry in table.entries]
     lines = [
-        f"# {values['name']}: a row of {', '.join(tables) or 'no table'} (`cwdpo reproduce`).",
+        f"# {values['name']}: a row of {', '.join(tables) or 'no table'} (`cwdpo paper`).",
         "# Made by scripts/make_paper_recipes.py. The paper's negatives are edited by GPT-4: for that, set",
         "# negatives.editor, and edit: 1 in place of perturb: 1.",
     ]

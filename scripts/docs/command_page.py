@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union
 
+import typer
 from cells import row
 from typer.models import ArgumentInfo
 
@@ -29,9 +30,15 @@ def command_page() -> str:
 
 
 def commands() -> dict[str, Callable[..., Any]]:
-    """Return the functions behind the commands, by the commands' names."""
-    found = [(info.name, info.callback) for info in app.registered_commands if info.callback is not None]
-    return {name or function.__name__.replace("_", "-"): function for name, function in found}
+    """Return the functions behind the commands, by the commands' names; names of one function stand together."""
+    names: dict[Callable[..., Any], list[str]] = {}
+    for prefix, typed in [("", app), *((f"{g.name} ", g.typer_instance) for g in app.registered_groups)]:
+        for info in typed.registered_commands if typed is not None else ():
+            if info.callback is not None and not info.hidden:
+                name = info.name or info.callback.__name__.replace("_", "-")
+                shared = names.setdefault(info.callback, [])
+                shared.append(name if shared else prefix + name)
+    return {" · ".join(several): function for function, several in names.items()}
 
 
 def _help(text: str) -> list[str]:
@@ -44,6 +51,8 @@ def _rows(function: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
     """Yield name, default and description of what a command takes."""
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
+        if hints[name] is typer.Context:
+            continue
         kind, info = typing.get_args(hints[name])
         if isinstance(info, ArgumentInfo):
             shown = f"`{name.upper()}`" + (" …" if typing.get_origin(kind) is list else "")

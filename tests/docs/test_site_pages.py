@@ -49,7 +49,7 @@ def test_a_row_says_type_rule_default_and_description():
 
 def test_every_command_has_its_options():
     page = command_page()
-    assert {"demo", "init", "check", "train", "report", "winrate", "reproduce"} <= commands().keys()
+    assert {"demo", "init", "check", "train", "report", "winrate", "paper claims"} <= commands().keys()
     assert all(f"\n## {name}\n" in page for name in commands())
     assert "| `--seed` | `0` | Fixes everything. |" in page
     assert "| `--set` `-s` |  | Override a key of the recipe, e.g. stage2.beta=0.2. |" in page

@@ -103,25 +103,25 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
 def test_figures(number: int, kind: str, run: tuple[Path, Listening], tmp_path: Path) -> None:
     """Every figure; vector formats twice with the same bytes."""
     path = tmp_path / f"figure.{kind}"
-    assert draw_figure(number, [run[0]] * (1 + (number == 4)), path)
+    assert draw_figure(f"fig{number}", [run[0]] * (1 + (number == 4)), path)
     if kind == "png":
         with Image.open(path) as picture:
             assert picture.width > 1000
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
     else:
         before = path.read_bytes()
-        draw_figure(number, [run[0]], path)
+        draw_figure(f"fig{number}", [run[0]], path)
         assert path.read_bytes() == before
 
 
 def test_figures_of_runs_that_lack_something(run: tuple[Path, Listening], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"written as \.svg, \.png or \.pdf"):
-        draw_figure(3, [run[0]], tmp_path / "a.gif")
+        draw_figure("fig3", [run[0]], tmp_path / "a.gif")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
     for number, lacking in ((3, "probes in stage1"), (4, "probes in stage2"), (5, "influence"), (6, "easy, medium")):
         with pytest.raises(RunError, match=lacking):
-            draw_figure(number, [tmp_path / "run"], tmp_path / "a.svg")
+            draw_figure(f"fig{number}", [tmp_path / "run"], tmp_path / "a.svg")
 
 
 def test_commands(run: tuple[Path, Listening], tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_commands(run: tuple[Path, Listening], tmp_path: Path) -> None:
     fine = [row for row in written if row["objective"] == "sft" and row["eta"] == 1e-4]
     assert all(row["measured"] == pytest.approx(row["predicted"], rel=0.1, abs=1e-5) for row in fine)
 
-    drawn = runner.invoke(app, ["figure", "6", str(folder), "--out", str(tmp_path / "6.svg")])
+    drawn = runner.invoke(app, ["paper", "fig6", str(folder), "--out", str(tmp_path / "6.svg")])
     assert drawn.exit_code == 0, drawn.output
     assert "easy < medium < hard" in drawn.output
 

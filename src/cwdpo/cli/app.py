@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cwdpo._version import __version__
-from cwdpo.cli import dynamics, evaluation, planning, reproducing
+from cwdpo.cli import dynamics, evaluation, paper, planning
 
 __all__ = ["app"]
 
@@ -233,4 +233,4 @@ def caption(
 dynamics.register(app)
 evaluation.register(app)
 planning.register(app)
-reproducing.register(app)
+paper.register(app)

@@ -1,4 +1,4 @@
-"""Commands that look at what training does: probes, compare, influence, figure."""
+"""Commands that look at what training does: probes, compare, influence."""
 
 from __future__ import annotations
 
@@ -101,27 +101,8 @@ def influence(
     typer.echo(f"wrote {count} rows to {out}")
 
 
-def figure(
-    number: Annotated[int, typer.Argument(min=3, max=6, help="Figure of the paper: 3, 4, 5 or 6.")],
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="File to write: .svg, .png or .pdf.")],
-) -> None:
-    """Draw a figure of the paper from runs: 3 Stage 1, 4 Stage 2, 5 influence, 6 cooling weights.
-
-    Runs with the same objectives count as seeds of one another and are drawn as a mean with its range.
-    """
-    from cwdpo.cli.commands import require_writable
-    from cwdpo.paper.figures import draw_figure
-
-    require_writable(out)
-    for note in draw_figure(number, runs, out):
-        typer.echo(note)
-    typer.echo(f"figure: {out}")
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command()(probes)
     app.command()(compare)
     app.command()(influence)
-    app.command()(figure)

@@ -114,7 +114,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "§4.1",
         "CW-DPO on Qwen2.5-VL-72B leads on COCO, Flickr30k, NoCaps, MMMU and MMBench",
-        reason="needs the 72B model, GPUs and these data sets; `cwdpo reproduce table1 --scale full` runs the captions",
+        reason="needs the 72B model, GPUs and these data sets; `cwdpo paper table1 --scale full` runs the captions",
     ),
     Claim(
         "§4.2", "SFT-C keeps more predictive entropy than SFT", _up("sft_c", "sft", measures=("entropy",)), ("table2",)

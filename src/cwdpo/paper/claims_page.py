@@ -34,7 +34,7 @@ def _page(
     lines = [
         "# Which of the paper's claims hold",
         "",
-        f"Made by `{command}` on {datetime.date.today()} from the runs of `cwdpo reproduce` (scale `{scale.name}`: "
+        f"Made by `{command}` on {datetime.date.today()} from the runs of `cwdpo paper` (scale `{scale.name}`: "
         f"{scale.title}; seeds {', '.join(map(str, seeds))}). Do not edit.",
         "",
         "An effect is the mean over seeds of a difference paired by seed, with its 95 % interval (Student's t). "
@@ -58,7 +58,7 @@ def _page(
         evidence = "<br>".join(_evidence(found) for found in row["evidence"])
         source = ", ".join(f"`{name}`" for name in row["source"])
         lines.append(f"| {row['where']} | {row['claim']} | **{row['verdict']}** | {evidence} | {source} |")
-    lines += ["", "`from` names what to give `cwdpo reproduce` for the runs.", ""]
+    lines += ["", "`from` names what to give `cwdpo paper` for the runs.", ""]
     return "\n".join(lines)
 
 

@@ -20,21 +20,21 @@ from cwdpo.report.run_record import RunRecord
 
 __all__ = ["draw_figure"]
 
-_FIGURES: dict[int, Callable[[Sequence[RunRecord]], tuple[Figure, list[str]]]] = {
-    3: figure3,
-    4: figure4,
-    5: figure5,
-    6: figure6,
+_DRAWN_BY: dict[str, Callable[[Sequence[RunRecord]], tuple[Figure, list[str]]]] = {
+    "fig3": figure3,
+    "fig4": figure4,
+    "fig5": figure5,
+    "fig6": figure6,
 }
 
 _FORMATS = ("svg", "png", "pdf")
 
 
-def draw_figure(number: int, runs: Sequence[Path], out: Path) -> list[str]:
+def draw_figure(name: str, runs: Sequence[Path], out: Path) -> list[str]:
     """Draw a figure of the paper from runs and write it.
 
     Args:
-        number: 3 (Stage 1), 4 (Stage 2), 5 (influence) or 6 (cooling weights by difficulty).
+        name: Key of `FIGURES`.
         runs: Run directories; those with the same objectives count as seeds of one another.
         out: The file; its ending says the format. The same runs give the same bytes.
 
@@ -47,11 +47,9 @@ def draw_figure(number: int, runs: Sequence[Path], out: Path) -> list[str]:
     kind = out.suffix.removeprefix(".").lower()
     if kind not in _FORMATS:
         raise RunError(f"{out}: figures are written as .svg, .png or .pdf; change the ending of --out")
-    if number not in _FIGURES:
-        raise RunError(f"figure {number}: there are 3, 4, 5 and 6")
     settings: dict[Any, Any] = dict(STYLE)
     with matplotlib.rc_context(settings):
-        figure, notes = _FIGURES[number](read_runs(runs))
+        figure, notes = _DRAWN_BY[name](read_runs(runs))
         content = io.BytesIO()
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
         figure.savefig(content, format=kind, bbox_inches="tight", pad_inches=0.08, metadata=dates)

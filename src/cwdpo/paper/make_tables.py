@@ -16,24 +16,13 @@ from cwdpo.files import write_json
 from cwdpo.paper.costs import cost_table
 from cwdpo.paper.execute_runs import choose_rates, draw_pictures, execute, missing
 from cwdpo.paper.figures import draw_figure
-from cwdpo.paper.paper_tables import TABLES, Table
+from cwdpo.paper.paper_tables import COSTS, FIGURES, TABLES, Table
 from cwdpo.paper.results import table_results
 from cwdpo.paper.run_plan import Job, Workshop
 from cwdpo.paper.table_files import write_costs, write_table
 from cwdpo.run import Reporter
 
-__all__ = ["COSTS", "FIGURES", "reproduce", "reproduce_figure", "still_to_run"]
-
-COSTS = "table7"
-"""The table of what an update costs."""
-
-FIGURES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "fig3": (3, ("sft_followed", "sft_c_followed")),
-    "fig4": (4, ("dpo_followed", "cw_dpo_followed")),
-    "fig5": (5, ("cw_dpo_followed",)),
-    "fig6": (6, ("cw_dpo_followed",)),
-}
-"""The paper's figure and the entries it is drawn from."""
+__all__ = ["reproduce", "reproduce_figure", "still_to_run"]
 
 
 def reproduce(
@@ -89,7 +78,7 @@ def still_to_run(shop: Workshop, name: str, seeds: Sequence[int]) -> list[Job]:
     if name == COSTS:
         return []
     if name in FIGURES:
-        return missing(shop, [shop.job(entry, seed, {}) for seed in seeds for entry in FIGURES[name][1]])
+        return missing(shop, [shop.job(entry, seed, {}) for seed in seeds for entry in FIGURES[name].entries])
     table = TABLES[name]
     tuning = shop.tuning_jobs(table.entries) if table.tuned else []
     rates = choose_rates(shop, table.entries) if table.tuned else {}
@@ -125,14 +114,14 @@ def reproduce_figure(
     prepare: Callable[[], None] | None = None,
 ) -> tuple[Path, list[str]]:
     """Remake a figure from runs that are probed; return the file and what it shows, in words."""
-    number, entries = FIGURES[name]
+    entries = FIGURES[name].entries
     jobs = [shop.job(entry, seed, {}) for seed in seeds for entry in entries]
     execute(shop, missing(shop, jobs), processes=processes, reporter=reporter, prepare=prepare)
     out = shop.folder / f"{name}.svg"
     folders = [shop.run_folder(job) for entry in entries for job in jobs if job.entry == entry]
     if not folders:
         raise RunError(f"{name}: needs at least one seed")
-    notes = draw_figure(number, folders, out)
+    notes = draw_figure(name, folders, out)
     found = {"runs": [str(f.relative_to(shop.place)) for f in folders], "shows": notes}
     write_json(shop.folder / f"{name}.json", found | {"run": _facts(shop, seeds, processes, command)})
     return out, notes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cwdpo.paper.arms import ARMS, BASE, NEGATIVES, STARTS
 
-__all__ = ["TABLES", "Row", "Table"]
+__all__ = ["COSTS", "FIGURES", "TABLES", "PaperFigure", "Row", "Table"]
 
 
 @dataclass(frozen=True)
@@ -188,5 +188,24 @@ _CHANGING = Table(
 
 TABLES: Mapping[str, Table] = {t.name: t for t in (_TABLE1, _TABLE2, _TABLE3, _TABLE4, _TABLE5, _TABLE6, _CHANGING)}
 """Those that compare trained models; Table 7 is one of costs."""
+
+COSTS = "table7"
+"""The table of what an update costs."""
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper, and the entries whose runs it is drawn from."""
+
+    title: str
+    entries: tuple[str, ...]
+
+
+FIGURES: Mapping[str, PaperFigure] = {
+    "fig3": PaperFigure("Stage 1: loss, entropy, captions", ("sft_followed", "sft_c_followed")),
+    "fig4": PaperFigure("Stage 2: drift, calibration, distributions", ("dpo_followed", "cw_dpo_followed")),
+    "fig5": PaperFigure("One-step influence", ("cw_dpo_followed",)),
+    "fig6": PaperFigure("Cooling weights by difficulty", ("cw_dpo_followed",)),
+}
 
 assert all(e in ARMS or e in STARTS or e == BASE for t in TABLES.values() for e in t.entries)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import runpy
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +16,21 @@ import pytest
 
 from cwdpo.errors import RecipeError
 from cwdpo.files import read_json, write_json
-from cwdpo.paper import FIGURES, reproduce, still_to_run
 from cwdpo.paper.arms import ARMS, BASE, STARTS
 from cwdpo.paper.claims import CLAIMS
 from cwdpo.paper.costs import cost_table
 from cwdpo.paper.execute_runs import choose_rates
 from cwdpo.paper.judge_claims import judge, judge_together, ledger
-from cwdpo.paper.paper_tables import TABLES, Row, Table
+from cwdpo.paper.make_tables import reproduce, still_to_run
+from cwdpo.paper.paper_tables import FIGURES, TABLES, Row, Table
 from cwdpo.paper.results import differences, table_results
 from cwdpo.paper.run_plan import TUNING_SEED, Job, Workshop
 from cwdpo.paper.sizes import SCALES
 from cwdpo.paper.table_files import markdown, rates_chosen
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.run import Silent
+
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 
 def shop(folder: Path, scale: str = "tiny", **more: Any) -> Workshop:
@@ -120,7 +124,7 @@ def test_starts_come_first_and_each_once(tmp_path: Path) -> None:
     assert {job.seed for job in tuned} == {TUNING_SEED}
     budgets = Counter(job.entry for job in tuned if job.rate is not None)
     assert set(budgets.values()) == {len(made.scale.rates)}  # the same for each
-    assert {job.entry for job in still_to_run(made, "fig3", [0])} == set(FIGURES["fig3"][1])
+    assert {job.entry for job in still_to_run(made, "fig3", [0])} == set(FIGURES["fig3"].entries)
 
 
 def test_rates_are_chosen_by_right_captions_then_cider(tmp_path: Path) -> None:
@@ -214,7 +218,7 @@ def test_a_table_from_nothing_and_not_twice(tmp_path: Path, monkeypatch: pytest.
     scale = replace(SCALES["tiny"], train=64, evaluated=6)
     made = Workshop(tmp_path, scale, overrides=("stage1.max_steps=2", "stage2.max_steps=2", "stage2.batch_size=8"))
     made = replace(made, overrides=(*made.overrides, "stage2.micro_batch_size=8"))
-    run = {"processes": 1, "reporter": Silent(), "command": "cwdpo reproduce small"}
+    run = {"processes": 1, "reporter": Silent(), "command": "cwdpo paper small"}
     result = reproduce(made, "small", [0], **run)
     assert [row["label"] for row in result["rows"]] == ["Base", "SFT", "DPO"]
     summary = read_json(tmp_path / "seed-0" / "dpo-0.0001" / "evaluation" / "summary.json")
@@ -264,3 +268,20 @@ def test_costs_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest
     rows = {row["entry"]: row["ratio"]["median"] for row in cost_table(made)["rows"]}
     assert rows == {"sft": 1.0, "sft_c": 2.0, "dpo": 1.0, "cw_dpo": 1.25}
     assert turns.index("stopped") == 6 and len(turns) == 1 + 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["reproduce", "table3", "--dry-run"], ["paper", "table3", "--dry-run"]),
+        (["claims", "--from", "none"], ["paper", "claims", "--from", "none"]),
+        (["figure", "4", "none", "--out", "x.svg"], ["paper", "fig4", "none", "--out", "x.svg"]),
+    ],
+)
+def test_the_former_names_of_commands_still_work(words: list[str], now: list[str], tmp_path: Path) -> None:
+    former, new = (subprocess.run([sys.executable, "-m", "cwdpo", *w], cwd=tmp_path, **CAPTURED) for w in (words, now))
+    assert (former.returncode, former.stdout) == (new.returncode, new.stdout)
+    assert former.stderr.splitlines() == [
+        f"note: `cwdpo {words[0]}` is now `cwdpo paper {now[1]}`",
+        *new.stderr.splitlines(),
+    ]
