@@ -2,8 +2,7 @@
 
 Every run is `cwdpo train` with the same recipe and a tiny model of the tests. No negative is written by a model
 (rounding could change one); `grpo` samples its responses. Beside each curve stands how far it is at most from that of
-one process, over all logged values of both stages (relative to the value, or to 1 where it is smaller). ZeRO needs
-deepspeed.
+one process, over all logged values of both stages (relative to the value, or to 1 where it is smaller).
 `python benchmarks/processes.py --out benchmarks/results/processes.json`
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from several_processes import difference, logged_values
 from tiny_models import tiny
 from tiny_runs import CliServer, rows_of, tiny_recipe, write_yaml
 
-WAYS = [(1, ""), (2, ""), (4, ""), (2, "fsdp2"), (4, "fsdp2"), (2, "zero2"), (2, "zero3")]
+WAYS = [(1, ""), (2, ""), (4, ""), (2, "fsdp2"), (4, "fsdp2")]
 """How many processes, and what they share beside the rows."""
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -55,13 +53,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run every way of every objective."""
     options = start(arguments("Loss curves of 1, 2 and 4 processes."), argv)
     machine, rows = hardware(), list[dict[str, Any]]()
-    ways = [way for way in WAYS if not way[1].startswith("zero") or find_spec("deepspeed") is not None]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server, model = CliServer(folder / "calls"), tiny("qwen2_5_vl", folder / "model")
         for objective in OBJECTIVES:
             asked, first = recipe(model, folder, objective, 2 if options.tiny else 12), None
-            for ranks, sharding in ways[:2] if options.tiny else ways:
+            for ranks, sharding in WAYS[:2] if options.tiny else WAYS:
                 run = folder / f"{objective}-{ranks}-{sharding}"
                 call = server.start("train", asked, "--out", run, ranks=ranks, sharding=sharding)
                 if set(call.codes()) != {0}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ Runs = Callable[..., Path]
 """Gives the directory of a whole run of so many processes, which may share the weights too."""
 
 SLOW = pytest.mark.slow
-ZERO = (SLOW, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (docs/contributing.md)"))
-"""DeepSpeed compiles code against the torch at hand when it is first used, so that it is no part of the environment."""
 
 
 def whole_runs(server: CliServer, new_folder: Callable[[], Path]) -> Runs:

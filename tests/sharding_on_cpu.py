@@ -1,4 +1,4 @@
-"""FSDP2 and DeepSpeed among processes on CPUs.
+"""FSDP2 among processes on CPUs.
 
 accelerate shards on GPUs only; here it is told that gloo is a backend of GPUs.
 """
@@ -23,28 +23,10 @@ FSDP2 = {
 }
 """What `accelerate launch` sets with `recipes/accelerate/fsdp2.yaml`."""
 
-ZERO = {
-    "ACCELERATE_USE_DEEPSPEED": "true",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-    "DS_ACCELERATOR": "cpu",
-}
-"""What it sets with `recipes/accelerate/zero2.yaml` and `zero3.yaml`, but for the stage."""
-
-OFFLOAD = {
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
-}
-
 SETTINGS = {
     "fsdp2": FSDP2,
     "fsdp2-read-by-all": FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
     "fsdp1": FSDP2 | {"FSDP_VERSION": "1"},
-    "zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
-    "zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-    "zero3-offload": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"} | OFFLOAD,
 }
 
 
@@ -52,12 +34,7 @@ def shard_on_cpu(kind: str) -> None:
     """Set up the process group, and the settings."""
     settings = {"ACCELERATE_TORCH_DEVICE": "cpu"} | SETTINGS[kind]
     os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
-    if kind.startswith("fsdp"):
-        distributed.init_process_group("gloo")
-    else:
-        import deepspeed
-
-        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    distributed.init_process_group("gloo")
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 

@@ -75,8 +75,6 @@ def test_accelerate_reads_its_configuration(path: Path) -> None:
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.stem == "fsdp2":
         assert settings["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is True
-    if path.stem.startswith("zero"):
-        assert settings["deepspeed_config"]["zero_stage"] == int(path.stem[-1])
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "cluster").glob("*.sh")), ids=lambda p: p.stem)

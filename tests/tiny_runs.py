@@ -145,7 +145,7 @@ class CliServer:
             kill_on: SIGKILL when it has done something to a file there whose path holds this, at the next thing.
             watch: The run directory.
             ranks: How many processes work together, as under `torchrun`.
-            sharding: What else they share: `fsdp2`, `zero2`, `zero3`; nothing where it is empty.
+            sharding: What else they share: a key of `sharding_on_cpu.SETTINGS`; nothing where it is empty.
             full_at: From the n-th thing on that the call does to files under `watch`, the disk is full; 0 never.
             clock_jumps: Every look at the clock finds it a day off, to and fro.
         """

@@ -22,7 +22,7 @@ from torch import distributed
 
 from cwdpo.devices import has_accelerator
 from cwdpo.errors import PeerError, UserError, one_line
-from cwdpo.launcher import is_set, launched_stage
+from cwdpo.launcher import is_set, refuse_deepspeed
 
 __all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
 
@@ -277,12 +277,17 @@ def _take_over_reading() -> None:
 
 
 def _shares_weights() -> bool:
-    """Whether the launcher's settings share weights among the processes: FSDP, or ZeRO-3."""
-    return is_set("ACCELERATE_USE_FSDP") or launched_stage() == 3
+    """Whether the launcher's settings shard weights over the processes."""
+    return is_set("ACCELERATE_USE_FSDP")
 
 
 def join_processes() -> Processes:
-    """Set up torch's process group where a launcher has started several processes, and return them."""
+    """Set up torch's process group where a launcher has started several processes, and return them.
+
+    Raises:
+        RecipeError: The launcher was told to use DeepSpeed.
+    """
+    refuse_deepspeed()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.files import write_jsonl
-from several_processes import SLOW, ZERO, Runs, differences, wait_for, whole_runs
+from several_processes import SLOW, Runs, differences, wait_for, whole_runs
 from tiny_models import sample_groups
 from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
 
@@ -60,8 +60,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe
         (2, ""),
         pytest.param(4, "", marks=SLOW),
         pytest.param(2, "fsdp2", marks=SLOW),
-        pytest.param(2, "zero2", marks=ZERO),
-        pytest.param(2, "zero3", marks=ZERO),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +77,6 @@ def test_curves_agree(name: str, ranks: int, sharding: str, runs: Runs) -> None:
         (2, signal.SIGKILL, ""),
         (1, signal.SIGTERM, ""),
         pytest.param(4, signal.SIGTERM, "fsdp2", marks=SLOW),
-        pytest.param(2, signal.SIGTERM, "zero3", marks=ZERO),
     ],
 )
 def test_goes_on_within_a_rollout(
@@ -104,7 +101,7 @@ def test_goes_on_within_a_rollout(
     assert differences(runs("ppo", 1), run) == []
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("fsdp2", marks=SLOW), pytest.param("zero3", marks=ZERO)])
+@pytest.mark.parametrize("sharding", [pytest.param("fsdp2", marks=SLOW)])
 def test_rows_without_pictures(sharding: str, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]) -> None:
     """Prompts answered one by one: where weights are shared, no process answers one with and another one without."""
     for ranks in (1, 2):

@@ -104,8 +104,7 @@ def _require_whole_weights(recipe: Recipe, layout: Layout) -> None:
     for key, value in asked.items():
         if value and layout.kind != "ddp":
             raise RecipeError(
-                f"{layout.source}: {key} needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave it out, "
-                "or use DDP"
+                f"{layout.source}: {key} needs whole weights, which FSDP takes apart; leave it out, or use DDP"
             )
 
 

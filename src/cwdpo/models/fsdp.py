@@ -1,4 +1,4 @@
-"""Whether several processes hold the weights of a model together, each a part of them (FSDP, ZeRO-3)."""
+"""Models whose weights are sharded over the processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_sharded(model: Any) -> bool:
 
 def is_sharded_weight(weight: Any) -> bool:
     """Whether this process holds a part of a weight, which a pass of the wrapped model alone puts together."""
-    return type(weight).__name__ in ("DTensor", "FlatParameter") or hasattr(weight, "ds_id")
+    return type(weight).__name__ in ("DTensor", "FlatParameter")
 
 
 def wrap_method(model: Any, name: str) -> None:

@@ -145,7 +145,7 @@ def _new_tokens(
     device = next(model.parameters()).device
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in dict(inputs).items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # By itself transformers waits for the other processes' answers under FSDP1 and ZeRO-3 alone.
+    # By itself transformers waits for the other processes' answers under FSDP1 and DeepSpeed alone.
     common: dict[str, Any] = {"use_cache": True, "pad_token_id": pad, "synced_gpus": is_sharded(model)}
     length = inputs["input_ids"].shape[1]
     with inference(model):

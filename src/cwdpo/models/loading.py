@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +55,6 @@ def load_model(
 
 
 def _load_base(section: ModelSection, where: str, dtype: torch.dtype, *, bare: bool) -> Any:
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # left over from a stage under ZeRO-3, it would give parts of the weights
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         raise ModelError(f"{where}: no config.json; a model directory in Hugging Face layout is needed")
     settings: dict[str, Any] = {
@@ -104,19 +99,6 @@ def _read_base(section: ModelSection, where: str, settings: dict[str, Any]) -> A
     return model
 
 
-@contextmanager
-def _every_weight_whole() -> Generator[None]:
-    """Have transformers read whole weights, while a stage under ZeRO-3 would have it read this process's parts."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref  # pyright: ignore[reportPrivateUsage]
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = kept  # pyright: ignore[reportPrivateUsage]
-
-
 def saved_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     """Return the weights of a saved model of the same class, whole, by the names that they have in `model`.
 
@@ -125,10 +107,9 @@ def saved_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     """
     # A second copy in memory for a moment, in exchange for the class's own translation of names on disk.
     try:
-        with _every_weight_whole():
-            loaded, info = type(model).from_pretrained(
-                folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
-            )
+        loaded, info = type(model).from_pretrained(
+            folder, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the weights cannot be read: {one_line(error)}") from error
     if info["missing_keys"]:

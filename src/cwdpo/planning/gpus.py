@@ -12,7 +12,6 @@ from typing import Any, Literal
 import yaml
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.launcher import zero_section
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.training.callbacks.throughput import peak_flops
 
@@ -112,20 +111,19 @@ class Layout:
     """How processes share a model.
 
     Attributes:
-        kind: `ddp`: everyone holds everything; `fsdp2`, `zero3`: weights, gradients and the optimizer's state are
-            shared; `zero2`: gradients and the optimizer's state are.
-        offload: Shared weights (FSDP2) or the optimizer's state (ZeRO) lie in main memory.
+        kind: `ddp`: everyone holds everything; `fsdp2`: weights, gradients and the optimizer's state are sharded.
+        offload: Shards and the optimizer's state lie in main memory.
         source: Where it was read.
     """
 
-    kind: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
+    kind: Literal["ddp", "fsdp2"] = "ddp"
     offload: bool = False
     source: str = ""
 
     @property
     def shares_weights(self) -> bool:
         """Whether no process holds the whole model."""
-        return self.kind in ("fsdp2", "zero3")
+        return self.kind == "fsdp2"
 
     def kept_whole(self) -> Layout:
         """Return the same without sharing."""
@@ -155,15 +153,5 @@ def read_layout(path: Path) -> Layout:
             raise RecipeError(f"{path}: fsdp_version must be 2; FSDP 1 is not used here")
         return Layout("fsdp2", bool(settings.get("fsdp_offload_params")), str(path))
     if kind == "DEEPSPEED":
-        settings = found.get("deepspeed_config") or {}
-        offload, stage = settings.get("offload_optimizer_device", "none"), settings.get("zero_stage")
-        if (file := settings.get("deepspeed_config_file")) is not None:
-            own = zero_section(str(file))
-            offload, stage = own.get("offload_optimizer", {}).get("device", "none"), own.get("stage", 0)
-        offload = offload != "none"
-        if stage == 2:
-            return Layout("zero2", offload, str(path))
-        if stage == 3:
-            return Layout("zero3", offload, str(path))
-        raise RecipeError(f"{path}: zero_stage = {stage}: plan knows 2 and 3")
-    raise RecipeError(f"{path}: distributed_type = {kind}: plan knows MULTI_GPU, FSDP and DEEPSPEED")
+        raise RecipeError(f"{path}: DeepSpeed is not supported; use FSDP2 (recipes/accelerate/fsdp2.yaml)")
+    raise RecipeError(f"{path}: distributed_type = {kind}: plan knows MULTI_GPU and FSDP")

@@ -17,15 +17,13 @@ RESERVE = 1.5 * GIB
 FRAGMENTS = 0.04
 """Share of the tensors' bytes that torch's allocator holds and cannot use; an assumption."""
 _MOMENTS = 8
-_BUCKET = 500_000_000
-"""Weights that DeepSpeed reduces at once, by default; it keeps two such buckets."""
 
 
 def weights(size: Size, layout: Layout, ranks: int) -> int:
     """Return the bytes of the weights that a process holds between steps."""
     if ranks == 1 or not layout.shares_weights:
         return size.bytes
-    return 0 if layout.offload and layout.kind == "fsdp2" else size.bytes // ranks
+    return 0 if layout.offload else size.bytes // ranks
 
 
 def moving(size: Size, layout: Layout, ranks: int, half: bool) -> int:
@@ -54,19 +52,11 @@ def standing(size: Size, layout: Layout, ranks: int, half: bool) -> Counter[str]
         found["communication"] = 4 * trained if ranks > 1 else 0
         return found
     found["communication"] = moving(size, layout, ranks, half)
-    if layout.kind == "fsdp2":
-        out = 0 if layout.offload else 1
-        found["weights"] = out * size.bytes // ranks
-        found["gradients"] = out * 4 * trained // ranks
-        found["optimiser"] = out * _MOMENTS * trained // ranks
-        found["communication"] += 2 * 2 * size.block_trained
-        return found
-    # DeepSpeed: weights in bfloat16, float32 masters and moments shared.
-    shared = ranks if layout.kind == "zero3" else 1
-    found["weights"] = 2 * (size.weights + size.adapters) // shared
-    found["gradients"] = 2 * trained // ranks
-    found["optimiser"] = 0 if layout.offload else (4 + _MOMENTS) * trained // ranks
-    found["communication"] += 2 * 2 * min(trained, _BUCKET)
+    out = 0 if layout.offload else 1
+    found["weights"] = out * size.bytes // ranks
+    found["gradients"] = out * 4 * trained // ranks
+    found["optimiser"] = out * _MOMENTS * trained // ranks
+    found["communication"] += 2 * 2 * size.block_trained
     return found
 
 

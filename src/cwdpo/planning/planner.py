@@ -372,10 +372,10 @@ class Planner:
     def disk(self) -> dict[str, float]:
         """Return the bytes that the run keeps, and those that it needs for a while."""
         r, adapters = self.recipe, self.recipe.model.lora is not None
-        sizes = self.size(), self.layout, self.gpus.count, self.half
+        size = self.size()
         stages = int(r.stage1.enabled) + int(r.stage2.enabled)
-        found: dict[str, float] = {"models of the stages": stages * saved_model(*sizes, adapters=adapters)}
-        found["checkpoints while training (three)"] = 3 * checkpoint(*sizes, adapters=adapters)
+        found: dict[str, float] = {"models of the stages": stages * saved_model(size, adapters=adapters)}
+        found["checkpoints while training (three)"] = 3 * checkpoint(size, adapters=adapters)
         texts = 0.0
         for stage in ("stage1", "stage2"):
             if getattr(r, stage).enabled:

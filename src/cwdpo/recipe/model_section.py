@@ -37,7 +37,7 @@ class ModelSection(Section):
     quantization: Literal["nf4"] | None = None
     """QLoRA, with `lora`: `nf4` holds the language model's linear layers in 4 bits (bitsandbytes, double quantisation),
     about 0.52 bytes a weight, and computes in `dtype`. Embeddings, head, vision tower and projector stay in `dtype`.
-    Needs `pip install "cwdpo[qlora]"`; not with FSDP or DeepSpeed."""
+    Needs `pip install "cwdpo[qlora]"`; not with FSDP."""
     attention: str = "sdpa"
     """transformers' attention implementation: sdpa, eager, flash_attention_2, …; or `shared_prefix`: sdpa, but what
     responses share attends causally without a mask, which GPUs have their fastest kernel for; or `flex_attention`: the

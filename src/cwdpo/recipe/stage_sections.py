@@ -46,7 +46,7 @@ class StageSection(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     activation_offloading: bool = False
     """Keep what the backward pass needs (with `gradient_checkpointing`, each layer's input) in main memory meanwhile:
-    less on the GPU, for two copies of it. Exact. Saves nothing on a CPU; not with FSDP or DeepSpeed."""
+    less on the GPU, for two copies of it. Exact. Saves nothing on a CPU; not with FSDP."""
     save_steps: int = Field(default=100, ge=1)
     """Updates between checkpoints; a killed run goes on from the last one."""
     log_steps: int = Field(default=10, ge=1)

@@ -80,7 +80,7 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
     Raises:
         RecipeError: The recipe, or accelerate's configuration, asks for it.
     """
-    if ranks == 1 or not (is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")):
+    if ranks == 1 or not is_set("ACCELERATE_USE_FSDP"):
         return
     if processes().reads_once and os.environ.get("FSDP_VERSION") != "2":
         raise RecipeError(
@@ -92,12 +92,12 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
         "probes.early_stop": recipe.probes.early_stop,
     }
     setting = os.environ.get("FSDP_VERSION"), os.environ.get("FSDP_STATE_DICT_TYPE")
-    if is_set("ACCELERATE_USE_FSDP") and setting != ("2", "SHARDED_STATE_DICT"):
+    if setting != ("2", "SHARDED_STATE_DICT"):
         for key, value in from_shards.items():
             if value is not None:
                 raise RecipeError(
-                    f"{key}: needs FSDP2 with fsdp_state_dict_type: SHARDED_STATE_DICT; use these, ZeRO or DDP, or "
-                    "leave it out"
+                    f"{key}: needs FSDP2 with fsdp_state_dict_type: SHARDED_STATE_DICT; use these, or DDP, or leave it "
+                    "out"
                 )
     asked = {
         "probes.influence": recipe.probes.influence,
@@ -107,6 +107,4 @@ def _require_whole_weights(recipe: Recipe, ranks: int) -> None:
     }
     for key, value in asked.items():
         if value is not None:
-            raise RecipeError(
-                f"{key}: needs whole weights, which sharding (FSDP, ZeRO) takes apart; leave it out, or use DDP"
-            )
+            raise RecipeError(f"{key}: needs whole weights, which FSDP takes apart; leave it out, or use DDP")

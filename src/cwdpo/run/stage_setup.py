@@ -58,7 +58,6 @@ def train_stage2(run: RunDirectory) -> None:
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
 
     def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> CWDPOTrainer:
-        # In every round: DeepSpeed's settings are filled in for one trainer.
         args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 

@@ -118,7 +118,6 @@ class Stage:
         seconds = now.train(checkpoint)
         state = trainer.state
         if now.ends_for_refresh:
-            trainer.release()
             return False
         if now.speed.summary():
             self.run.reporter.note(now.speed.summary())
@@ -127,7 +126,6 @@ class Stage:
             raise _stopped(now.stop.received, place)
         now.dynamics.conclude(self.run, self.name)
         self._finish(trainer, seconds, state.global_step or finished_updates(checkpoint))
-        trainer.release()
         if now.stop.received is not None:
             raise _stopped(now.stop.received, f"{self.name}, which is finished")
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import pickle
 import shutil
 from collections.abc import Callable, Generator
@@ -22,7 +21,6 @@ from cwdpo.models.loading import load_weights
 from cwdpo.models.meta_init import bare_copy, deal_when_wrapped, wrap_dealt
 from cwdpo.processes import is_lost_peer, processes
 from cwdpo.training.checkpoints import seal_checkpoint
-from cwdpo.training.deepspeed import let_go, partitioned, ranks_of
 
 __all__ = ["SealedTrainer"]
 
@@ -50,14 +48,6 @@ class SealedTrainer(Trainer):
     _deal: Callable[[Any], None] | None = None
     """Gives the model its weights once it is wrapped, where this process did not read them."""
 
-    @property
-    def wraps_readers(self) -> bool:
-        """Whether a model that is only read has to be wrapped as the policy is.
-
-        FSDP and ZeRO-3 share its weights among the processes; DeepSpeed computes in another type than they have.
-        """
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
     def shard(self, model: Any, source: Any = None) -> Any:
         """Wrap a model that is not trained: its weights are shared among the processes where the policy's are.
 
@@ -68,26 +58,13 @@ class SealedTrainer(Trainer):
         Raises:
             RecipeError: Sharding is set up in a way that only training knows.
         """
-        if self.is_deepspeed_enabled:
-            return partitioned(model, self.accelerator)
         if not self.accelerator.is_fsdp2:
             raise RecipeError("sharding needs FSDP2 here; set fsdp_version: 2 in the configuration of accelerate")
         return wrap_dealt(model, lambda bare: fsdp2_prepare_model(self.accelerator, bare), source)
 
     def shard_copy(self, model: Any) -> Any:
         """Return a copy of a model that is not trained, wrapped as by `shard`; the model stays as it is."""
-        if self.is_deepspeed_enabled:
-            return self.shard(copy.deepcopy(model))
         return self.shard(bare_copy(model), model)
-
-    def release(self) -> None:
-        """Let go of what DeepSpeed would keep in memory; the trainer is not used any more."""
-        self.let_go(self.deepspeed)
-
-    def let_go(self, model: Any) -> None:
-        """Let go of a wrapped model, or of None."""
-        if self.is_deepspeed_enabled and model is not None:
-            let_go(model)
 
     def save_whole(self, folder: Path) -> None:
         """Write the model as one that `from_pretrained` reads, out of all its shards; rank 0 writes."""
@@ -101,7 +78,7 @@ class SealedTrainer(Trainer):
 
         Sharded weights need their optimizer's wrapper around them first.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled:
             self._prepare_for_training(self.args.max_steps, None, str(checkpoint))
         else:
             self._load_from_checkpoint(str(checkpoint))
@@ -142,27 +119,16 @@ class SealedTrainer(Trainer):
         _read_by_all(resume_from_checkpoint, lambda: load(resume_from_checkpoint, model))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """Prepare the model and take up a checkpoint, where it is one of the same kind.
-
-        Raises:
-            RecipeError: DeepSpeed is set up for another training than the recipe's.
-        """
+        """Prepare the model and take up a checkpoint, where it is one of the same kind."""
         if resume_from_checkpoint is not None:
             self._require_alike(Path(resume_from_checkpoint))
             if (file := Path(resume_from_checkpoint) / _METERS).is_file():
                 self.restore_batches(read_json(file))
         if self.is_fsdp_enabled:
             self._deal = deal_when_wrapped(self.model)
-        try:
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-            self._deal_out(prepared[0])
-            return prepared
-        except ValueError as error:
-            if "DeepSpeed config values" not in str(error):
-                raise
-            raise RecipeError(
-                f"DeepSpeed's settings are not the recipe's: {one_line(error, 300)}; write auto there, or change one"
-            ) from error
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._deal_out(prepared[0])
+        return prepared
 
     def _deal_out(self, model: Any) -> None:
         """Give a model that was just wrapped its weights, before those of a checkpoint."""
@@ -171,24 +137,16 @@ class SealedTrainer(Trainer):
             deal(model)
 
     def _require_alike(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint of processes that shared the work otherwise.
+        """Refuse a checkpoint that holds shards where this run has whole weights, or the reverse.
 
         Raises:
-            RunError: It holds shards and this run has whole weights, or the reverse; or it holds ZeRO's parts for
-                another number of processes.
+            RunError: It does.
         """
-        remedy = "the configuration of accelerate that it was saved with, or delete the folder of checkpoints"
-        sharded, parts = any(checkpoint.glob("pytorch_model_fsdp*")), ranks_of(checkpoint)
-        for saved, here, what in (
-            (sharded, self.is_fsdp_enabled, "sharded weights"),
-            (parts > 0, self.is_deepspeed_enabled, "DeepSpeed"),
-        ):
-            if saved != here:
-                raise RunError(f"{checkpoint}: was saved {'with' if saved else 'without'} {what}; go on with {remedy}")
-        if parts and parts != self.accelerator.num_processes:
+        sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+        if sharded != self.is_fsdp_enabled:
             raise RunError(
-                f"{checkpoint}: was saved by {parts} processes with DeepSpeed, these are "
-                f"{self.accelerator.num_processes}; go on with as many, or delete the folder of checkpoints"
+                f"{checkpoint}: was saved {'with' if sharded else 'without'} sharded weights; resume with the "
+                "configuration of accelerate that it was saved with, or delete the folder of checkpoints"
             )
 
     def _load_best_model(self) -> None:
@@ -201,7 +159,7 @@ class SealedTrainer(Trainer):
 
     def _weights_are_whole(self, model: Any) -> bool:
         """Whether checkpoints hold all weights in one piece: not shards, not an adapter."""
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"))
+        return not (self.is_fsdp_enabled or hasattr(model, "peft_config"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random state and what was added up for the next row, so that a resumed run logs the same rows."""

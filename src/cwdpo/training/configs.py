@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
+from cwdpo.launcher import refuse_deepspeed
 from cwdpo.models.parts import Part
 from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, settings_of
 from cwdpo.scoring.feature_cache import FeatureCache
@@ -62,6 +63,9 @@ class GroupTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Set what the loop needs and leave the rest to transformers."""
+        if self.deepspeed:
+            raise RecipeError(f"{type(self).__name__}: deepspeed is not supported; leave it out, and shard with FSDP2")
+        refuse_deepspeed()
         self.remove_unused_columns = False
         self.label_names = []
         super().__post_init__()

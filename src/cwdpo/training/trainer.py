@@ -24,7 +24,6 @@ from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.configs import GroupTrainingArguments
 from cwdpo.training.data_parallel import SharedBatches, SharingScorer, shared_loader
-from cwdpo.training.deepspeed import require_whole_models
 from cwdpo.training.length_grouping import LengthGrouped, estimated_length
 from cwdpo.training.metric_sums import Meter, means_over
 from cwdpo.training.nonfinite import NonFiniteGuard
@@ -113,22 +112,14 @@ class GroupTrainer(UpdatingTrainer):
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
         if rollouts is not None:
             rollouts.weigher.scorer = self.shared_scorer
-        if self.is_deepspeed_enabled:
-            require_whole_models(self.accelerator.state.deepspeed_plugin)
-            if self.guard.skip:
-                raise ModelError("on_nonfinite: skip lets gradients go, which DeepSpeed keeps; use stop, or FSDP")
-        if is_quantized(model) and self._shares_weights:
-            raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP or DeepSpeed")
-        if args.activation_offloading and self._shares_weights:
+        if is_quantized(model) and self.is_fsdp_enabled:
+            raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP")
+        if args.activation_offloading and self.is_fsdp_enabled:
             raise ModelError("activation_offloading: weights that come and go are taken for activations; use DDP")
         if args.activation_offloading and args.device.type == "cpu":
             logger.warning(
                 "activation_offloading: there is no GPU; activations are in main memory already, and nothing is saved"
             )
-
-    @property
-    def _shares_weights(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def quiet(self) -> None:
         """Take out transformers' own progress output; another callback shows how training goes on."""

@@ -172,7 +172,6 @@ class CWDPOTrainer(GroupTrainer):
         self._ref_model = ref_model
         self._fresh = peft_config is not None
         self._filled = False
-        self._wrapped_reference: Any = None
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
             ref_model.requires_grad_(False)
@@ -211,8 +210,8 @@ class CWDPOTrainer(GroupTrainer):
         )
         if isinstance(reference, LiveReference):
             reference.scorer = self.shared_scorer
-            if self.wraps_readers and reference.model is not None:
-                reference.model = self._wrapped_reference = self.shard(reference.model)
+            if self.is_fsdp_enabled and reference.model is not None:
+                reference.model = self.shard(reference.model)
 
     @property
     def caches_reference(self) -> bool:
@@ -260,23 +259,17 @@ class CWDPOTrainer(GroupTrainer):
             self._filled = True
             return 0
         # The trainer wraps its model when training begins: until then, a copy of it is wrapped.
-        target = self.shard_copy(target) if self.wraps_readers else target.to(self.args.device)
+        target = self.shard_copy(target) if self.is_fsdp_enabled else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
             loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
             whole = (inputs["batch"] for loader in loaders for inputs in loader)
             batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
-        self.let_go(target)
         cache = self._cache
         team.lead(lambda: write_json(self._scored_path, {"rows": stamps, "responses": cache.count()}))
         self._filled = True
         return scored
-
-    def release(self) -> None:
-        """Let go of what DeepSpeed would keep in memory, of a live reference too."""
-        super().release()
-        self.let_go(self._wrapped_reference)
 
     def _check_identity(self, target: Any, identity: Path, *, resuming: bool) -> None:
         if resuming and identity.is_file():

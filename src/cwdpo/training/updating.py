@@ -101,8 +101,6 @@ class UpdatingTrainer(SealedTrainer):
         assert step is not None
         if step.done == 0:
             step.random_state = capture_random()
-            if self.is_deepspeed_enabled:
-                self._foresee(model, step)
         loss = super().training_step(model, inputs, num_items_in_batch)
         step.losses.append(loss)
         step.done += 1
@@ -111,7 +109,7 @@ class UpdatingTrainer(SealedTrainer):
         if self._is_skipped(model, step):
             return torch.zeros_like(loss)
         gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
-        if gate is not None and gate != step.gate and not self.is_deepspeed_enabled:
+        if gate is not None and gate != step.gate:
             self._redo(model, step, gate)
             if self._is_skipped(model, step):
                 return torch.zeros_like(loss)
@@ -124,11 +122,10 @@ class UpdatingTrainer(SealedTrainer):
     def _let_go_of_the_unseen(self, model: Any, step: Update) -> None:
         """Leave an update without pictures no gradient in what reads pictures, as one process does.
 
-        Stand-ins leave zeros there, with which an optimizer that has moments would move these weights. DeepSpeed has
-        made the update by now.
+        Stand-ins leave zeros there, with which an optimizer that has moments would move these weights.
         """
         seen = self.team.gather(any(g.vision for batch in step.batches for g in batch.groups))
-        if any(seen) or len(seen) == 1 or self.is_deepspeed_enabled:
+        if any(seen) or len(seen) == 1:
             return
         for name, weight in model.named_parameters():
             if part_of(name) != "language":
@@ -164,21 +161,6 @@ class UpdatingTrainer(SealedTrainer):
             with nullcontext() if last else self.accelerator.no_sync(model=model):
                 step.losses.append(super().training_step(model, inputs, None))
             step.done += 1
-
-    def _foresee(self, model: Any, step: Update) -> None:
-        """Find the gate by a pass without gradients, where the update cannot be run again.
-
-        DeepSpeed makes the update within the last micro-batch's backward pass.
-        """
-        if not self.objective.gated:
-            return
-        model.train()
-        with torch.no_grad():
-            for batch in step.batches:
-                step.add_gate_sums(self.score_batch(model, batch, step.totals, step.gate)[0])
-        gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
-        restore_random(step.random_state)
-        step.restart(bool(gate))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cwdpo.models.loading import load_weights
 from cwdpo.models.parts import base_model
 from cwdpo.probes.early_stopping_rule import SIGNALS, Verdict, signal_value, watch
 from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
-from cwdpo.training.deepspeed import gathered, is_partitioned, load_partitioned
 
 __all__ = ["ProbeEarlyStopping", "restore_weights"]
 
@@ -127,23 +125,19 @@ class ProbeEarlyStopping(TrainerCallback):
 def restore_weights(model: Any, folder: Path) -> bool:
     """Load a checkpoint's weights (or adapters) in place; return whether that was possible.
 
-    The model may be whole, or shared by ZeRO-3, or by FSDP2 where the checkpoint was saved so.
+    The model may be whole, or sharded by FSDP2 where the checkpoint was saved so.
     """
     inner, shards = model, shards_of(folder)
     while hasattr(inner, "module"):
         inner = inner.module
-    parted = is_partitioned(inner)
-    if is_sharded(model) and shards is None and not parted:
+    if is_sharded(model) and shards is None:
         logger.warning("%s: weights are sharded; they are left as they are, take the best ones from there", folder)
         return False
     with torch.no_grad():
         if shards is not None:
             load_shards(inner, shards)
         elif hasattr(inner, "peft_config"):
-            with gathered(w for w in inner.parameters() if w.requires_grad) if parted else nullcontext():
-                _load_adapter(inner, folder)
-        elif parted:
-            load_partitioned(base_model(inner), folder)
+            _load_adapter(inner, folder)
         else:
             load_weights(base_model(inner), folder)
     return True
