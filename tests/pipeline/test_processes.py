@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from several_processes import SLOW, Runs, differences, wait_for, whole_runs
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, tiny_recipe, write_yaml
+from tiny_training import largest_difference
 
 MIX = {"dataset": 1, "other": 1, "max_new_tokens": 5, "batch_size": 4}
 PLAIN: dict[str, Any] = {"data": {"size": 46}, "negatives": {"stage1": MIX, "stage2": MIX}}
@@ -45,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recipe
         pytest.param(2, "fsdp2", marks=SLOW),
     ],
 )
-def test_curves_agree(ranks: int, sharding: str, runs: Runs) -> None:
+def test_curves_agree(ranks: int, sharding: str, runs: Runs, tiny_folder: Callable[[str], Path]) -> None:
     """The global batch stays, and so do losses, gradients and probes."""
     one, many = runs(1), runs(ranks, sharding)
     assert differences(one, many) == []
@@ -54,10 +55,10 @@ def test_curves_agree(ranks: int, sharding: str, runs: Runs) -> None:
     for name in ("data/stage1.jsonl", "negatives/stage1/groups.jsonl", "evaluation/captions_base.jsonl"):
         assert (one / name).read_bytes() == (many / name).read_bytes()
     assert files_of(one) == files_of(many)
+    start = load_file(tiny_folder("qwen2_5_vl") / "model.safetensors")
     weights = [load_file(run / "stage2" / "model" / "model.safetensors") for run in (one, many)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+    # AdamW's step is as long for a gradient that is rounding alone (of key biases, which softmax hardly notices).
+    assert largest_difference(*weights, start) < 1e-3
 
 
 def numbers(value: Any) -> Iterator[float]:

@@ -143,9 +143,11 @@ def check_cuts(case: str, groups: list[Any], parts: list[list[Any]], folder: Pat
         cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
         trainer = train(*fresh(), groups, folder / str(micro), **cut, **args, **more)
         logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-        assert logged == pytest.approx(losses, rel=1e-6, abs=1e-6)
-        # Measured: 4e-6 of the way that training went for likelihoods, 9e-6 for pair losses (smaller gradients).
-        assert largest_difference(weights(trainer.model), want, start) < 2e-5
+        # float32 rounds to 6e-8, and a processor's vector width decides in which order a row is summed, so that padding
+        # changes the last bits. Log-probabilities of about 8 nats carry an error of some 1e-6, also where the loss is a
+        # small difference of them (7.9 − NLL). A wrong denominator would be off by 1e-2 and more.
+        assert logged == pytest.approx(losses, rel=1e-5, abs=1e-5)
+        assert largest_difference(weights(trainer.model), want, start) < 2e-4
 
 
 QUICK = ("sft_c", "hard_constraint", "cw_dpo")

@@ -15,7 +15,7 @@ from cwdpo.scoring.batch import Batch
 from cwdpo.training.callbacks.refresh_stop import is_due
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
-from tiny_training import QUIET, differing, fresh, rows, weights
+from tiny_training import QUIET, fresh, largest_difference, rows, weights
 
 
 def due(step: int, last: int = 0, history: list[dict[str, Any]] | None = None, **settings: Any) -> bool:
@@ -79,8 +79,9 @@ def test_an_update_trains_on_what_is_picked(workers: int, tmp_path: Path):
     # two rows an update, in order: rows 0 and 1 take their first, rows 2 and 3 their second, …
     pairs = [(0, 1), (2, 3), (0, 1), (2, 3)]
     assert seen.keys == [[keys[row][u % len(keys[row])] for row in pair] for u, pair in enumerate(pairs)]
-    # the same as training on these alone
+    # The same as training on these alone, but for rounding: the picked rows are padded to the length of the others.
     if workers == 0:
+        start = weights(fresh()[0])
         picked, plain = weights(model), fresh()[0]
         turns = [
             g.with_responses([g.chosen, g.by_role(REJECTED)[u % len(g.by_role(REJECTED))]])
@@ -89,7 +90,7 @@ def test_an_update_trains_on_what_is_picked(workers: int, tmp_path: Path):
         ]
         given |= {"train_dataset": turns, "args": CWDPOConfig(str(tmp_path / "b"), **args_of(args))}
         CWDPOTrainer(plain, **given).train()
-        assert not differing(weights(plain), picked)
+        assert largest_difference(weights(plain), picked, start) < 2e-4
 
 
 def args_of(args: CWDPOConfig) -> dict[str, Any]:
