@@ -26,7 +26,8 @@ from common import hardware
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, read_jsonl, write_json
 from cwdpo.paper.figures import draw_figure
-from cwdpo.probes.early_stopping_rule import SIGNALS, signal_value, watch
+from cwdpo.probes.early_stopping_rule import follow
+from cwdpo.probes.figures import signals
 from cwdpo.recipe import Recipe
 from cwdpo.run import Run
 from provocations import HEALTHY, PROVOKED, run_provocation
@@ -118,10 +119,10 @@ def run_seed(runs: Path, seed: int, options: argparse.Namespace) -> Row:
 def saved_steps(rows: list[Row]) -> list[Row]:
     """What stopping early would have saved in a run that went on, for each signal and patience."""
     found: list[Row] = []
-    for signal, higher in SIGNALS.items():
-        values = [signal_value(row, signal) for row in rows]
+    for signal in ("accuracy", "chosen", "ranking", "ece", "tv"):
+        higher = signals()[signal].better == "higher"
         for patience in (2, 3, 5, 8):
-            verdict = watch(values, higher=higher, patience=patience)
+            verdict = follow(rows, signal, higher=higher, patience=patience, min_delta=0.0)
             end = rows[verdict.stop]["step"] if verdict.stop is not None else rows[-1]["step"]
             best = rows[verdict.best]
             found.append(

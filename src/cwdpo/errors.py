@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move a cursor, change colours or turn the direction of text; line feed and tab are none of them."""
 
 
 class UserError(ValueError):
@@ -56,7 +60,12 @@ class NonFiniteError(UserError):
     """Loss or gradient is NaN or infinite: training stopped before the update. Names the step and the rows."""
 
 
+def printable(text: object) -> str:
+    """Return `text` with U+FFFD in place of control characters, which a terminal would obey."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
 def one_line(text: object, limit: int = 300) -> str:
-    """Return `text` on one line, whitespace collapsed, cut at `limit` characters."""
-    flat = " ".join(str(text).split())
+    """Return `text` on one line, printable, whitespace collapsed, cut at `limit` characters."""
+    flat = printable(" ".join(str(text).split()))
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -55,8 +55,9 @@ class Registry(Generic[T]):
         if name in self._offered:
             return self._checked(self._offered[name].load(), f"entry point {name}")
         close = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
-        raise RecipeError(f"{name}: no such {self.kind}; {hint} A file of yours is written as my_file.py:Name")
+        known = f"known: {', '.join(self.names())}; " if self.names() else ""
+        hint = f"did you mean {close[0]}? " if close else known
+        raise RecipeError(f"{name}: no such {self.kind}; {hint}a file of yours is written as my_file.py:Name")
 
     def names(self) -> list[str]:
         """Return the names of our choices and those of installed packages, sorted. Imports all of ours."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
+import new_figure
 import new_loss
 import new_metric
 import new_source
@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from cwdpo.data.schema import PromptGroup, Response
+from cwdpo.probes.diagnosis.stage_history import StageFacts, Stream
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.collator import PromptEncoder
+from cwdpo.scoring.scorer import AutoScorer
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from pair_examples import assert_coefficients_measured, close, example_pairs
 from tiny_models import tiny_model, tiny_processor
-from tiny_training import QUIET, rows, train_dpo, weights
+from tiny_training import QUIET, differing, rows, scores_of, train_dpo, weights
 
 
 def test_the_loss_by_hand():
@@ -62,38 +65,34 @@ def test_the_metric_by_hand():
     assert score.value == pytest.approx(70.0)
 
 
-def test_the_figure_of_the_model(tmp_path: Path):
-    """It is in every row, 0 at the start, what the weights say at the end; and the run is bitwise what it was."""
+def test_the_figures_of_the_model(tmp_path: Path):
+    """In a trainer, and the run is bitwise what it was. By hand: the share of tokens below e⁻⁶, and their median."""
     data = rows(4, tmp_path, images=1)
     processor = tiny_processor("llava")
     plain = train_dpo(tiny_model("llava"), processor, data, tmp_path / "plain", max_steps=2)
-    watched = watched_by(processor, data, tmp_path)
-    trainer = train_dpo(tiny_model("llava"), processor, data, tmp_path / "run", max_steps=2, callbacks=[watched])
-    assert all(
-        torch.equal(a, b) for a, b in zip(weights(plain.model).values(), weights(trainer.model).values(), strict=True)
-    )
-    assert [row["step"] for row in watched.rows] == [0, 1, 2]
-    assert watched.rows[0]["distance"] == 0.0
-    start = weights(tiny_model("llava"))
-    now = dict(trainer.model.named_parameters())
-    moved = math.sqrt(sum(float((now[n].detach().double() - start[n].double()).square().sum()) for n in now))
-    assert watched.rows[-1]["distance"] == pytest.approx(moved, rel=1e-3)
-
-
-def watched_by(processor: Any, data: list[Any], folder: Path) -> Any:
-    """The callback that `new_metric.watch` adds, as one that a trainer is made with."""
-
-    class Taken:
-        model = tiny_model("llava")
-        scorer: Any = None
-
-        def add_callback(self, callback: Any) -> None:
-            self.callback = callback
-
-    from cwdpo.scoring.scorer import AutoScorer
-
-    taken = Taken()
-    taken.scorer = AutoScorer()
     probe_set = ProbeSet(data[:2], PromptEncoder(processor), batch_size=2, floor=-3.0, tau=1.0)
-    new_metric.watch(taken, probe_set, folder / "probes", every=1)
-    return taken.callback
+    figures = [new_figure.Unsure(below=math.exp(-6)), new_figure.median]
+    probes = ProbeCallback(probe_set, AutoScorer(), tmp_path / "probes", every=1, figures=figures)
+    trainer = train_dpo(tiny_model("llava"), processor, data, tmp_path / "run", max_steps=2, callbacks=[probes])
+    assert not differing(weights(plain.model), weights(trainer.model))
+    with torch.no_grad():
+        _, scores = scores_of(trainer.model, processor, [g.with_responses([g.chosen]) for g in data[:2]])
+    logps = [row[mask] for row, mask in zip(scores.logps, scores.mask, strict=True)]
+    last = probes.rows[-1]
+    assert last["kinds"]["chosen"]["unsure"] == pytest.approx(
+        float(torch.stack([(r < -6).float().mean() for r in logps]).mean())
+    )
+    assert last["median"] == pytest.approx(float(torch.cat(logps).median()), rel=1e-4)
+    assert "unsure" not in last and all("unsure" in values for values in last["kinds"].values())
+
+
+def test_the_rule_by_hand():
+    """+6 % and +8 % in the last two readings: since update 20; +4 %: nothing."""
+    figure = new_figure.Unsure()
+
+    def history(*values: float) -> Stream:
+        return Stream([{"step": 10 * i, "kinds": {"chosen": {"unsure": v}}} for i, v in enumerate(values)], [])
+
+    found = figure.rule(history(0.1, 0.11, 0.16, 0.18), StageFacts())
+    assert found is not None and (found.step, found.figures["change"]) == (20, pytest.approx(0.08))
+    assert figure.rule(history(0.1, 0.11, 0.16, 0.14), StageFacts()) is None

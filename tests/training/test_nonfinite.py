@@ -11,7 +11,7 @@ import torch
 from cwdpo.errors import NonFiniteError
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.configs import SFTCConfig
 from cwdpo.training.trainers import SFTCTrainer
 from tiny_training import QUIET, differing, fresh, rows, train_dpo, train_sft, weights

@@ -18,7 +18,7 @@ from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.early_stopping import ProbeEarlyStopping
 from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, trl_rows, weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -14,7 +14,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cwdpo.run.progress import Teller, TrainingFigures
+from cwdpo.probes.figures import BY_KIND, LOGGED, OVERALL, Figure
+from cwdpo.run.progress import Reporter, TrainingFigures
 from cwdpo.training.callbacks.throughput import shown
 
 __all__ = ["RichReporter", "quiet_libraries"]
@@ -34,7 +35,7 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
 
 
-class RichReporter(Teller):
+class RichReporter(Reporter):
     """Writes to stderr, so that stdout holds results only.
 
     On a terminal, what goes on is drawn below the lines that stay: a bar, or a panel of the stage that trains, for each
@@ -52,10 +53,10 @@ class RichReporter(Teller):
         show[kind](run, *facts)
 
     def _step(self, run: str, name: str, text: str) -> None:
-        self.console.print(f"[bold cyan]▸[/] {_of(run)}[bold]{text}[/]")
+        self.console.print(f"[bold cyan]▸[/] {_of(run)}[bold]{escape(text)}[/]")
 
     def _note(self, run: str, text: str) -> None:
-        self.console.print(f"  {_of(run)}[dim]{text}[/]")
+        self.console.print(f"  {_of(run)}[dim]{escape(text)}[/]")
 
     def _progress(self, run: str, text: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
@@ -63,7 +64,7 @@ class RichReporter(Teller):
                 self._note(run, f"{text}: {total}")
             return
         bar = ProgressBar(total=max(total, 1), completed=done, width=30)
-        self._draw(run, Columns([f"  {_of(run)}{text}", bar, f"{done}/{total}"]) if done < total else None)
+        self._draw(run, Columns([f"  {_of(run)}{escape(text)}", bar, f"{done}/{total}"]) if done < total else None)
 
     def _training(self, run: str, figures: TrainingFigures | None) -> None:
         if not self.console.is_terminal:
@@ -108,16 +109,7 @@ def _of(run: str) -> str:
 
 
 def _losses(figures: TrainingFigures) -> str:
-    names = {
-        "loss": "loss",
-        "grad_norm": "grad",
-        "rewards/margins": "margin",
-        "rewards/accuracies": "acc",
-        "cooling/weight": "w_c",
-        "nll/chosen": "nll+",
-        "nll/rejected": "nll-",
-    }
-    return "  ".join(f"{short} {figures.logs[name]:.3f}" for name, short in names.items() if name in figures.logs)
+    return "  ".join(f"{f.short} {f.text(figures.logs[name])}" for name, f in LOGGED.items() if name in figures.logs)
 
 
 def _rate(figures: TrainingFigures) -> str:
@@ -135,22 +127,27 @@ def _panel(run: str, figures: TrainingFigures) -> Panel:
     head = f"[cyan]{'━' * filled}[/][dim]{'━' * (30 - filled)}[/] {done}/{total}  {speed:.2f} updates/s  {left}"
     parts: list[RenderableType] = [head, _losses(figures), *([f"[dim]{pace}[/]"] if pace else [])]
     if figures.probe is not None:
-        parts.append(_probe_table(figures.probe))
-    title = f"{escape(run)} · {figures.title}" if run else figures.title
+        parts.append(_probe_table(figures.probe, figures.own))
+    title = escape(f"{run} · {figures.title}" if run else figures.title)
     return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
 
-def _probe_table(row: Mapping[str, Any]) -> Table:
+def _probe_table(row: Mapping[str, Any], own: Sequence[Figure]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("held-out, per token", "log p", "Δ start", "Δ last", "entropy", "top-1", "w_c"):
-        table.add_column(name, justify="left" if name.startswith("held") else "right")
-    for kind, v in row["kinds"].items():
-        delta = v["delta_start"]
-        colour = "red" if kind == "chosen" and delta < -0.05 else "green" if kind == "chosen" and delta > 0.05 else ""
-        shown = f"[{colour}]{delta:+.3f}[/]" if colour else f"{delta:+.3f}"
-        numbers = (f"{v['delta_last']:+.3f}", f"{v['entropy']:.3f}", f"{v['top1']:.3f}", f"{v['cooling_weight']:.2f}")
-        table.add_row(kind, f"{v['logp_mean']:.3f}", shown, *numbers)
-    drift = f"TV {row['tv']:.3f}   JS {row['js']:.3f}   " if "tv" in row else ""
-    table.caption = f"{drift}ECE {row['ece']:.3f}   (update {row['step']})"
+    first = list(row["kinds"].values())
+    names = ("logp_mean", "delta_start", "delta_last", "entropy", "top1", "cooling_weight")
+    columns = [*(BY_KIND[name] for name in names), *(f for f in own if any(f.name in values for values in first))]
+    table.add_column("held-out, per token")
+    for figure in columns:
+        table.add_column(escape(figure.short), justify="right")
+    for kind, values in row["kinds"].items():
+        cells = [f.text(values[f.name], signed="delta" in f.name) if f.name in values else "–" for f in columns]
+        delta = values["delta_start"]
+        if kind == "chosen" and abs(delta) > 0.05:
+            cells[1] = f"[{'red' if delta < 0 else 'green'}]{cells[1]}[/]"
+        table.add_row(escape(kind), *cells)
+    shown = [OVERALL[name] for name in ("tv", "js", "ece")] + list(own)
+    said = "   ".join(f"{f.short} {f.text(row[f.name])}" for f in shown if f.name in row)
+    table.caption = escape(f"{said}   (update {row['step']})")
     table.caption_justify = "left"
     return table

@@ -16,6 +16,7 @@ from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.files import write_json, write_jsonl
+from cwdpo.probes.figures import OVERALL
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.recipe.load_recipe import load_recipe
 
@@ -35,11 +36,13 @@ def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> N
     from cwdpo.data.write_groups import write_groups
     from cwdpo.probes.reading import kind_of, probe_digest
     from cwdpo.run.run_dir import RunDirectory
-    from cwdpo.run.stage_callbacks import make_probe_set
+    from cwdpo.run.stage_callbacks import make_probe_set, require_figures
 
     require_writable(out)
+    recipe = load_recipe(path, overrides)
+    own = require_figures(recipe)
     with RichReporter() as reporter:
-        groups = make_probe_set(RunDirectory(folder, load_recipe(path, overrides), reporter))
+        groups = make_probe_set(RunDirectory(folder, recipe, reporter))
     write_groups(out, groups)
     digest = probe_digest(load_groups(DataSource(path=out, require="chosen")).groups)
     table = Table(title=f"{len(groups)} prompts", title_justify="left", header_style="bold", box=None)
@@ -50,7 +53,15 @@ def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> N
         having = [g.responses[each.index(kind)].text for g, each in zip(groups, kinds, strict=True) if kind in each]
         table.add_row(kind, str(len(having)), escape(one_line(having[0], 90)))
     console = Console(highlight=False)
-    (console if console.is_terminal else Console(width=140, highlight=False)).print(table)
+    console = console if console.is_terminal else Console(width=140, highlight=False)
+    console.print(table)
+    if own:
+        figures = Table(title="figures of your own", title_justify="left", header_style="bold", box=None)
+        for column in ("figure", "title", "unit", "better", "about"):
+            figures.add_column(column)
+        for f in own:
+            figures.add_row(*map(escape, (f.name, f.title, f.unit, f.better, f.about)))
+        console.print(figures)
     typer.echo(f"probes: {out}")
     typer.echo(f"pin it: probes.path={out} probes.digest={digest}")
 
@@ -81,9 +92,9 @@ def _print(found: Mapping[str, Any], console: Console) -> None:
         values = (side["kinds"][kind]["logp_mean"] for side in (one, two))
         interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
         table.add_row(f"log p per token, {kind}", *(f"{v:.3f}" for v in values), f"{d['mean']:+.3f}", interval)
-    names = {"entropy": "entropy (nats)", "top1": "top-1 probability", "accuracy": "argmax is gold", "ece": "ECE"}
-    for key, name in names.items():
-        table.add_row(name, f"{one[key]:.3f}", f"{two[key]:.3f}", f"{two[key] - one[key]:+.3f}", "")
+    for figure in (OVERALL[name] for name in ("entropy", "top1", "accuracy", "ece")):
+        a, b = one[figure.name], two[figure.name]
+        table.add_row(figure.title, figure.text(a), figure.text(b), figure.text(b - a, signed=True), "")
     console.print(table)
     console.print(f"TV {found['tv']:.4f}   JS {found['js']:.5f} bits, mean over gold tokens")
     for sample in found["samples"]:

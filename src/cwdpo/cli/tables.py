@@ -6,33 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from cwdpo.probes.figures import EVALUATED
 
 __all__ = ["demo_table", "summary_table"]
 
-_COLUMNS = {
-    "tv": ("TV", "{:.3f}"),
-    "js": ("JS", "{:.4f}"),
-    "ece": ("ECE", "{:.3f}"),
-    "entropy": ("entropy", "{:.3f}"),
-    "top1": ("top-1", "{:.3f}"),
-    "logp_chosen": ("log p gold", "{:.3f}"),
-    "logp_hard": ("hard", "{:.3f}"),
-    "logp_medium": ("medium", "{:.3f}"),
-    "logp_easy": ("easy", "{:.3f}"),
-    "correct": ("correct", "{:.1%}"),
-    "cider": ("CIDEr", "{:.1f}"),
-}
-
 
 def _figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=escape(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    shown = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows.values())}
-    for heading, _ in shown.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    shown = [figure for name, figure in EVALUATED.items() if any(name in row for row in rows.values())]
+    for figure in shown:
+        table.add_column(figure.heading, justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, *(form.format(row[key]) if key in row else "–" for key, (_, form) in shown.items()))
+        table.add_row(escape(name), *(figure.text(row[figure.name]) if figure.name in row else "–" for figure in shown))
     return table
 
 
@@ -60,8 +49,9 @@ def demo_table(result: Mapping[str, Any]) -> None:
 
 def summary_table(summary: Mapping[str, Any]) -> None:
     """Print a run's evaluation: base, before and after the last stage."""
-    rows: dict[str, Mapping[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in ("base", "before", "after"):
         part = summary[name]
         rows[name] = {**part, **{f"logp_{kind}": value for kind, value in part.get("logp", {}).items()}}
+        rows[name].pop("grounding", None)  # a section of its own in the summary, not a number
     Console(width=130, highlight=False).print(_figures(f"{summary['prompts']} held-out prompts", rows))

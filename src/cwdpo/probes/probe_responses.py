@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 from cwdpo.data.schema import CHOSEN, PromptGroup, Response
 from cwdpo.errors import DataError
+from cwdpo.recipe.measure_sections import ResponseKind
 
 __all__ = ["KINDS", "WRITTEN", "with_kinds"]
 
 WRITTEN = ("own", "chosen_paraphrase", "chosen_form", "rejected_paraphrase", "rejected_form")
 """Kinds whose texts are given."""
 
-KINDS = {
-    "own": "a sample of the model itself, drawn once at the start",
-    "chosen_paraphrase": "the chosen response in other words",
-    "chosen_form": "something else said in the form of the chosen response",
-    "rejected_paraphrase": "the hardest rejected response in other words",
-    "rejected_form": "something else said in the form of that rejected response",
-    "other_train": "the chosen response of another training prompt",
-    "other_test": "the chosen response of another held-out prompt",
-    "random": "a chosen response of some training prompt with as many words",
-    "shuffled": "the words of the chosen response in random order",
-    "random_shuffled": "the words of that random response in random order",
-}
-"""Names of the kinds and what they are."""
+KINDS: tuple[str, ...] = get_args(ResponseKind)
+"""Every kind that can be asked for."""
 
 
 def with_kinds(
@@ -45,7 +36,7 @@ def with_kinds(
 
     Args:
         groups: Held-out prompts with a chosen response.
-        kinds: Keys of `KINDS`; kinds that a prompt has already are left as they are.
+        kinds: Some of `KINDS`; kinds that a prompt has already are left as they are.
         train: Training prompts, for `other_train` and the random kinds; read once, and only for these.
         written: For the kinds of `WRITTEN`, the texts by prompt id; a prompt without one gets no such response.
         seed: Of all draws.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,9 +28,10 @@ ResponseKind = Literal[
 class EarlyStopSection(Section):
     """When a stage stops before its last update."""
 
-    signal: Literal["accuracy", "chosen", "ranking", "ece", "tv"] = "accuracy"
-    """`accuracy`: share of gold tokens that are the likeliest; `chosen`: log p per token of the chosen responses;
-    `ranking`: share of pairs with the chosen response likelier; `ece`: calibration error; `tv`: drift."""
+    signal: str = "accuracy"
+    """A figure of the probes that has a direction. `accuracy`: share of gold tokens that are the likeliest; `chosen`:
+    log p per token of the chosen responses; `ranking`: share of pairs with the chosen response likelier; `gap`: log p
+    of chosen minus hard; `ece`: calibration error; `tv`, `js`: drift; or one of `probes.figures`."""
     patience: int = Field(default=5, ge=1)
     """Readings without an improvement after which to stop."""
     min_delta: float = Field(default=0.0, ge=0)
@@ -77,6 +78,9 @@ class ProbeSection(Section):
     lexicon elsewhere), or the language model of `negatives.editor`."""
     seed: int = 0
     """Seed of the draws that these kinds need."""
+    figures: list[str | dict[str, dict[str, Any]]] = Field(default=[])
+    """Figures of your own: `my_figures.py:MyFigure`, with settings `{my_figures.py:MyFigure: {threshold: 0.5}}`, or
+    the name under which an installed package offers one."""
     captions: int = Field(default=0, ge=0)
     """Write answers (the five best of a beam search) to so many probe prompts at every reading, for CIDEr against the
     references, length and, on `scenes`, exact correctness. Takes longer than the rest of a reading."""

@@ -19,6 +19,7 @@ from cwdpo.run.own_answers import correct_run
 from cwdpo.run.prepare_data import prepare_data
 from cwdpo.run.progress import Silent
 from cwdpo.run.run_dir import RunDirectory
+from cwdpo.run.stage_callbacks import require_figures
 from cwdpo.run.stage_setup import require_batches, train_stage1, train_stage2
 
 __all__ = ["Run"]
@@ -52,6 +53,7 @@ class Run(RunDirectory):
 
     def _prepare(self, ranks: int) -> None:
         require_batches(self.recipe, ranks)
+        require_figures(self.recipe)
         _require_whole_weights(self.recipe, ranks)
         require_bitsandbytes(self.recipe.model)
         _require_bfloat16(self.recipe)

@@ -19,7 +19,7 @@ import torch
 from cwdpo.errors import RunError, UserError
 from cwdpo.recipe import Recipe
 from cwdpo.run.algorithm1 import Run
-from cwdpo.run.progress import Reporter, Teller
+from cwdpo.run.progress import Reporter
 
 __all__ = ["run_side_by_side", "usable_cpus"]
 
@@ -170,7 +170,7 @@ def _stop(workers: Sequence[_Worker], events: Any) -> None:
             continue
 
 
-class _Relay(Teller):
+class _Relay(Reporter):
     """The reporter of a run in another process."""
 
     def __init__(self, name: str, events: Any) -> None:

@@ -1,79 +1,52 @@
-"""Who is told how a run goes on."""
+"""Who is told how a run goes."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import TrainerCallback
 
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.errors import printable
+from cwdpo.probes.figures import Figure
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 
-__all__ = ["Reporter", "Silent", "Teller", "TrainingFigures", "TrainingWatch"]
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes on."""
-
-    def step(self, name: str, text: str) -> None:
-        """Announce a step."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Say something worth knowing."""
-        ...
-
-    def progress(self, text: str, done: int, total: int) -> None:
-        """Show how far a step is."""
-        ...
-
-    def training(self, figures: TrainingFigures | None) -> None:
-        """Show a stage while it trains; None when it ends."""
-        ...
-
-    def beside(self, run: str, kind: str, *facts: Any) -> None:
-        """Show what one of several runs at work says.
-
-        Args:
-            run: Its name.
-            kind: `step`, `note`, `progress` or `training`: the method that the run would have called.
-            facts: Its arguments.
-        """
-        ...
+__all__ = ["Reporter", "Silent", "TrainingFigures", "TrainingWatch"]
 
 
-class Teller(ABC):
-    """A reporter that says everything in one way; a run that speaks for itself has no name."""
+class Reporter:
+    """Who is told how a run goes. This one tells nobody; subclasses say what reaches `beside`."""
 
     def step(self, name: str, text: str) -> None:
         """Announce a step."""
-        self.beside("", "step", name, text)
+        self.beside("", "step", name, printable(text))
 
     def note(self, text: str) -> None:
         """Say something worth knowing."""
-        self.beside("", "note", text)
+        self.beside("", "note", printable(text))
 
     def progress(self, text: str, done: int, total: int) -> None:
         """Show how far a step is."""
-        self.beside("", "progress", text, done, total)
+        self.beside("", "progress", printable(text), done, total)
 
     def training(self, figures: TrainingFigures | None) -> None:
         """Show a stage while it trains; None when it ends."""
         self.beside("", "training", figures)
 
-    @abstractmethod
     def beside(self, run: str, kind: str, *facts: Any) -> None:
-        """Say something of a run. See `Reporter.beside`."""
+        """Show what one of several runs at work says.
+
+        Args:
+            run: Its name; empty where one run speaks for itself.
+            kind: `step`, `note`, `progress` or `training`: the method that was called.
+            facts: Its arguments, plain text without control characters.
+        """
 
 
-class Silent(Teller):
-    """Tells nobody."""
-
-    def beside(self, run: str, kind: str, *facts: Any) -> None:
-        """Say nothing."""
+Silent = Reporter
+"""Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +60,7 @@ class TrainingFigures:
         speed: Updates a second in this call; 0 where it is not known yet.
         logs: The last value of every figure that was logged.
         probe: The last reading of the probes.
+        own: The user's figures in it.
         logged: Whether this update's loss has just been logged.
     """
 
@@ -97,14 +71,16 @@ class TrainingFigures:
     logs: Mapping[str, float]
     probe: Mapping[str, Any] | None
     logged: bool
+    own: Sequence[Figure] = ()
 
 
 class TrainingWatch(TrainerCallback):
-    """Tells a reporter how a stage goes on."""
+    """Tells a reporter how a stage is getting on."""
 
     def __init__(self, title: str, probes: ProbeCallback | None, reporter: Reporter) -> None:
         self._probes, self._reporter = probes, reporter
-        self._last = TrainingFigures(title, 0, 1, 0.0, {}, None, logged=False)
+        own = probes.figures if probes is not None else ()
+        self._last = TrainingFigures(title, 0, 1, 0.0, {}, None, logged=False, own=own)
         self._began, self._first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,11 +89,11 @@ class TrainingWatch(TrainerCallback):
         self._tell(state, {})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take up new figures."""
+        """Take in new figures."""
         self._tell(state, {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)})
 
     def close(self) -> None:
-        """Say that it is over, well or not."""
+        """Signal the end, successful or not."""
         self._reporter.training(None)
 
     def _tell(self, state: Any, logs: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -11,36 +11,31 @@ from typing import Any
 from transformers import TrainerCallback
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
-from cwdpo.errors import DataError, RunError
-from cwdpo.evaluation.cider import cider
+from cwdpo.errors import DataError, RecipeError, RunError
 from cwdpo.files import read_jsonl, write_jsonl
-from cwdpo.models.generation import generate
 from cwdpo.negatives.generating_model import Asked, NegativePolicy, has_images
 from cwdpo.negatives.llm_rewrites import Rewriter
 from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.diagnosis.rules import StageFacts
+from cwdpo.probes.figures import Figure, ProbeFigure, load_figures, signals
 from cwdpo.probes.influence import SampleLoss
 from cwdpo.probes.probe_responses import with_kinds
 from cwdpo.probes.reading import ProbeSet, probe_digest
 from cwdpo.processes import processes
-from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.recipe import Recipe, Stage1Section, Stage2Section
 from cwdpo.run.prepare_data import load_source, prepare_data
+from cwdpo.run.probe_answers import Answers
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.run_rows import groups_of, negative_policy
-from cwdpo.scenes.grammar import is_correct
-from cwdpo.scenes.world import Scene
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.early_stopping import ProbeEarlyStopping
 from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.callbacks.track_influence import InfluenceCallback
 
-__all__ = ["StageDynamics", "make_probe_set", "probe_groups", "stage_dynamics"]
-
-_BEAMS = 5
-"""Width of the beam search at the probes, and answers kept of it (paper, §4.2)."""
+__all__ = ["StageDynamics", "make_probe_set", "probe_groups", "require_figures", "stage_dynamics"]
 
 
 @dataclass
@@ -126,7 +121,7 @@ def stage_dynamics(
         every=p.every,
         distributions=p.distributions,
         tokens=p.tokens,
-        also=_answers(run, encoder, groups[: p.captions]) if p.captions else None,
+        figures=[*load_figures(p.figures), *_answers(run, encoder, groups[: p.captions])],
     )
     facts = StageFacts.of(section)
     diagnosis = DiagnosisCallback(probes, facts, action=p.on_diagnosis, say=run.reporter.note)
@@ -137,36 +132,22 @@ def stage_dynamics(
     return StageDynamics(probes, diagnosis, early, _influence(run, section, encoder, scorer, folder, train, groups))
 
 
-def _answers(
-    run: RunDirectory, encoder: PromptEncoder, groups: Sequence[PromptGroup]
-) -> Callable[[Any], dict[str, float]]:
-    """Return what measures the five best answers of a beam search, rank by rank."""
-    e, references = run.recipe.evaluation, [g.references or (g.chosen.text,) for g in groups]
-    scenes = [Scene.from_json(g.facts["scene"]) for g in groups if "scene" in g.facts]
+def _answers(run: RunDirectory, encoder: PromptEncoder, groups: Sequence[PromptGroup]) -> list[ProbeFigure]:
+    e = run.recipe.evaluation
+    return [Answers(encoder, groups, e.batch_size, e.max_new_tokens)] if groups else []
 
-    def measure(model: Any) -> dict[str, float]:
-        ranks: list[list[str]] = [[] for _ in range(_BEAMS)]
-        for start in range(0, len(groups), e.batch_size):
-            answers = generate(
-                model,
-                encoder.tokenizer,
-                lambda prompts: encoder.prompt_inputs(prompts, padding=True),
-                groups[start : start + e.batch_size],
-                max_new_tokens=e.max_new_tokens,
-                num_beams=_BEAMS,
-                num_return_sequences=_BEAMS,
-            )
-            for texts in answers:
-                for rank, text in zip(ranks, texts, strict=True):
-                    rank.append(text)
-        words = sum(len(text.split()) for text in ranks[0]) / len(groups)
-        found = {"answer_words": words, "cider_top5": sum(cider(rank, references)[0] for rank in ranks) / _BEAMS}
-        if len(scenes) == len(groups):
-            right = [is_correct(text, scene) for rank in ranks for text, scene in zip(rank, scenes, strict=True)]
-            found["correct_top5"] = sum(right) / len(right)
-        return found
 
-    return measure
+def require_figures(recipe: Recipe) -> list[Figure]:
+    """Return the figures of your own that a recipe asks for.
+
+    Raises:
+        RecipeError: One cannot be used, or early stopping follows one that is not read.
+    """
+    own = [figure for source in load_figures(recipe.probes.figures) for figure in source.figures()]
+    early = recipe.probes.early_stop
+    if early is not None and early.signal not in (known := signals(own)):
+        raise RecipeError(f"probes.early_stop.signal = {early.signal}: must be one of {', '.join(known)}")
+    return own
 
 
 def _influence(

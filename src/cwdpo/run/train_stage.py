@@ -23,8 +23,7 @@ from cwdpo.run.stage_callbacks import StageDynamics, stage_dynamics
 from cwdpo.run.trackers import tracked
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.scorer import AutoScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal
-from cwdpo.training.callbacks.probe_writer import trim_rows
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal, trim_rows
 from cwdpo.training.callbacks.refresh_stop import RefreshMoment
 from cwdpo.training.callbacks.throughput import Throughput
 from cwdpo.training.checkpoints import last_checkpoint

@@ -41,6 +41,7 @@ def diagnose(
     probes: Sequence[Mapping[str, Any]],
     metrics: Sequence[Mapping[str, Any]] = (),
     facts: StageFacts | None = None,
+    rules: Sequence[Rule] = (),
 ) -> list[Finding]:
     """Name what goes wrong in a stage.
 
@@ -48,13 +49,14 @@ def diagnose(
         probes: Rows of `probes.jsonl` so far; the first is the start of the stage.
         metrics: Logged rows so far (`metrics.jsonl`, or a trainer's `state.log_history`).
         facts: What the recipe asked for; default plain DPO.
+        rules: Further rules, of figures of your own.
 
     Returns:
         Findings, the most serious first; of one rule at most one.
     """
     stream = Stream(probes, metrics)
     found: dict[str, Finding] = {}
-    for rule in RULES:
+    for rule in (*RULES, *rules):
         finding = rule(stream, facts or StageFacts())
         if finding is not None:
             found.setdefault(finding.rule, finding)

@@ -14,8 +14,9 @@ from cwdpo.files import write_json
 from cwdpo.models.fsdp import is_sharded, load_shards, shards_of
 from cwdpo.models.loading import load_weights
 from cwdpo.models.parts import base_model
-from cwdpo.probes.early_stopping_rule import SIGNALS, Verdict, signal_value, watch
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.probes.early_stopping_rule import Verdict, follow, signal_value
+from cwdpo.probes.figures import signals
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 
 __all__ = ["ProbeEarlyStopping", "restore_weights"]
 
@@ -30,14 +31,14 @@ class ProbeEarlyStopping(TrainerCallback):
 
     Args:
         probes: The probes of this run; put them before this callback in the trainer's list.
-        signal: A key of `cwdpo.probes.early_stopping_rule.SIGNALS`.
+        signal: A figure of the readings that has a direction: `cwdpo.probes.figures.signals`.
         patience: Readings without an improvement after which to stop.
         min_delta: By how much a reading must be better to count as an improvement.
         restore_best: Save a checkpoint at every improvement and end with the best one.
         stop: Whether to stop at all; without, training runs to its end and the best weights are put back.
 
     Raises:
-        RecipeError: The signal is unknown.
+        RecipeError: No such figure is read, or it has no direction.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class ProbeEarlyStopping(TrainerCallback):
         restore_best: bool = True,
         stop: bool = True,
     ) -> None:
-        if signal not in SIGNALS:
-            raise RecipeError(f"early stopping: signal {signal!r} is unknown; take one of {', '.join(SIGNALS)}")
+        known = signals(probes.figures)
+        if signal not in known:
+            raise RecipeError(f"early stopping: signal {signal!r} is unknown; take one of {', '.join(known)}")
+        self._higher = known[signal].better == "higher"
         self.probes, self.signal, self.patience, self.min_delta = probes, signal, patience, min_delta
         self.restore_best, self.stop = restore_best, stop
         self.verdict = Verdict(0, None)
@@ -59,9 +62,9 @@ class ProbeEarlyStopping(TrainerCallback):
         self._read = 0
 
     def _watch(self) -> Verdict:
-        values = [signal_value(row, self.signal) for row in self.probes.rows]
-        patience = self.patience if self.stop else len(values) + 1
-        return watch(values, higher=SIGNALS[self.signal], patience=patience, min_delta=self.min_delta)
+        patience = self.patience if self.stop else len(self.probes.rows) + 1
+        how: dict[str, Any] = {"higher": self._higher, "patience": patience, "min_delta": self.min_delta}
+        return follow(self.probes.rows, self.signal, **how)
 
     def _best_folder(self, args: Any) -> Path:
         return Path(args.output_dir) / f"checkpoint-{self.probes.rows[self.verdict.best]['step']}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from cwdpo.probes.diagnosis.rules import Finding, StageFacts, diagnose, write_diagnosis
-from cwdpo.training.callbacks.loop_callbacks import ProbeCallback
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 
 __all__ = ["DiagnosisCallback"]
 
@@ -48,7 +48,7 @@ class DiagnosisCallback(TrainerCallback):
 
     def _update(self, state: Any) -> None:
         history: list[Mapping[str, Any]] = state.log_history
-        self.findings = diagnose(self.probes.rows, history, self.facts)
+        self.findings = diagnose(self.probes.rows, history, self.facts, [figure.rule for figure in self.probes.own])
         if not state.is_world_process_zero:
             return
         readings = len(self.probes.rows)

@@ -16,7 +16,7 @@ from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.scoring.scorer import Scorer
-from cwdpo.training.callbacks.probe_writer import trim_rows
+from cwdpo.training.callbacks.loop_callbacks import trim_rows
 
 __all__ = ["InfluenceCallback", "reference_sums"]
 

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cwdpo.errors import DataError, RunError
+from cwdpo.errors import DataError, RecipeError, RunError
 from cwdpo.paper.figures import draw_figure
+from cwdpo.probes.figures import load_figures
+from cwdpo.probes.reading import Probed
 from cwdpo.recipe import Recipe
+from cwdpo.report import write_report
 from cwdpo.run import Run, Silent
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.stage_callbacks import make_probe_set
@@ -35,17 +38,47 @@ def recipe(model: Path, **probes: Any) -> Recipe:
             "model": {"path": str(model)},
             "data": {"size": 16, "held_out": 6},
             "stage1": STAGE,
-            "stage2": {**STAGE, "floor": -8.0},
+            "stage2": {**STAGE, "floor": -8.0, "max_steps": 5},
             "probes": {"every": 1, "prompts": 4, "batch_size": 4, **probes},
             "evaluation": {"prompts": 0, "max_new_tokens": 6},
         }
     )
 
 
+MINE = '''"""Figures of a user."""
+from cwdpo.probes.diagnosis.stage_history import Finding
+from cwdpo.probes.figures import ProbeFigure
+
+
+def tokens(probed):
+    """Gold tokens read."""
+    return sum(len(r.logps) for r in probed.responses())
+
+
+class Loud(ProbeFigure):
+    """Highest probability of a kind, times a factor."""
+
+    name, title, unit, better = "loud", "How [/loud] it is", "of one", "lower"
+    factor: float = 1.0
+
+    def measure(self, probed):
+        return {kind: self.factor * self.most(probed, kind) for kind in ("chosen", "hard")}
+
+    def most(self, probed, kind):
+        return max(float(r.top1.max()) for r in probed.responses(kind))
+
+    def rule(self, stream, facts):
+        return Finding("too_loud", "note", "Loud.", "Hush.", 0, {}) if stream.kind("chosen", "loud")[-1] > 0 else None
+'''
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> tuple[Path, Listening]:
     folder, heard = tmp_path_factory.mktemp("dynamics"), Listening()
+    mine = folder.parent / "my_figures.py"
+    mine.write_text(MINE)
     probes = {
+        "figures": [f"{mine}:tokens", {f"{mine}:Loud": {"factor": 2.0}}],
         "kinds": ["own", "other_train", "other_test", "random", "shuffled", "random_shuffled"],
         "influence": {"updates": 2, "observed": 2},
         "early_stop": {"signal": "tv", "patience": 2},
@@ -72,19 +105,21 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
     # Both stages are measured on the same responses.
     digests = [json.loads((folder / s / "probe_start.json").read_text())["digest"] for s in ("stage1", "stage2")]
     assert digests[0] == digests[1]
-    # The distance from the start can only grow: with patience 2 it stops at the third reading after the start.
+    # Update 1 is made at rate 0, so that its weights are the start's; then the distance can only grow: patience is out
+    # two readings after update 2.
+    assert [row["tv"] for row in two[:2]] == [0, 0] and 0 < two[2]["tv"] < two[4]["tv"]
     early = json.loads((folder / "stage2" / "early_stop.json").read_text())
-    assert (early["best_step"], early["last_step"], early["stopped"], early["restored"]) == (1, 3, True, True)
-    assert [row["step"] for row in two] == [0, 1, 2, 3]
-    assert json.loads((folder / "stage2" / "done.json").read_text())["updates"] == 3
+    assert (early["best_step"], early["last_step"], early["stopped"], early["restored"]) == (2, 4, True, True)
+    assert [row["step"] for row in two] == [0, 1, 2, 3, 4]
+    assert json.loads((folder / "stage2" / "done.json").read_text())["updates"] == 4
     assert not (folder / "stage1" / "early_stop.json").exists()
-    assert any("tv was best at update 1" in note for note in heard.notes)
+    assert any("tv was best at update 2" in note for note in heard.notes)
 
     prompts = lines(folder / "stage2" / "probe_prompts.jsonl")
     assert len(prompts[0]["ids"]) == 4
     assert len(prompts[0]["logp_mean"]["hard"]) == 4
     influence = lines(folder / "stage2" / "influence.jsonl")
-    assert len(influence) == 4 * 2 * 2
+    assert len(influence) == 5 * 2 * 2
     assert {row["objective"] for row in influence} == {"cw_dpo"}
     assert all(row["kind"] == "chosen" and row["lb_k"] > 0 for row in influence)
     found = json.loads((folder / "stage2" / "diagnosis.json").read_text())
@@ -97,6 +132,49 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
     row = next(row for row in first if "rewards/chosen" in row)
     assert row["step"] == 1
     assert abs(row["rewards/chosen"]) < 1e-4
+
+
+def test_figures_of_a_users_file(run: tuple[Path, Listening], tmp_path: Path) -> None:
+    """They are in rows, trackers' scalars and diagnosis, and in a report that does not import the file."""
+    folder, _ = run
+    one = lines(folder / "stage1" / "probes.jsonl")
+    assert all(row["tokens"] == one[0]["tokens"] > 0 for row in one)
+    assert all(0 < row["kinds"]["hard"]["loud"] <= 2 and "loud" not in row["kinds"]["easy"] for row in one)
+    logged = [row for row in lines(folder / "stage1" / "metrics.jsonl") if "probe/tokens" in row]
+    assert [row["probe/loud/chosen"] for row in logged] == [row["kinds"]["chosen"]["loud"] for row in one]
+    found = json.loads((folder / "stage1" / "diagnosis.json").read_text())["findings"]
+    assert {"rule": "too_loud", "remedy": "Hush."}.items() <= next(f for f in found if f["rule"] == "too_loud").items()
+    (folder.parent / "my_figures.py").rename(tmp_path / "gone.py")
+    page = write_report([folder], tmp_path / "r.html").read_text()
+    (tmp_path / "gone.py").rename(folder.parent / "my_figures.py")
+    for words in ("Too loud", "Hush."):
+        assert words in page, words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"figures": ["none.py:F"]}, "none.py: no such file"),
+        ({"figures": ["{mine}:F"]}, "defines no F"),
+        ({"figures": ["odd"]}, "odd: no such probe figure"),
+        ({"figures": [{"{mine}:Loud": {"loudness": 3}}]}, "`loudness`: .*; its settings: factor"),
+        ({"figures": ["{mine}:Loud", "{mine}:Loud"]}, "'loud' is taken"),
+        ({"early_stop": {"signal": "tokens"}, "figures": ["{mine}:tokens"]}, "signal = tokens: must be one of"),
+    ],
+)
+def test_figures_that_cannot_be_used(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    probes = json.loads(json.dumps(change).replace("{mine}", str(tmp_path / "mine.py")))
+    with pytest.raises(RecipeError, match=words) as caught:
+        Run(tmp_path / "run", recipe(tmp_path, **probes)).execute()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_figure_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def half(probed):\n    return 1 / 0\n")
+    (figure,) = load_figures([f"{tmp_path / 'mine.py'}:half"])
+    with pytest.raises(RecipeError, match=r"half failed at .*mine\.py:2: ZeroDivisionError"):
+        figure.values(Probed(None, (), ()))
 
 
 @pytest.mark.parametrize(("number", "kind"), [(3, "png"), (4, "png"), (5, "png"), (6, "svg"), (6, "pdf")])

@@ -19,7 +19,8 @@ from cwdpo.probes.reading import ProbeSet, kind_of
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.scorer import AutoScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, ProbeCallback, probe_scalars
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile
+from cwdpo.training.callbacks.probe_callback import ProbeCallback, probe_scalars
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
 from tiny_models import tiny_image
@@ -56,8 +57,8 @@ def test_reading_against_plain_torch(batch_size: int, tmp_path: Path) -> None:
         batch, scores = scores_of(other, processor, groups)
         p, q = (gold_logits(m, processor, groups).double().softmax(-1) for m in (model, other))
     assert start is not None
-    torch.testing.assert_close(start.exp().double(), p, rtol=1e-5, atol=1e-7)
-    assert "tv" not in first
+    torch.testing.assert_close(start.double().softmax(-1), p, rtol=1e-5, atol=1e-7)
+    assert first["tv"] == first["js"] == 0.0
 
     kinds = [kind_of(r) for r in batch.responses]
     assert set(reading["kinds"]) == set(kinds) == {"chosen", "hard", "medium", "easy"}
@@ -98,6 +99,35 @@ def test_reading_against_plain_torch(batch_size: int, tmp_path: Path) -> None:
             ece += float(inside.double().mean()) * abs(accuracy - float(top[inside].mean()))
     assert reading["ece"] == pytest.approx(ece, rel=1e-4)
     assert sum(bar["count"] for bar in reading["reliability"]) == len(gold)
+
+
+def test_further_figures_against_plain_torch(tmp_path: Path) -> None:
+    """Σ log max π per response, 1 − top-1, gold tokens that are the argmax, pairs ranked right, top tokens."""
+    model, processor = fresh()
+    groups = rows(4, tmp_path, responses=3)
+    probes = ProbeSet(groups, PromptEncoder(processor), batch_size=3, floor=-3.0, tau=1.0)
+    reading, _ = probes.read(model, SeparateScorer(), per_prompt=True, tokens=2)
+    with torch.no_grad():
+        batch, scores = scores_of(model, processor, groups)
+        chosen, rejected = batch.pairs()
+        gold = sorted(set(chosen))
+        argmax = torch.where(scores.mask, scores.top1.log(), 0.0).sum(1)[gold].mean()
+        assert reading["kinds"]["chosen"]["argmax_logp"] == pytest.approx(float(argmax), rel=1e-4)
+        off = 1 - (scores.top1.sum(1) / scores.mask.sum(1))[gold].mean()
+        assert reading["kinds"]["chosen"]["off_argmax"] == pytest.approx(float(off), rel=1e-4)
+        assert reading["accuracy"] == pytest.approx(float(scores.correct[gold][scores.mask[gold]].float().mean()))
+        mean = scores.logps.sum(1) / scores.mask.sum(1)
+        assert reading["ranking"] == pytest.approx(float((mean[chosen] > mean[rejected]).float().mean()))
+
+        shown = reading["top_tokens"]
+        assert [row["id"] for row in shown] == ["row-0", "row-1"]
+        only, _ = scores_of(model, processor, [groups[1].with_responses([groups[1].chosen])])
+        expected = SeparateScorer()(model, only).logits.softmax(-1)
+    assert len(shown[1]["places"]) == len(shown[1]["gold"]) == len(expected)
+    for place, probabilities in zip(shown[1]["places"], expected, strict=True):
+        best, ids = probabilities.topk(20)
+        assert [p for _, p in place] == pytest.approx(best.tolist(), abs=1e-5)
+        assert place[0][0] == processor.tokenizer.decode([int(ids[0])])
 
 
 def test_a_reading_by_hand(tmp_path: Path) -> None:
