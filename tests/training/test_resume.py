@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 import cwdpo.training.checkpointing as sealed_module
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, ProbeCallback, StopOnSignal
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal
+from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.checkpoints import MARKER, last_checkpoint
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
