@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -33,7 +33,10 @@ def caption_of(body: dict[str, Any]) -> str:
 
 
 class BadServer:
-    """Answers with `plan(caption, how often this caption was asked for)`: (status, body, headers), bytes sent raw."""
+    """Answers with `plan(caption, how often this caption was asked for)`: (status, body, headers).
+
+    A body of bytes is sent as it is; one that is a function is given the handler and sends what it likes.
+    """
 
     def __init__(self, plan: Callable[[str, int], Answer]) -> None:
         self.plan = plan
@@ -60,6 +63,11 @@ class BadServer:
                     owner.under_way += 1
                     owner.most_under_way = max(owner.most_under_way, owner.under_way)
                 status, answer, headers = owner.plan(caption, count)
+                if callable(answer):
+                    self.close_connection = True
+                    with suppress(OSError):
+                        answer(self)
+                    return
                 raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 with lock:
                     owner.under_way -= 1

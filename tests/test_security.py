@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import pickle
@@ -162,13 +163,14 @@ def test_absolute_paths_and_links_to_pictures_are_followed(tmp_path: Path) -> No
 
 
 def _asked(url: str) -> str:
-    client = ChatClient(EditorSection(base_url=url, model="m", attempts=1), [url], "negatives.editor", pause=0.0)
-    body = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "Caption: a"}]}
-    try:
-        with pytest.raises(ServiceError) as caught:
-            client.ask(body)
-    finally:
-        client.close()
+    async def ask() -> None:
+        async with ChatClient(EditorSection(base_url=url, model="m", attempts=1)) as client:
+            await client.ask(
+                {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "Caption: a"}]}
+            )
+
+    with pytest.raises(ServiceError) as caught:
+        asyncio.run(ask())
     return str(caught.value)
 
 
@@ -187,7 +189,7 @@ def test_not_even_half_a_key_is_in_a_message(before: int, status: int, monkeypat
 def test_a_key_that_no_header_takes_is_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ServiceError, match="OPENAI_API_KEY") as caught:
-        ChatClient(EditorSection(base_url="http://127.0.0.1:9/v1", model="m"), ["http://127.0.0.1:9/v1"], "editor")
+        ChatClient(EditorSection(base_url="http://127.0.0.1:9/v1", model="m"))
     assert "sk" not in str(caught.value)
 
 

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
+from cwdpo.chat.messages import Reply
 from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import DataError, RecipeError
-from cwdpo.evaluation.judge import Judge, read_opinion
+from cwdpo.evaluation.judge import CaptionJudge, read_opinion
 from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.recipe import JudgeSection
@@ -36,9 +37,9 @@ def fair(first: str, count: int = 1) -> Answer:
     return says("1" if "good" in first else "2")
 
 
-def judge(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> Judge:
+def judge(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> CaptionJudge:
     values = {"base_url": url, "model": "judge", "timeout": 5.0, "concurrency": 3, "attempts": 2} | settings
-    return Judge(
+    return CaptionJudge(
         JudgeSection(**values), folder / "judge.jsonl", note=None if notes is None else notes.append, pause=0.01
     )
 
@@ -80,7 +81,7 @@ def test_by_scenes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_opinions(text: str, opinion: str | None) -> None:
-    assert read_opinion(text) == opinion
+    assert read_opinion(Reply(text, 1, 1)) == opinion
 
 
 def test_a_fair_judge(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from bad_server import Answer, completion, serving
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response, user_message
 from cwdpo.errors import DataError
 from cwdpo.negatives.generating_model import Asked
-from cwdpo.negatives.llm_rewrites import rewrite_problem
 from cwdpo.negatives.opa_correction import Corrections, correct_answers
 from cwdpo.recipe import CorrectionSection, EditorSection
 from cwdpo.scenes.world import Scene, Shape
@@ -91,10 +90,3 @@ def test_by_an_editor(tmp_path: Path) -> None:
         assert "Right captions of the picture:\n- a red car on a road by a dog on grass and a boat" in content
         assert correct(groups, says, tmp_path, "editor", server.url) == found
         assert sum(server.asked.values()) == 4  # what was answered is not asked again
-
-
-def test_what_is_no_correction() -> None:
-    old = "a red car beside a small dog"
-    assert rewrite_problem(old, old, [], "correction") is None
-    assert rewrite_problem("a red car beside a small cat", old, [], "correction") is None
-    assert rewrite_problem("a man on a boat at sea", old, [], "correction") == "6 of 7 words were changed"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bad_server import Answer, completion, serving
-from cwdpo.chat.client import ServiceError
+from cwdpo.chat.messages import UnusableAnswer
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
-from cwdpo.negatives.llm_rewrites import Rewriter, rewrite_problem
+from cwdpo.negatives.llm_rewrites import LLMRewriter, require_rewrite
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.load_recipe import load_recipe
 
@@ -25,9 +25,9 @@ def answer(caption: str) -> Answer:
     return 200, completion(json.dumps({"caption": caption})), {}
 
 
-def rewriter(url: str, folder: Path) -> Rewriter:
+def rewriter(url: str, folder: Path) -> LLMRewriter:
     settings = EditorSection(base_url=url, model="m", timeout=5.0, concurrency=3, attempts=2, rewrites=1)
-    return Rewriter(settings, folder, pause=0.01)
+    return LLMRewriter(settings, folder, pause=0.01)
 
 
 def test_answers_are_checked_and_kept(tmp_path: Path) -> None:
@@ -53,24 +53,28 @@ def test_answers_are_checked_and_kept(tmp_path: Path) -> None:
     assert rewriter("http://127.0.0.1:9/v1", tmp_path).rewrite(groups, "chosen_paraphrase") == found
 
 
-def test_a_server_that_fails_is_said(tmp_path: Path) -> None:
-    with (
-        serving(lambda caption, times: (503, {"error": "busy"}, {})) as server,
-        pytest.raises(ServiceError, match="503"),
-    ):
-        rewriter(server.url, tmp_path).rewrite(rows("a red car"), "chosen_form")
-
-
-def test_what_cannot_be_used() -> None:
-    old = "a red car beside a small dog"
-    assert rewrite_problem("A red car, beside a small dog.", old, [old], "paraphrase") == "nothing was changed"
-    assert rewrite_problem("a car", old, [old], "paraphrase") == "the caption has 2 words instead of 7"
-    assert rewrite_problem("a small dog next to a red car", old, [old], "paraphrase") is None
-    # One of seven words is another: 14 % where 30 % are wanted. Four of seven: fine.
-    assert rewrite_problem("a red car beside a small cat", old, [old], "form") == "the caption is about the same things"
-    assert rewrite_problem("a blue boat behind a large cat", old, [old], "form") is None
-    gold = "a dog that sits by a car"
-    assert rewrite_problem(gold, old, [gold], "form") == "the caption is right of the same picture"
+@pytest.mark.parametrize(
+    ("new", "how", "problem"),
+    [
+        ("A red car, beside a small dog.", "paraphrase", "nothing was changed"),
+        ("A red car, beside a small dog.", "correction", ""),
+        ("a red car beside a small cat", "correction", ""),
+        ("a man on a boat at sea", "correction", "6 of 7 words were changed"),
+        ("a car", "paraphrase", "the caption has 2 words instead of 7"),
+        ("a small dog next to a red car", "paraphrase", ""),
+        # One of seven words is another: 14 % where 30 % are wanted. Four of seven: fine.
+        ("a red car beside a small cat", "form", "the caption is about the same things"),
+        ("a blue boat behind a large cat", "form", ""),
+        ("a dog that sits by a car", "form", "the caption is right of the same picture"),
+    ],
+)
+def test_which_rewrites_are_taken(new: str, how: str, problem: str) -> None:
+    try:
+        require_rewrite(new, "a red car beside a small dog", ["a dog that sits by a car"], how)
+    except UnusableAnswer as error:
+        assert str(error) == problem
+    else:
+        assert not problem
 
 
 def test_the_recipe_asks_for_an_endpoint() -> None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,7 +92,7 @@ def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
         # another model, or beam in place of sample, is another thing
         propose(source([one], tmp_path / "n", model="another"), groups[:1])
         assert one.asked.total() == 7
-    assert len(notes) == 1 and notes[0].startswith("sample: 12 prompts to policy at http://127.0.0.1:")
+    assert len(notes) == 1 and notes[0].startswith("sample: 12 requests to policy at http://127.0.0.1:")
 
 
 def test_beam_search_is_asked_for_and_missed(tmp_path: Path):
@@ -121,9 +117,6 @@ def test_a_server_that_gives_one_sample_a_request_is_asked_on(tmp_path: Path):
 TROUBLES: dict[str, Answer] = {
     "busy": (429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}),
     "broken": (500, b"oops", {}),
-    "truncated": (200, b'{"choices": [{"message": {"content": "{\\"capt', {}),
-    "no text": (200, answers("fine", 7), {}),
-    "hung up": (200, b"half", {"Content-Length": "5000"}),
 }
 
 
@@ -131,39 +124,8 @@ TROUBLES: dict[str, Answer] = {
 def test_another_server_stands_in_for_one_in_trouble(trouble: str, tmp_path: Path):
     status, body, headers = TROUBLES[trouble]
     with serving(lambda prompt, count: (status, body, dict(headers))) as bad, serving(good) as fine:
-        settings = {"timeout": 0.5} if trouble == "hung up" else {}
-        which = source([bad, fine], tmp_path / "n", concurrency=1, **settings)
-        assert propose(which, rows(4, tmp_path)) == expected(4)
-        if trouble != "hung up":  # which goes by the clock
-            assert fine.asked.total() == 4 and bad.asked.total() == 4
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ((401, {"error": {"message": f"bad key {KEY}"}}, {}), "401 Unauthorized: bad key …; set the key"),
-        ((404, {"error": "no such model"}, {}), "404 Not Found: no such model; see address and model under generator"),
-        ((503, b"", {}), "4 attempts failed, the last with: 503"),
-    ],
-)
-def test_servers_that_fail_for_good(answer: Answer, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    groups = rows(8, tmp_path / "images")
-
-    def plan(prompt: str, count: int) -> Answer:
-        status, body, headers = answer
-        return good(prompt) if int(prompt.split()[1]) < 3 else (status, body, dict(headers))
-
-    with serving(plan) as server:
-        with pytest.raises(ServiceError) as caught:
-            propose(source([server], tmp_path / "n", concurrency=1), groups)
-        text = str(caught.value)
-        assert text.startswith(f"generator {server.url}: ") and message in text and "\n" not in text and KEY not in text
-        kept = (tmp_path / "n" / "sample.jsonl").read_text()
-        assert kept.count("\n") == 3 and KEY not in kept
-        server.plan = good
-        assert propose(source([server], tmp_path / "n"), groups) == expected(8)
-        assert all(server.answered[f"describe {i}"] == 1 for i in range(8))
+        assert propose(source([bad, fine], tmp_path / "n", concurrency=1), rows(4, tmp_path)) == expected(4)
+        assert fine.asked.total() == 4 and bad.asked.total() == 4
 
 
 def test_a_recipe_with_servers_loads_no_model(tmp_path: Path):
@@ -190,36 +152,3 @@ def test_recipe_mistakes():
         with pytest.raises(RecipeError, match=what) as caught:
             load_recipe(None, [change])
         assert "secret" not in str(caught.value)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-sys.path.insert(0, {tests!r})
-from test_served import propose, rows, source
-propose(source([SimpleNamespace(url={url!r})], Path({folder!r}) / "n", concurrency=3), rows(12, Path({folder!r})))
-"""
-
-
-def test_killed_nothing_that_was_answered_is_asked_again(tmp_path: Path):
-    def slow(prompt: str, count: int) -> Answer:
-        time.sleep(0.15)
-        return good(prompt)
-
-    with serving(slow) as server:
-        script = KILLED.format(tests=str(Path(__file__).parent), url=server.url, folder=str(tmp_path))
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-        child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
-        deadline = time.monotonic() + 120
-        while server.answered.total() < 5 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        time.sleep(0.3)
-        kept = (tmp_path / "n" / "sample.jsonl").read_text().count("\n")
-        assert 2 <= kept < 12
-        before = server.asked.total()
-        server.plan = good
-        assert propose(source([server], tmp_path / "n"), rows(12, tmp_path)) == expected(12)
-        assert server.asked.total() == before + 12 - kept

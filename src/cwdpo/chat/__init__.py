@@ -1,1 +1,1 @@
-"""Language models behind OpenAI-compatible endpoints: requests, what they cost, and answers that are kept."""
+"""Language models behind OpenAI-compatible endpoints."""

@@ -1,8 +1,7 @@
-"""What was written by a model, kept as it comes: nothing is asked for twice."""
+"""What a model wrote, kept as it comes: nothing is asked for twice."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,16 @@ __all__ = ["TextCache"]
 
 
 class TextCache:
-    """A JSON-lines file of `{key: value, …}` objects that only grows; of a key that is there twice the last counts.
+    """A JSON-lines file of `{key: value, …}` objects that only grows; if a key is there twice, the last one counts.
 
-    Each `add` is one line, written and flushed to disk before it returns, so a kill loses what was under way and
-    nothing else. Safe to use from several threads of one process.
+    Each `add` is one line, flushed to disk before it returns: a kill loses nothing that was added.
 
     Args:
-        path: The file; made when something is added.
+        path: The file; created when something is added.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
         self._values: dict[str, Any] = {}
         if path.is_file():
             rows = list(read_jsonl(path))
@@ -39,16 +36,11 @@ class TextCache:
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def values(self) -> list[Any]:
-        """Return every value that is kept."""
-        with self._lock:
-            return list(self._values.values())
+        """Return every value."""
+        return list(self._values.values())
 
     def add(self, rows: Mapping[str, Any]) -> None:
-        """Keep values, all of them or none."""
-        with self._lock:
-            append_jsonl(self.path, dict(rows))
-            self._values.update(rows)
+        """Add values, all of them or none."""
+        append_jsonl(self.path, dict(rows))
+        self._values.update(rows)

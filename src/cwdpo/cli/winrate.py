@@ -32,7 +32,7 @@ def run_winrate(
     """Compare two files of captions, print the rate, write `winrate.json` and `rows.jsonl`."""
     from cwdpo.cli.console import RichReporter
     from cwdpo.evaluation.caption_files import read_captions
-    from cwdpo.evaluation.judge import Judge
+    from cwdpo.evaluation.judge import CaptionJudge
     from cwdpo.evaluation.measure_captions import references_of
     from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
 
@@ -50,7 +50,9 @@ def run_winrate(
         facts: dict[str, Any] = {}
         if judged is not None:
             kept = folder / "judge.jsonl"
-            judge = Judge(judged, kept, note=reporter.note, progress=lambda n, of: reporter.progress("answers", n, of))
+            judge = CaptionJudge(
+                judged, kept, note=reporter.note, progress=lambda n, of: reporter.progress("answers", n, of)
+            )
             verdicts, rows = by_judge(judge, groups, a, b, references)
             facts = {"judge": judged.model, "images": judged.images, "spent": judge.spent, **_orders(rows)}
         elif by == "scenes":

@@ -9,7 +9,7 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.evaluation.cider import cider_of_tokens
 from cwdpo.evaluation.intervals import bootstrap_mean
-from cwdpo.evaluation.judge import Judge, Opinion
+from cwdpo.evaluation.judge import CaptionJudge, Opinion
 from cwdpo.evaluation.tokenize_captions import Tokenizer, tokenize
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
@@ -56,7 +56,7 @@ def by_scenes(
 
 
 def by_judge(
-    judge: Judge,
+    judge: CaptionJudge,
     groups: Sequence[PromptGroup],
     ones: Sequence[str],
     others: Sequence[str],

@@ -252,5 +252,4 @@ def stem(word: str) -> str:
 def default_lexicon() -> Lexicon:
     """Return the lexicon that ships with cwdpo."""
     path = files("cwdpo.negatives") / "lexicon.yaml"
-    # Every scalar is a word: YAML would read `off` and `no` as false.
-    return Lexicon(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))
+    return Lexicon(yaml.safe_load(path.read_text(encoding="utf-8")))  # "off" is quoted there, or it would be false

@@ -9,7 +9,7 @@ from pathlib import Path
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.negatives.generating_model import NegativePolicy
-from cwdpo.negatives.llm_rewrites import Rewriter
+from cwdpo.negatives.llm_rewrites import LLMRewriter
 from cwdpo.negatives.sources.on_policy import OnPolicySource
 from cwdpo.negatives.sources.perturb import caption_of
 from cwdpo.negatives.text import normalise
@@ -83,7 +83,7 @@ def correct_answers(
     if settings.by == "exact":
         right = _corrected_exactly(groups, answers)
     else:
-        right = Rewriter(editor, folder, note).correct(groups, answers)
+        right = LLMRewriter(editor, folder, note).correct(groups, answers)
     counts = {CORRECTED: 0, "right": 0, "lost": 0}
     found: list[PromptGroup] = []
     for group in groups:

@@ -1,7 +1,14 @@
 """What a run is: one YAML file, validated and documented field by field."""
 
 from cwdpo.recipe.data_section import DataSection
-from cwdpo.recipe.endpoint_sections import EditorSection, EndpointSection, GeneratorSection, JudgeSection, WriterSection
+from cwdpo.recipe.endpoint_sections import (
+    HOW_TO_ASK,
+    EditorSection,
+    EndpointSection,
+    GeneratorSection,
+    JudgeSection,
+    WriterSection,
+)
 from cwdpo.recipe.measure_sections import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model_section import LoraSection, ModelSection
@@ -19,6 +26,7 @@ from cwdpo.recipe.recipe import Recipe
 from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSection, settings_of
 
 __all__ = [
+    "HOW_TO_ASK",
     "METHODS",
     "ON_POLICY",
     "STAGE2_METHODS",

@@ -31,7 +31,7 @@ from cwdpo.models.meta_init import is_bare
 from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
 from cwdpo.processes import processes
-from cwdpo.recipe import EditorSection, GeneratorSection, Recipe
+from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import recipe_differences
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.model_checks import require_model, require_tokenizer
@@ -51,8 +51,8 @@ _FIRST_STEP = {
     "data": "data",
     "data.workers": None,
     "negatives.stage2": "negatives/stage2",
-    **dict.fromkeys(f"negatives.editor.{key}" for key in EditorSection.ways()),
-    **dict.fromkeys(f"negatives.{s}.generator.{key}" for s in ("stage1", "stage2") for key in GeneratorSection.ways()),
+    **dict.fromkeys(f"negatives.editor.{key}" for key in HOW_TO_ASK),
+    **dict.fromkeys(f"negatives.{s}.generator.{key}" for s in ("stage1", "stage2") for key in HOW_TO_ASK),
     "stage2": "reference",
     "stage2.enabled": "negatives/stage2",
     "evaluation": "evaluation",

@@ -14,7 +14,7 @@ from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, RunError
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.negatives.generating_model import Asked, NegativePolicy, has_images
-from cwdpo.negatives.llm_rewrites import Rewriter
+from cwdpo.negatives.llm_rewrites import LLMRewriter
 from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.diagnosis.rules import StageFacts
 from cwdpo.probes.figures import Figure, ProbeFigure, load_figures, signals
@@ -219,7 +219,7 @@ def _rewritten(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, dict[s
     kinds = [kind for kind in p.kinds if kind in REWRITES]
     if p.rewriter == "rules" or not kinds:
         return {kind: rewritten_by_rules(groups, kind, p.seed) for kind in kinds}
-    rewriter = Rewriter(run.recipe.negatives.editor, run.folder / "probes", run.reporter.note)
+    rewriter = LLMRewriter(run.recipe.negatives.editor, run.folder / "probes", run.reporter.note)
     return {kind: rewriter.rewrite(groups, kind) for kind in kinds}
 
 
