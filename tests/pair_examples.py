@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cwdpo.losses import PairLogps, PairLoss
+from cwdpo.methods.base import Method, coefficients
+from cwdpo.methods.pair_logps import AlteredLogps, PairLogps
 
 torch.set_num_threads(1)
 unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure
-
-PairObjective = Callable[[PairLogps], PairLoss]
 
 
 def doubles(*values: float) -> Tensor:
@@ -56,6 +55,10 @@ def example_pairs() -> PairLogps:
     )
 
 
+def under_an_altered_image(pairs: PairLogps, chosen: Tensor, rejected: Tensor, reference: Tensor) -> PairLogps:
+    return replace(pairs, altered=AlteredLogps(chosen=chosen, rejected=rejected, reference_chosen=reference))
+
+
 def far_pair() -> PairLogps:
     """L = 12 tokens, ℓ̄_ref = −1, Δ_w = 0, Δ_l = −60: ℓ̄_θ(y_l) = (−12 − 60)/12 = −6."""
     return make_pairs(
@@ -80,7 +83,9 @@ def pair_batches(draw: st.DrawFn) -> PairLogps:
     return make_pairs(columns[0].requires_grad_(), columns[1].requires_grad_(), columns[2], columns[3], *tokens)
 
 
-def assert_coefficients_measured(pairs: PairLogps, result: PairLoss) -> None:
-    chosen, rejected = torch.autograd.grad(result.loss.sum(), [pairs.chosen, pairs.rejected])
-    torch.testing.assert_close(result.winner_coefficient, -chosen)
-    torch.testing.assert_close(result.loser_coefficient, rejected)
+def winner(method: Method, pairs: PairLogps) -> Tensor:
+    return coefficients(method, pairs)[0]
+
+
+def loser(method: Method, pairs: PairLogps) -> Tensor:
+    return coefficients(method, pairs)[1]

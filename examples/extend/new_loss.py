@@ -1,31 +1,31 @@
 """A loss of your own: hinge on DPO's margin, as SLiC has it."""
 
 # --8<-- [start:loss]
+from typing import ClassVar
+
 import torch
+from pydantic import Field
+from torch import Tensor
 
-from cwdpo.losses import PairLogps, PairLoss
-from cwdpo.objectives.preference import PreferenceObjective
+from cwdpo.methods import Method
+from cwdpo.methods.pair_logps import PairLogps
 
 
-def hinge(pairs: PairLogps, *, beta: float = 0.1, room: float = 1.0) -> PairLoss:
+class Hinge(Method):
     """Push a pair until its margin is `room`: max(0, room − β(Δ_w − Δ_l))."""
-    margin = beta * (pairs.chosen_shift - pairs.rejected_shift)
-    pull = beta * (margin.detach() < room).to(margin.dtype)
-    return PairLoss(
-        loss=torch.relu(room - margin),
-        margin=margin.detach(),
-        weight=torch.ones_like(pull),
-        winner_coefficient=pull,  # −∂loss/∂log π(y_w)
-        loser_coefficient=pull,  # ∂loss/∂log π(y_l)
-    )
 
+    name: ClassVar[str] = "hinge"
+    title: ClassVar[str] = "Hinge"
+    formula: ClassVar[str] = "max(0, room − m)"
 
-class HingeObjective(PreferenceObjective):
-    """What the trainer asks; batches, reference and metrics are the base class's."""
+    beta: float = Field(default=0.1, gt=0)
+    """β: how strongly the policy is held to the reference."""
+    room: float = Field(default=1.0, gt=0)
+    """Margin from which on a pair is left alone."""
 
-    def pair_loss(self, pairs, batch, scores, reference, tally) -> PairLoss:
-        """Return the loss of each pair."""
-        return hinge(pairs, beta=self.settings.beta)
+    def loss(self, pairs: PairLogps) -> Tensor:
+        """Return one value a pair."""
+        return torch.relu(self.room - self.beta * (pairs.chosen_shift - pairs.rejected_shift))
 
 
 # --8<-- [end:loss]
@@ -35,10 +35,11 @@ class HingeObjective(PreferenceObjective):
 def train(model, processor, data, out: str, **arguments):
     """Train with it: any trainer takes another objective."""
     from cwdpo import CWDPOConfig, CWDPOTrainer
+    from cwdpo.objectives import objective_of
 
     args = CWDPOConfig(out, objective="dpo", **arguments)
     trainer = CWDPOTrainer(model, None, args, data, processing_class=processor)
-    trainer.objective = HingeObjective(args.section())
+    trainer.objective = objective_of(Hinge())
     trainer.train()
     return trainer
 

@@ -11,7 +11,7 @@ from cells import row
 
 from cwdpo.cli.methods import method_rows
 
-RULES = Path(__file__).parents[2] / "src" / "cwdpo" / "dynamics"
+RULES = Path(__file__).parents[2] / "src" / "cwdpo" / "probes" / "diagnosis"
 
 
 def methods_page() -> str:
@@ -76,7 +76,7 @@ def findings_page() -> str:
 
 def rule_texts() -> list[RuleText]:
     """Return the texts of all findings, in the order of the source."""
-    return [text for name in ("rules_probes.py", "rules_metrics.py") for text in _texts(RULES / name)]
+    return [text for name in ("probe_rules.py", "metric_rules.py") for text in _texts(RULES / name)]
 
 
 def _texts(file: Path) -> Iterator[RuleText]:

@@ -50,14 +50,20 @@ class Registry(Generic[T]):
         """
         if (asked := user_file(name)) is not None:
             return self._from_file(*asked)
-        if name in self._modules and (found := self._in_module(name)) is not None:
-            return found
-        if name in self._offered:
-            return self._checked(self._offered[name].load(), f"entry point {name}")
+        if (choice := self.installed(name)) is not None:
+            return choice
         close = difflib.get_close_matches(name, self.names(), n=1)
         known = f"known: {', '.join(self.names())}; " if self.names() else ""
         hint = f"did you mean {close[0]}? " if close else known
         raise RecipeError(f"{name}: no such {self.kind}; {hint}a file of yours is written as my_file.py:Name")
+
+    def installed(self, name: str) -> type[T] | None:
+        """Return the choice of this name among ours and those of installed packages; runs no file of a user's."""
+        if name in self._modules and (choice := self._in_module(name)) is not None:
+            return choice
+        if name in self._offered:
+            return self._checked(self._offered[name].load(), f"entry point {name}")
+        return None
 
     def names(self) -> list[str]:
         """Return the names of our choices and those of installed packages, sorted. Imports all of ours."""

@@ -16,7 +16,8 @@ from recipe_page import keys, recipe_page
 from cwdpo.data import load_groups
 from cwdpo.data.detect_format import detect_format
 from cwdpo.data.read_source import DataSource
-from cwdpo.recipe import METHODS, Recipe
+from cwdpo.methods import METHODS
+from cwdpo.recipe import Recipe
 from cwdpo.report import write_report
 from tiny_models import tiny_image
 
@@ -58,7 +59,7 @@ def test_every_command_has_its_options():
 
 def test_every_method_and_finding():
     page = methods_page()
-    assert all(f"| `{method.name}` | " in page for method in METHODS)
+    assert all(f"| `{name}` | " in page for name in METHODS.names())
     named = set(
         re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \|", (DOCS / "dynamics.md").read_text().split("## Diagnosis")[1], re.M)
     )

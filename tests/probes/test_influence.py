@@ -30,6 +30,7 @@ LOSSES: dict[str, Any] = {
     "cw_dpo attached": Stage2Section(objective="cw_dpo", floor=-8.0, detach=False),
     "dpo_shift": Stage2Section(objective="dpo_shift"),
     "rpo": Stage2Section(objective="rpo"),
+    "sft_c entropy": Stage1Section(objective="sft_c", regularizer="entropy", weight=0.5),
 }
 
 
@@ -137,6 +138,18 @@ def test_the_residual_is_the_coefficient_times_pi_minus_y(tmp_path: Path) -> Non
         assert float(found.logits.square().sum()) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_coefficients_of_several_losers_by_hand(tmp_path: Path) -> None:
+    """One chosen and three rejected responses, policy = reference: L is the mean of three losses −log σ(0).
+
+    Each pair's coefficients are β/2 = .05; the winner is in all three: 3 · .05/3. Each loser gets .05/3, all .05.
+    """
+    model, processor = fresh()
+    (update,) = samples(processor, tmp_path, 1, responses=4)
+    found = update_gradient(model, SeparateScorer(), update, SampleLoss(LOSSES["dpo"]), reference_of(model, update))
+    assert found.winner == pytest.approx(0.05, rel=1e-4)
+    assert found.loser == pytest.approx(0.05, rel=1e-4)
+
+
 def test_belief_geometry_by_hand() -> None:
     """V = 4: uniform gives 4·4·(1/16) + 2 = 3 = V − 1; a certain class 4 + 2 = 6 = 2(V − 1). And the definition."""
     uniform = torch.full((4,), 0.25).log()
@@ -202,9 +215,8 @@ def test_mistakes(tmp_path: Path) -> None:
     (single,) = samples(processor, tmp_path, 1, responses=1)
     with pytest.raises(DataError, match="dpo needs a chosen and a rejected response"):
         update_gradient(model, SeparateScorer(), single, SampleLoss(LOSSES["dpo"]), torch.zeros(1))
-    with pytest.raises(DataError, match="nll_floor, not for entropy"):
-        (pair,) = samples(processor, tmp_path, 1)
-        update_gradient(model, SeparateScorer(), pair, SampleLoss(Stage1Section(regularizer="entropy")))
+    with pytest.raises(DataError, match="influence is not known for mdpo"):
+        SampleLoss(Stage2Section(objective="mdpo"))
     with pytest.raises(ValueError, match="take random projections instead"):
         jacobian(model, SeparateScorer(), single)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from cwdpo.data.alterations import Alteration
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import ImageRef, PromptGroup
-from cwdpo.recipe import STAGE2_METHODS
+from cwdpo.methods.base import METHODS
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.training.configs import CWDPOConfig
@@ -32,7 +32,7 @@ from tiny_training import (
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    name: {"objective": name} for name, method in STAGE2_METHODS.items() if not method.on_policy
+    name: {"objective": name} for name, m in METHODS.all().items() if m.stage == "stage2" and not m.on_policy
 } | {
     "cw_dpo bounded": {"bound_pull": True},
     "cw_dpo differing": {"cooling_span": "differing"},

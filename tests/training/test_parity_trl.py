@@ -2,7 +2,7 @@
 
 TRL has no cDPO by that name: `robust` is another loss, but `aot` (which sorts a batch's margins) is cDPO on batches of
 one pair. `sigmoid` with `sft` is DPO + NLL there (a mean over the batch's tokens, ours over responses). IPO takes means
-per token on both sides. WPO differs: TRL's weights are the paper's "sampled alignment" (see `losses.wpo`).
+per token on both sides. WPO differs: TRL's weights are the paper's "sampled alignment" (see `methods/wpo.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_trainers import TRL_METRICS
 
-from cwdpo import losses
+from cwdpo.methods import SimPO
 from pair_examples import example_pairs
 from tiny_training import QUIET, clone, fresh, largest_difference, rows, train_dpo, trl_rows, weights
 
@@ -64,7 +64,7 @@ def test_simpo_equals_trl() -> None:
     settings = SimpleNamespace(alpha=0.0, loss_type="simpo", simpo_gamma=0.7, beta=2.0, label_smoothing=0.0)
     settings.accelerator = SimpleNamespace(device="cpu")
     loss, chosen, _ = cpo.CPOTrainer.cpo_loss(settings, pairs.chosen_mean, pairs.rejected_mean)
-    torch.testing.assert_close(losses.simpo(pairs, beta=2.0, target_margin=0.7).loss, loss)
+    torch.testing.assert_close(SimPO(beta=2.0, target_margin=0.7).loss(pairs), loss)
     torch.testing.assert_close(chosen, 2.0 * pairs.chosen_mean.detach())
 
 

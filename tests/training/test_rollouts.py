@@ -13,7 +13,7 @@ from test_resume import COMMON, Kill, KillAt
 
 from cwdpo.errors import DataError, RecipeError
 from cwdpo.models.generation import sample_tokens
-from cwdpo.objectives.on_policy import SampledResponse
+from cwdpo.objectives.sampled import SampledResponse
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.full_sequence import SeparateScorer, prompt_inputs
 from cwdpo.scoring.logprobs import scores_from_logits

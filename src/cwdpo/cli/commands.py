@@ -149,7 +149,7 @@ def score_file(
     model: str, data: Path, out: Path, *, reference: str | None, floor: float, tau: float, batch_size: int
 ) -> int:
     """Write one line per response: id, role, text, logp_sum, logp_mean, tokens, entropy; with a reference Δ and w_c."""
-    from cwdpo.losses import cooling_weight
+    from cwdpo.methods.cooling import cooling_weight
     from cwdpo.models.modes import inference
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.logprobs import scores_from_logits

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cwdpo.recipe import METHODS, Method, Stage1Section, Stage2Section
+from cwdpo.methods.base import METHODS, Method
 
 __all__ = ["method_rows", "methods_table"]
 
 
 def method_rows() -> list[dict[str, str]]:
-    """Return every method as what the table shows of it."""
+    """Return every method as what the table shows of it, and every regularizer of SFT-C."""
+    rows: list[dict[str, str]] = []
+    for method in sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy)):
+        rows.append(_row(f"{method.stage}.objective", method))
+        if method.name == "sft_c":
+            rows += _regularizers(method)
+    return rows
+
+
+def _row(key: str, method: type[Method]) -> dict[str, str]:
+    return {
+        "key": key,
+        "name": method.name,
+        "title": method.title,
+        "formula": method.formula,
+        "paper": _paper(method.paper, method.arxiv),
+        "settings": ", ".join(f"{name}={_default(field)}" for name, field in method.model_fields.items()),
+        "note": method.note,
+    }
+
+
+def _regularizers(method: type[Method]) -> list[dict[str, str]]:
+    from cwdpo.methods.sft_c import REGULARIZERS
+
     return [
         {
-            "key": m.key,
-            "name": m.name,
-            "title": m.title,
-            "formula": m.formula,
-            "paper": m.paper + (f", arXiv:{m.arxiv}" if m.arxiv else ""),
-            "settings": ", ".join(f"{name}={_default(m, name)}" for name in m.settings),
-            "note": m.note,
+            "key": "stage1.regularizer",
+            "name": name,
+            "title": f"SFT-C with {name.replace('_', ' ')}",
+            "formula": r.formula,
+            "paper": _paper(r.paper, r.arxiv),
+            "settings": ", ".join(f"{field}={_default(method.model_fields[field])}" for field in r.settings),
+            "note": "",
         }
-        for m in METHODS
+        for name, r in REGULARIZERS.items()
     ]
 
 
-def _default(method: Method, name: str) -> str:
-    section = Stage1Section if method.key.startswith("stage1.") else Stage2Section
-    value = method.defaults.get(name, section.model_fields[name].default)
+def _paper(paper: str, arxiv: str) -> str:
+    return paper + (f", arXiv:{arxiv}" if arxiv else "")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def methods_table() -> None:
-    """Print the methods, by the field of the recipe that asks for them."""
+    """Print the methods, by the field of the recipe that chooses them."""
     console = Console(highlight=False)
     rows = method_rows()
     for key in dict.fromkeys(row["key"] for row in rows):
@@ -47,4 +74,4 @@ def methods_table() -> None:
                 table.add_row(Text(row["name"], style="bold"), "\n".join(lines), row["settings"])
         console.print(table)
     console.print("Δ = log π_θ − log π_ref summed over the response, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ")
-    console.print("~ under the altered image, p = σ(m). Ask for one with --set stage2.objective=ipo.")
+    console.print("~ under the altered image, p = σ(m). Choose one with --set stage2.objective=ipo.")

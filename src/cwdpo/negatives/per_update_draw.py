@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from cwdpo.data.schema import REJECTED
-from cwdpo.losses import cooling_weight
+from cwdpo.methods.cooling import cooling_weight
 from cwdpo.negatives.candidates import seeded
 from cwdpo.recipe import SourceMix
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse

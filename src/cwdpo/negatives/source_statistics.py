@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cwdpo.data.schema import REJECTED, PromptGroup, Response
-from cwdpo.losses import cooling_weight
+from cwdpo.methods.cooling import cooling_weight
 from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
 from cwdpo.negatives.filters import Judge
 from cwdpo.negatives.generating_model import Weigher

@@ -1,59 +1,44 @@
-"""Stage 2: CW-DPO and its relatives on pairs of a chosen and a rejected response (paper, Eq. 6 and 7)."""
+"""Stage 2: any method on pairs of a chosen and a rejected response; its metrics are derived here, once for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from cwdpo import losses
-from cwdpo.data.schema import PromptGroup
-from cwdpo.objectives.base import ObjectiveOutput, Tally, no_such_rows
-from cwdpo.objectives.spans import span_mask
-from cwdpo.recipe import STAGE2_METHODS, Stage2Section
+from cwdpo.methods.base import Method, coefficients
+from cwdpo.methods.cooling import Cooling, cooling_weight
+from cwdpo.methods.pair_logps import AlteredLogps, PairLogps, SpanLogps
+from cwdpo.objectives.differing_span import span_mask
+from cwdpo.objectives.image_twins import Twins, altered_rows
+from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally, no_such_rows
 from cwdpo.scoring.batch import Batch, Scores
 
-__all__ = ["PreferenceObjective"]
+__all__ = ["PreferenceObjective", "pair_logps"]
 
 
-class PreferenceObjective:
-    """One loss per pair; a prompt with several rejected responses gives a pair for each.
+class PreferenceObjective(Objective):
+    """The mean of a method's loss over pairs; a prompt with several rejected responses makes a pair with each.
 
-    With `every_chosen` one with several chosen responses likewise.
+    Args:
+        method: The loss.
+        cooling: Where the metrics under `cooling/` call a rejected response easy; the method's own where it has them.
+        seed: Fixes how images are altered.
     """
 
-    twin: Callable[[PromptGroup], PromptGroup] | None = None
-    twin_reference = True
-    gated = False
-
-    def __init__(self, settings: Stage2Section) -> None:
-        self.settings = settings
-        method = STAGE2_METHODS[settings.objective]
-        self.needs_reference, self.every_chosen = method.reference, method.every_chosen
-        self.tokenwise_reference = settings.objective == "cw_dpo" and settings.cooling_span == "differing"
+    def __init__(self, method: Method, cooling: Cooling | None = None, seed: int = 0) -> None:
+        self.method, self._needs = method, method.needs
+        self._cooling = method if isinstance(method, Cooling) else cooling or Cooling()
+        self.needs_reference = self._needs.reference
+        self.tokenwise_reference = self._needs.span
+        self.twin_reference = self._needs.altered_reference
+        if self._needs.image:
+            self.twin = Twins(self._needs.image, self._needs.altered, seed)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Count pairs."""
-        return {"pairs": float(len(batch.pairs(self.every_chosen)[1]))}
-
-    def gate(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> bool | None:
-        """No term of a preference loss depends on the whole batch."""
-        return None
-
-    def pair_loss(
-        self, pairs: losses.PairLogps, batch: Batch, scores: Scores, reference: Tensor, tally: Tally
-    ) -> losses.PairLoss:
-        """Return the loss of each pair; methods that look at more than the pairs have their own.
-
-        Args:
-            pairs: Log-probabilities of the pairs.
-            batch: The micro-batch.
-            scores: The policy's scores of its responses.
-            reference: `Float[responses]`, summed reference log-probabilities.
-            tally: Where metrics of the method's own go.
-        """
-        return losses.pair_loss(pairs, self.settings)
+        return {"pairs": float(len(batch.pairs(self._needs.every_chosen)[1]))}
 
     def __call__(
         self, batch: Batch, scores: Scores, reference: Tensor | None, totals: Mapping[str, float], gate: bool | None
@@ -62,76 +47,97 @@ class PreferenceObjective:
         if not totals["pairs"]:
             raise no_such_rows(batch, "chosen and a rejected response")
         assert (reference is not None) == self.needs_reference
-        known = torch.zeros_like(scores.logp_sum) if reference is None else reference.to(scores.logps.device)
-        sums = known.sum(-1) if self.tokenwise_reference else known
-        pairs = self._pairs(batch, scores, sums, known if self.tokenwise_reference else None)
+        if reference is not None:
+            reference = reference.to(scores.logps.device)
+        pairs = pair_logps(self.method, batch, scores.logps, scores.mask, reference)
+        losses = self.method.loss(pairs)
         tally = Tally()
-        found = self.pair_loss(pairs, batch, scores, sums, tally)
-        self._add_metrics(tally, batch, scores, pairs, found)
-        return ObjectiveOutput(found.loss.sum() / totals["pairs"], tally)
+        tally.add("pair_loss", losses)
+        self._add_metrics(tally, batch, scores, pairs)
+        return ObjectiveOutput(losses.sum() / totals["pairs"], tally)
 
-    def _pairs(self, batch: Batch, scores: Scores, sums: Tensor, by_token: Tensor | None) -> losses.PairLogps:
-        chosen, rejected = batch.pairs(self.every_chosen)
-        logps, tokens = scores.logp_sum, scores.tokens
-        span = None
-        if by_token is not None:
-            ids = [response.ids for response in batch.responses]
-            sides = [(ids[one], ids[other]) for one, other in zip(chosen, rejected, strict=True)]
-            mask = span_mask(sides, scores.mask.shape[1]).to(logps.device)
-            span = losses.SpanLogps(
-                logp=(scores.logps[rejected] * mask).sum(-1),
-                reference=(by_token[rejected] * mask[:, : by_token.shape[1]]).sum(-1),
-                tokens=mask.sum(-1),
-            )
-        return losses.PairLogps(
-            chosen=logps[chosen],
-            rejected=logps[rejected],
-            reference_chosen=sums[chosen],
-            reference_rejected=sums[rejected],
-            chosen_tokens=tokens[chosen],
-            rejected_tokens=tokens[rejected],
-            rejected_span=span,
-        )
-
-    def _rewards(self, pairs: losses.PairLogps) -> tuple[Tensor, Tensor]:
-        """Return the implicit rewards of both sides: β·Δ, or β·ℓ̄ where there is no reference, as TRL has them."""
-        beta = self.settings.beta
-        if self.needs_reference:
-            return beta * pairs.chosen_shift, beta * pairs.rejected_shift
-        return beta * pairs.chosen_mean, beta * pairs.rejected_mean
-
-    def _add_metrics(
-        self, tally: Tally, batch: Batch, scores: Scores, pairs: losses.PairLogps, found: losses.PairLoss
-    ) -> None:
-        s = self.settings
-        rows, others = (sorted(set(side)) for side in batch.pairs(self.every_chosen))
-        reward_chosen, reward_rejected = self._rewards(pairs)
-        tally.add("pair_loss", found.loss)
+    def _add_metrics(self, tally: Tally, batch: Batch, scores: Scores, pairs: PairLogps) -> None:
+        chosen, rejected = batch.pairs(self._needs.every_chosen)
+        beta = self.method.reward_scale
+        # Implicit rewards are β·Δ, or β·ℓ̄ without a reference, as in TRL.
+        shifts = (pairs.chosen_shift, pairs.rejected_shift)
+        means = (pairs.chosen_mean, pairs.rejected_mean)
+        reward_chosen, reward_rejected = (beta * values for values in (shifts if self.needs_reference else means))
         tally.add("rewards/chosen", reward_chosen)
         tally.add("rewards/rejected", reward_rejected)
         tally.add("rewards/accuracies", (reward_chosen > reward_rejected).float())
         tally.add("rewards/margins", reward_chosen - reward_rejected)
         tally.add("logps/chosen", pairs.chosen)
         tally.add("logps/rejected", pairs.rejected)
+        if pairs.altered is not None and self.twin_reference:
+            tally.add("rewards/altered", beta * pairs.altered.chosen_shift)
+        elif pairs.altered is not None:
+            tally.add("logps/null_chosen", pairs.altered.chosen)
+            tally.add("logps/null_rejected", pairs.altered.rejected)
+        rows, others = sorted(set(chosen)), sorted(set(rejected))
         tally.add("entropy", scores.entropy[rows + others][scores.mask[rows + others]])
         tally.add("entropy/chosen", scores.entropy[rows][scores.mask[rows]])
         tally.add("mean_token_accuracy", scores.correct[rows][scores.mask[rows]].float())
-        weight = losses.cooling_weight(pairs.rejected_mean.detach(), floor=s.floor, tau=s.tau, w_min=s.w_min)
+        winner, loser = coefficients(self.method, pairs)
+        c, mean = self._cooling, pairs.rejected_mean.detach()
         quantities = {
-            "weight": weight,
-            "applied_weight": found.weight,
-            "winner_coefficient": found.winner_coefficient,
-            "loser_coefficient": found.loser_coefficient,
-            "rejected_logp_mean": pairs.rejected_mean,
+            "weight": cooling_weight(mean, floor=c.floor, tau=c.tau, w_min=getattr(c, "w_min", 0.0)),
+            "winner_coefficient": winner,
+            "loser_coefficient": loser,
+            "rejected_logp_mean": mean,
         }
-        responses = batch.responses
-        tags = [responses[row].difficulty for row in batch.pairs(self.every_chosen)[1]]
+        tags = [batch.responses[row].difficulty for row in rejected]
         for name, values in quantities.items():
             tally.add(f"cooling/{name}", values)
             for tag in sorted({t for t in tags if t is not None}):
-                chosen_tag = torch.tensor([t == tag for t in tags], device=values.device)
-                tally.add(f"cooling/{name}/{tag}", values[chosen_tag])
+                tagged = torch.tensor([t == tag for t in tags], device=values.device)
+                tally.add(f"cooling/{name}/{tag}", values[tagged])
 
     def value(self, means: Mapping[str, float]) -> float:
         """Return the mean pair loss."""
         return means["pair_loss"]
+
+
+def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, reference: Tensor | None) -> PairLogps:
+    """Return what a method reads of a batch's pairs.
+
+    Args:
+        method: Says what it needs.
+        batch: The responses.
+        logps: `Float[responses, tokens]`, log π_θ, 0 at padding.
+        mask: `Bool[responses, tokens]`, true at response tokens.
+        reference: `Float[responses]`, summed log π_ref, or `[responses, tokens]`; None is a reference of 0.
+    """
+    needs = method.needs
+    chosen, rejected = batch.pairs(needs.every_chosen)
+    sums, tokens = logps.sum(-1), mask.sum(-1).to(logps.dtype)
+    reference = torch.zeros_like(sums) if reference is None else reference
+    reference_sums = reference.sum(-1) if reference.ndim == 2 else reference
+    span = altered = None
+    if needs.span:
+        ids = [response.ids for response in batch.responses]
+        sides = [(ids[one], ids[other]) for one, other in zip(chosen, rejected, strict=True)]
+        differing = span_mask(sides, mask.shape[1]).to(logps.device)
+        span = SpanLogps(
+            logp=(logps[rejected] * differing).sum(-1),
+            reference=(reference[rejected] * differing[:, : reference.shape[1]]).sum(-1),
+            tokens=differing.sum(-1),
+        )
+    if needs.image:
+        twins = altered_rows(batch, chosen)
+        both = "rejected" in needs.altered
+        altered = AlteredLogps(
+            chosen=sums[twins],
+            rejected=sums[altered_rows(batch, rejected)] if both else torch.full_like(sums[twins], torch.nan),
+            reference_chosen=reference_sums[twins],
+        )
+    return PairLogps(
+        chosen=sums[chosen],
+        rejected=sums[rejected],
+        reference_chosen=reference_sums[chosen],
+        reference_rejected=reference_sums[rejected],
+        chosen_tokens=tokens[chosen],
+        rejected_tokens=tokens[rejected],
+        span=span,
+        altered=altered,
+    )

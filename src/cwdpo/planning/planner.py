@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cwdpo.errors import RecipeError
+from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.fsdp import LARGEST_WHOLE
 from cwdpo.planning.data_shape import Rows, of_lengths
 from cwdpo.planning.disk import checkpoint, saved_model
@@ -17,7 +18,7 @@ from cwdpo.planning.gpus import Gpus, Layout
 from cwdpo.planning.memory import GIB, gathered_layers, held, moving, standing, together, weights
 from cwdpo.planning.meta_models import Size, bare_model, depths_of, model_config, size_of
 from cwdpo.planning.step_cost import Taken, Work, take
-from cwdpo.recipe import ON_POLICY, STAGE2_METHODS, Recipe, SourceMix, StageSection
+from cwdpo.recipe import ON_POLICY, Recipe, SourceMix, StageSection
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 
 __all__ = ["Assumptions", "Planner", "Step"]
@@ -155,11 +156,10 @@ class Planner:
         if r.stage2.enabled:
             if takes_pairs(r):
                 found.append(self._negatives("stage2", r.negatives.stage2))
-            method = STAGE2_METHODS[r.stage2.objective]
-            if method.reference and r.stage2.reference == "cached":
+            if r.stage2.method.needs.reference and r.stage2.reference == "cached":
                 found.append(self._reference())
-            if method.on_policy:
-                found.append(self._rollouts())
+            if isinstance(r.stage2.method, OnPolicyMethod):
+                found.append(self._rollouts(r.stage2.method))
             found.append(self._training("stage2", r.stage2, self.responses("stage2")))
         if r.probes.every:
             found.append(self._probes())
@@ -172,8 +172,8 @@ class Planner:
         r = self.recipe
         if stage == "stage1":
             return 1 + r.negatives.stage1.per_prompt if takes_negatives(r) else 1
-        if STAGE2_METHODS[r.stage2.objective].on_policy:
-            return r.stage2.samples
+        if isinstance(r.stage2.method, OnPolicyMethod):
+            return r.stage2.method.samples
         return 1 + r.negatives.stage2.per_prompt
 
     def prompts_at_once(self, stage: str) -> int:
@@ -200,7 +200,7 @@ class Planner:
 
     def _training(self, name: str, s: StageSection, responses: int) -> Step:
         micro, ranks = self.prompts_at_once(name), self.gpus.count
-        twins = 2 if name == "stage2" and STAGE2_METHODS[self.recipe.stage2.objective].image else 1
+        twins = 2 if name == "stage2" and self.recipe.stage2.method.needs.image else 1
         taken = self.take(
             responses,
             micro * twins,
@@ -224,8 +224,7 @@ class Planner:
     @property
     def _has_live_reference(self) -> bool:
         s = self.recipe.stage2
-        method = STAGE2_METHODS[s.objective]
-        return method.reference and s.reference == "live" and (s.kl > 0 or not method.on_policy)
+        return s.method.needs.reference and s.reference == "live"
 
     def _live_reference(self) -> Counter[str]:
         """Return what a reference that is run in every step holds: a frozen copy, or that of an adapter."""
@@ -304,13 +303,13 @@ class Planner:
         what = f"captions of {prompts} prompts by {models} models, {e.batch_size} at once"
         return self._generation("evaluation", what, models * prompts, e.batch_size, 1, e.max_new_tokens)
 
-    def _rollouts(self) -> Step:
-        s = self.recipe.stage2
-        prompts = self.updates("stage2") * s.batch_size
-        what = f"{s.samples} responses to each of {prompts} prompts, {s.rollout_batch_size} at once"
-        together = min(prompts, s.rollout_updates * s.batch_size)
+    def _rollouts(self, m: OnPolicyMethod) -> Step:
+        size = self.recipe.stage2.batch_size
+        prompts = self.updates("stage2") * size
+        what = f"{m.samples} responses to each of {prompts} prompts, {m.rollout_batch_size} at once"
+        together = min(prompts, m.rollout_updates * size)
         step = self._generation(
-            "rollouts", what, prompts, s.rollout_batch_size, s.samples, s.max_new_tokens, in_training=together
+            "rollouts", what, prompts, m.rollout_batch_size, m.samples, m.max_new_tokens, in_training=together
         )
         if not self._has_live_reference:
             return step
@@ -381,7 +380,7 @@ class Planner:
             if getattr(r, stage).enabled:
                 texts += self.rows.counts[stage] * (300 + 5 * self.responses(stage) * self.rows.typical.response)
         found["rows and negatives"] = 2 * texts
-        if r.stage2.enabled and STAGE2_METHODS[r.stage2.objective].reference and r.stage2.reference == "cached":
+        if r.stage2.enabled and r.stage2.method.needs.reference and r.stage2.reference == "cached":
             each = 4 * self.rows.typical.response + 150
             found["reference log-probabilities"] = self.rows.counts["stage2"] * self.responses("stage2") * each
         if r.model.vision_cache_folder is not None:

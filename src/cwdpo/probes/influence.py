@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwdpo import losses
 from cwdpo.devices import to_float64
 from cwdpo.errors import DataError
+from cwdpo.methods.cooling import Cooling
 from cwdpo.models.modes import inference
-from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
-from cwdpo.scoring.batch import Batch, ResponseLogits
+from cwdpo.objectives import objective_of
+from cwdpo.recipe import Stage1Section, Stage2Section
+from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
 from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["Influence", "SampleLoss", "belief_geometry", "measure_influence", "trainable", "update_gradient"]
@@ -48,7 +49,7 @@ class Influence:
         g_update_sq: ‖∇_z L(u)‖²_F, coefficients of the loss included.
         g_observed_sq: Σ_t ‖π_t − y_t‖² of the observed response, coefficient 1.
         winner_coefficient: −∂L/∂log π(y_w) of the update sample.
-        loser_coefficient: ∂L/∂log π(y_l), averaged over its losers; 0 where the loss has none.
+        loser_coefficient: ∂L/∂log π(y_l), summed over its losers (as the winner's is over its pairs).
         lb_k: delta_log_pi_sq / (η² · a_belief_sq · g_update_sq), the paper's proxy of the kernel's norm.
     """
 
@@ -76,33 +77,33 @@ class Influence:
         return asdict(self)
 
 
-@dataclass(frozen=True)
 class SampleLoss:
     """The loss of a stage on one prompt, as on a batch of one.
 
-    Attributes:
-        section: The stage's settings: `sft`, `sft_c` (with `nll_floor`), or a preference loss.
+    Args:
+        section: The stage's settings.
+
+    Raises:
+        DataError: The loss reads more than a prompt's responses and their summed reference log-probabilities.
     """
 
-    section: Stage1Section | Stage2Section
+    def __init__(self, section: Stage1Section | Stage2Section) -> None:
+        self.objective = section.objective
+        cooling = section if isinstance(section, Cooling) else None
+        self._loss = objective_of(section.method, cooling)
+        self.needs_reference = self._loss.needs_reference
+        if self._loss.twin is not None or self._loss.tokenwise_reference or section.method.on_policy:
+            raise DataError(
+                f"influence is not known for {self.objective} with a second image, a cooled span or sampled responses"
+            )
 
-    @property
-    def objective(self) -> str:
-        """Its name."""
-        return self.section.objective
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it compares with reference log-probabilities."""
-        return isinstance(self.section, Stage2Section) and STAGE2_METHODS[self.section.objective].reference
-
-    def __call__(self, batch: Batch, logp_sum: Tensor, reference: Tensor | None) -> Tensor:
+    def __call__(self, batch: Batch, scores: Scores, reference: Tensor | None) -> Tensor:
         """Compute the loss.
 
         Args:
             batch: One encoded prompt with its responses.
-            logp_sum: log π_θ(y | x) of every response, nats, `[responses]`.
-            reference: log π_ref likewise, without gradient.
+            scores: The policy's scores of them.
+            reference: log π_ref(y | x) of every response, nats, `[responses]`, without gradient.
 
         Returns:
             A scalar.
@@ -110,38 +111,15 @@ class SampleLoss:
         Raises:
             DataError: The prompt lacks the responses that the loss needs.
         """
-        s = self.section
-        tokens = torch.tensor([len(r.ids) for r in batch.responses], dtype=logp_sum.dtype, device=logp_sum.device)
-        winners, losers = batch.pairs()
-        if isinstance(s, Stage1Section):
-            return self._stage1(s, batch, losses.nll(logp_sum, tokens, reduction=s.nll_reduction))
-        if not losers:
-            raise DataError(f"{batch.groups[0].origin}: {s.objective} needs a chosen and a rejected response")
-        if s.objective not in losses.PAIR_LOSSES or s.cooling_span != "response":
-            raise DataError(
-                f"influence is not known for objective {s.objective} with a second image or cooling_span: differing"
-            )
-        reference = torch.zeros_like(logp_sum) if reference is None else reference.to(logp_sum)
-        pairs = losses.PairLogps(
-            chosen=logp_sum[winners],
-            rejected=logp_sum[losers],
-            reference_chosen=reference[winners],
-            reference_rejected=reference[losers],
-            chosen_tokens=tokens[winners],
-            rejected_tokens=tokens[losers],
-        )
-        return losses.pair_loss(pairs, s).loss.mean()
-
-    def _stage1(self, s: Stage1Section, batch: Batch, nll: Tensor) -> Tensor:
-        chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
-        if not chosen:
-            raise DataError(f"{batch.groups[0].origin}: {s.objective} needs a chosen response")
-        likelihood = nll[chosen].mean()
-        if s.objective == "sft" or not rejected:
-            return likelihood
-        if s.regularizer != "nll_floor":
-            raise DataError(f"influence of sft_c is known for regularizer nll_floor, not for {s.regularizer}")
-        return likelihood + s.weight * losses.nll_floor_penalty(nll[rejected].mean(), s.nll_floor)
+        totals, gate = self._loss.counts(batch), None
+        if not all(totals.get(name, 1) for name in ("pairs", "chosen")):
+            needed = "a chosen response" if "chosen" in totals else "a chosen and a rejected response"
+            raise DataError(f"{batch.groups[0].origin}: {self.objective} needs {needed}")
+        reference = reference if reference is None else reference.to(scores.logps)
+        if self._loss.gated:
+            sums = self._loss(batch, scores, reference, totals, True).sums
+            gate = self._loss.gate({name: float(value) for name, value in sums.items()}, totals)
+        return self._loss(batch, scores, reference, totals, gate).loss
 
 
 def trainable(model: Any) -> list[Tensor]:
@@ -174,6 +152,23 @@ def _sums(found: ResponseLogits, log_pi: Tensor) -> Tensor:
     return logps.new_zeros(found.shape[0]).index_add(0, found.rows, logps)
 
 
+def _scores(found: ResponseLogits, log_pi: Tensor) -> Scores:
+    """Return scores in the type of `log_pi`; `scores_from_logits` is for float32."""
+
+    def laid_out(values: Tensor) -> Tensor:
+        return values.new_zeros(found.shape).index_put((found.rows, found.columns), values)
+
+    pi = log_pi.exp()
+    return Scores(
+        logps=laid_out(log_pi.gather(-1, found.targets[:, None]).squeeze(-1)),
+        mask=laid_out(torch.ones_like(found.targets, dtype=torch.bool)),
+        entropy=laid_out(-(pi * log_pi).sum(-1)),
+        uniform=laid_out(log_pi.mean(-1)),
+        top1=laid_out(pi.amax(-1)),
+        correct=laid_out(log_pi.argmax(-1) == found.targets),
+    )
+
+
 @dataclass(frozen=True)
 class UpdateGradient:
     """The gradient of one sample's loss.
@@ -183,7 +178,7 @@ class UpdateGradient:
         weights: ∇_θ L, one tensor a parameter.
         logits: G_u = ∇_z L, `[positions, vocabulary]`.
         winner: −∂L/∂log π(y_w).
-        loser: ∂L/∂log π(y_l), averaged over losers.
+        loser: ∂L/∂log π(y_l), summed over losers.
     """
 
     loss: float
@@ -200,18 +195,18 @@ def update_gradient(
     parameters = trainable(model)
     with inference(model), torch.enable_grad():
         found = scorer(model, batch)
-        sums = _sums(found, _log_pi(found))
-        value = loss(batch, sums, reference)
-        wanted = [found.logits, sums, *parameters]
-        by_logits, by_sums, *weights = torch.autograd.grad(value, wanted, materialize_grads=True)
-    pulls = -by_sums.cpu().double()
+        scores = _scores(found, _log_pi(found))
+        value = loss(batch, scores, reference)
+        wanted = [found.logits, scores.logps, *parameters]
+        by_logits, by_logps, *weights = torch.autograd.grad(value, wanted, materialize_grads=True)
+    pulls = -by_logps[:, 0].cpu().double()  # a loss reads sums over tokens: the same at every token
     chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
     return UpdateGradient(
         float(value.detach()),
         weights,
         by_logits.detach(),
         float(pulls[chosen].sum()),
-        float(-pulls[rejected].mean()) if rejected else 0.0,
+        float(-pulls[rejected].sum()),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
-from cwdpo.losses import cooling_weight
+from cwdpo.methods.cooling import cooling_weight
 from cwdpo.models.modes import inference
 from cwdpo.probes.calibration import Calibration
 from cwdpo.probes.divergence import jensen_shannon, total_variation

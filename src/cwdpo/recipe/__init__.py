@@ -10,7 +10,6 @@ from cwdpo.recipe.endpoint_sections import (
     WriterSection,
 )
 from cwdpo.recipe.measure_sections import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
-from cwdpo.recipe.methods import METHODS, STAGE2_METHODS, Method
 from cwdpo.recipe.model_section import LoraSection, ModelSection
 from cwdpo.recipe.negatives_section import (
     ON_POLICY,
@@ -27,9 +26,7 @@ from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSecti
 
 __all__ = [
     "HOW_TO_ASK",
-    "METHODS",
     "ON_POLICY",
-    "STAGE2_METHODS",
     "CorrectionSection",
     "DataSection",
     "EarlyStopSection",
@@ -41,7 +38,6 @@ __all__ = [
     "InfluenceSection",
     "JudgeSection",
     "LoraSection",
-    "Method",
     "ModelSection",
     "NegativesSection",
     "ProbeSection",

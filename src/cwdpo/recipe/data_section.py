@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cwdpo.recipe.section import Section
+from cwdpo.section import Section
 
 __all__ = ["DataSection"]
 

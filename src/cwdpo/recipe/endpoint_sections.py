@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cwdpo.recipe.section import Section
+from cwdpo.section import Section
 
 __all__ = ["HOW_TO_ASK", "EditorSection", "EndpointSection", "GeneratorSection", "JudgeSection", "WriterSection"]
 

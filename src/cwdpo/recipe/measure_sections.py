@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cwdpo.recipe.section import Section
+from cwdpo.section import Section
 
 __all__ = ["EarlyStopSection", "EvaluationSection", "InfluenceSection", "ProbeSection"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cwdpo.recipe.endpoint_sections import EditorSection, GeneratorSection
-from cwdpo.recipe.section import Section
+from cwdpo.section import Section
 
 __all__ = [
     "ON_POLICY",

@@ -7,11 +7,10 @@ from pydantic import Field, model_validator
 
 from cwdpo.recipe.data_section import DataSection
 from cwdpo.recipe.measure_sections import EvaluationSection, ProbeSection
-from cwdpo.recipe.methods import STAGE2_METHODS
 from cwdpo.recipe.model_section import ModelSection
 from cwdpo.recipe.negatives_section import NegativesSection
-from cwdpo.recipe.section import Section
 from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section
+from cwdpo.section import Section
 
 __all__ = ["Recipe"]
 
@@ -56,8 +55,8 @@ class Recipe(Section):
         if self.data.held_out >= 1 and self.data.held_out != int(self.data.held_out):
             raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
         two = self.stage2
-        method = STAGE2_METHODS[two.objective]
-        second_look = method.image or two.cooling_span == "differing"
+        method = two.method
+        second_look = method.needs.image or method.needs.span
         if self.probes.influence is not None and two.enabled and second_look:
             raise ValueError(
                 "probes.influence is not known for objectives with a second image, nor for cooling_span: differing; "
@@ -91,13 +90,13 @@ class Recipe(Section):
     def _fitting_negatives(self) -> Recipe:
         """Refuse what cannot go with negatives that change while a stage is trained."""
         mix, early = self.negatives.stage2, self.probes.early_stop
-        cached = STAGE2_METHODS[self.stage2.objective].reference and self.stage2.reference == "cached"
+        cached = self.stage2.method.needs.reference and self.stage2.reference == "cached"
         if mix.curriculum == "frontier" and not cached:
             raise ValueError(
                 "negatives.stage2.curriculum: frontier takes ℓ̄ from the reference; it needs stage2.reference: cached "
                 "and an objective that has one"
             )
-        if mix.refresh is not None and STAGE2_METHODS[self.stage2.objective].on_policy:
+        if mix.refresh is not None and self.stage2.method.on_policy:
             raise ValueError(
                 f"negatives.stage2.refresh has nothing to refresh with {self.stage2.objective}, which takes no "
                 "negatives; leave it out"
@@ -121,8 +120,9 @@ class Recipe(Section):
                 f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
                 "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
             )
-        method = STAGE2_METHODS[two.objective]
-        for name, own in method.defaults.items() if two.enabled else ():
+        method = two.method
+        for name, field in type(method).model_fields.items() if two.enabled else ():
+            own = field.default
             if getattr(two, name) == Stage2Section.model_fields[name].default != own:
                 found.append(
                     f"stage2.{name} = {getattr(two, name)} is what other objectives take; {method.title} has {own} "

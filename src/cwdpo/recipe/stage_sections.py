@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cwdpo.recipe.methods import STAGE2_METHODS
-from cwdpo.recipe.section import Section
+from cwdpo.methods.base import METHODS, Method
+from cwdpo.methods.cooling import Cooling
+from cwdpo.section import Section
 
 __all__ = ["Stage1Section", "Stage2Section", "StageSection", "settings_of"]
 
@@ -54,6 +55,12 @@ class StageSection(Section):
     include_eos: bool = True
     """Count the end-of-turn token as part of the response (in likelihoods and in ℓ̄)."""
 
+    @property
+    def method(self) -> Method:
+        """The loss with its settings."""
+        kind = METHODS.find(getattr(self, "objective"))  # noqa: B009
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
 
 class Stage1Section(StageSection):
     """Stage 1: SFT-C (paper, Eq. 4), or plain SFT."""
@@ -75,7 +82,7 @@ class Stage1Section(StageSection):
     """Share of the uniform distribution in `label_smoothing`."""
 
 
-class Stage2Section(StageSection):
+class Stage2Section(Cooling, StageSection):
     """Stage 2: CW-DPO (paper, Eq. 6 and 7), or one of its relatives."""
 
     objective: Literal[
@@ -102,10 +109,6 @@ class Stage2Section(StageSection):
     beta: float = Field(default=0.1, gt=0)
     """Inverse temperature of the preference model. The paper never states it. Where it is left out, `dpop` has 0.3 and
     `simpo` 2."""
-    floor: float = -3.0
-    """ℓ_floor of Eq. 6: mean log-probability per token at which a negative counts half."""
-    tau: float = Field(default=1.0, gt=0)
-    """τ of Eq. 6: width of the transition, in nats per token."""
     detach: bool = True
     """No gradient through the cooling weight, as in Eq. 8."""
     w_min: float = Field(default=0.0, ge=0, le=1)
@@ -169,13 +172,15 @@ class Stage2Section(StageSection):
         if not isinstance(values, dict):
             return values
         name: Any = values.get("objective")
-        method = STAGE2_METHODS.get(name) if isinstance(name, str) else None
-        return {**method.defaults, **values} if method is not None else values
+        if name not in ("simpo", "dpop", "focalpo", "grpo", "ppo"):
+            return values
+        own = {n: f.default for n, f in METHODS.find(name).model_fields.items()}
+        return {**own, **({"reference": "live"} if name in ("grpo", "ppo") else {}), **values}
 
     @model_validator(mode="after")
     def _on_policy(self) -> Stage2Section:
         """Refuse what cannot go with responses that are sampled as training goes."""
-        if not STAGE2_METHODS[self.objective].on_policy:
+        if not METHODS.find(self.objective).on_policy:
             return self
         if self.reference == "cached":
             raise ValueError(

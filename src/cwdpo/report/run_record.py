@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from cwdpo.recipe import METHODS
+from cwdpo.methods.base import METHODS
 
 __all__ = ["KINDS", "RunRecord", "StageRecord", "as_list", "as_map", "number", "series_of"]
 
@@ -15,8 +15,6 @@ KINDS = ("chosen", "hard", "medium", "easy", "rejected")
 """Order in which kinds of response are shown; others follow in alphabetical order."""
 
 _LARGEST = 1e30
-
-_OBJECTIVES = {m.name: m.title for m in METHODS if m.key.endswith(".objective")}
 
 
 def number(value: Any) -> float | None:
@@ -182,7 +180,8 @@ class RunRecord:
 def objective_title(settings: Mapping[str, Any]) -> str:
     """Return the objective of a recipe's stage in words, with what distinguishes it from its relatives."""
     key = str(settings.get("objective", "?"))
-    title = _OBJECTIVES.get(key, key)
+    method = METHODS.installed(key)  # never a file that a stranger's run names
+    title = key if method is None else method.title
     if key == "dpo_shift" and (weight := number(settings.get("shift_weight"))) is not None:
         return f"{title} {weight:g}"
     if key == "sft_c" and settings.get("regularizer", "nll_floor") != "nll_floor":

@@ -18,7 +18,8 @@ from cwdpo.data.splits import PARTS
 from cwdpo.data.tables.remote_files import is_remote
 from cwdpo.errors import DataError, RunError
 from cwdpo.files import file_digest, read_json, write_lines
-from cwdpo.recipe import STAGE2_METHODS, Recipe, SourceMix
+from cwdpo.methods.sft_c import SFTC
+from cwdpo.recipe import Recipe, SourceMix
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.scenes.scene_rows import write_rows
 
@@ -210,12 +211,12 @@ def _check_unchanged(run: RunDirectory) -> None:
 def takes_negatives(recipe: Recipe) -> bool:
     """Whether Stage 1 is run with negatives."""
     s = recipe.stage1
-    return s.enabled and s.objective == "sft_c" and s.regularizer != "label_smoothing"
+    return s.enabled and isinstance(s.method, SFTC) and s.method.penalised
 
 
 def takes_pairs(recipe: Recipe) -> bool:
     """Whether Stage 2 is run, on chosen and rejected responses; on-policy methods sample their own."""
-    return recipe.stage2.enabled and not STAGE2_METHODS[recipe.stage2.objective].on_policy
+    return recipe.stage2.enabled and not recipe.stage2.method.on_policy
 
 
 def require_negatives(recipe: Recipe, roles: Mapping[str, Mapping[str, int]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from cwdpo.data.jsonl_dataset import LazyGroups
 from cwdpo.data.schema import REJECTED, PromptGroup
 from cwdpo.files import append_jsonl, read_json
-from cwdpo.losses import cooling_weight
+from cwdpo.methods.cooling import cooling_weight
 from cwdpo.models.identity import state_digest
 from cwdpo.models.meta_init import is_bare
 from cwdpo.negatives.candidates import seeded

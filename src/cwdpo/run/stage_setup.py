@@ -12,7 +12,7 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.devices import device, has_accelerator
 from cwdpo.errors import RecipeError
 from cwdpo.processes import processes
-from cwdpo.recipe import STAGE2_METHODS, Recipe, Stage1Section, Stage2Section, StageSection, settings_of
+from cwdpo.recipe import Recipe, Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.run.own_answers import taught
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 from cwdpo.run.refresh_rounds import Refresher, Rounds
@@ -68,7 +68,7 @@ def train_stage2(run: RunDirectory) -> None:
 def _compared(run: RunDirectory, start: str) -> LazyGroups:
     """Return the prompts of Stage 2 with the responses that its objective compares."""
     groups = with_negatives(run, "stage2", run.recipe.negatives.stage2, start)
-    every = STAGE2_METHODS[run.recipe.stage2.objective].every_chosen
+    every = run.recipe.stage2.method.needs.every_chosen
     return with_every_chosen(groups, groups_of(run, "stage2")) if every else groups
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cwdpo.objectives.base import Tally
+from cwdpo.objectives.objective import Tally
 from cwdpo.processes import Processes
 from cwdpo.training.update import add_up
 

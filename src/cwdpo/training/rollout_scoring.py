@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwdpo import losses
 from cwdpo.errors import NonFiniteError
+from cwdpo.methods.on_policy import OnPolicyMethod
+from cwdpo.methods.ppo import PPO, generalised_advantages
 from cwdpo.models.modes import inference
-from cwdpo.objectives.on_policy import SampledResponse
+from cwdpo.objectives.sampled import SampledResponse
 from cwdpo.processes import Processes, processes
-from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.scoring.reference import Reference
@@ -53,7 +53,7 @@ class Weigher:
     """Gives sampled responses what their loss compares with, in all processes in step.
 
     Args:
-        settings: The recipe's.
+        method: What is trained.
         scorer: How responses are scored; one that is shared where several processes train.
         reference: Where reference log-probabilities come from; None where `kl` is 0.
 
@@ -61,9 +61,9 @@ class Weigher:
         critic: The value function of `ppo`.
     """
 
-    def __init__(self, settings: Stage2Section, scorer: Scorer, reference: Reference | None) -> None:
-        self._settings, self.scorer, self._reference = settings, scorer, reference
-        self.critic = Critic(settings.value_learning_rate) if settings.objective == "ppo" else None
+    def __init__(self, method: OnPolicyMethod, scorer: Scorer, reference: Reference | None) -> None:
+        self._method, self.scorer, self._reference = method, scorer, reference
+        self.critic = Critic(method.value_learning_rate) if isinstance(method, PPO) else None
 
     def __call__(self, model: Any, updates: list[Update]) -> list[Update]:
         """Return the micro-batches with all fields of their responses.
@@ -92,7 +92,7 @@ class Weigher:
         """Score under the reference, and under the policy where another one will be trained on the responses."""
         old = reference = None
         run = batch if batch.groups else Batch((self.stand_in,))
-        if self._settings.rollout_updates > 1:
+        if self._method.rollout_updates > 1:
             old = scores_from_logits(self.scorer(model, run)).logps
         if self._reference is not None:
             reference = self._reference.per_token(model, run)
@@ -100,18 +100,18 @@ class Weigher:
 
     def _valued(self, model: Any, batch: Batch) -> _Seen:
         """Return generalised advantages, and what the value function is to learn from them."""
-        s, critic, run = self._settings, self.critic, batch if batch.groups else Batch((self.stand_in,))
-        assert critic is not None
+        method, critic, run = self._method, self.critic, batch if batch.groups else Batch((self.stand_in,))
+        assert critic is not None and isinstance(method, PPO)
         logps, mask, features = scores_and_features(model, self.scorer, run)
         reference = self._reference.per_token(model, run) if self._reference is not None else None
         if run is not batch:
             return _Seen(features=features[:0, 0], returns=logps[:0, 0])
         values = critic.values(features) * mask
-        rewards = torch.zeros_like(logps) if reference is None else -s.kl * (logps - reference) * mask
+        rewards = torch.zeros_like(logps) if reference is None else -method.kl * (logps - reference) * mask
         sizes = [len(r.ids) for r in batch.responses]
         earned = torch.tensor([r.reward for r in _own(batch)])
         rewards[range(len(sizes)), [n - 1 for n in sizes]] += earned.to(rewards)
-        advantages = losses.generalised_advantages(rewards, values, mask, gae_lambda=s.gae_lambda)
+        advantages = generalised_advantages(rewards, values, mask, gae_lambda=method.gae_lambda)
         errors = advantages.square().sum(-1) / mask.sum(-1)
         return _Seen(logps, reference, advantages, errors, features[mask], (advantages + values)[mask])
 

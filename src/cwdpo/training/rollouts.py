@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from cwdpo import losses
 from cwdpo.errors import DataError, NonFiniteError
 from cwdpo.files import text_digest
+from cwdpo.methods.grpo import group_advantages
+from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.fsdp import is_sharded
 from cwdpo.models.generation import sample_tokens
-from cwdpo.objectives.on_policy import SampledResponse
 from cwdpo.objectives.rewards import Reward
+from cwdpo.objectives.sampled import SampledResponse
 from cwdpo.processes import Processes, processes
-from cwdpo.recipe import Stage2Section
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.full_sequence import prompt_inputs
@@ -40,7 +40,7 @@ class Rollouts:
     what. What is sampled for updates that are still to come is part of a checkpoint: by then the policy is another.
 
     Args:
-        settings: The recipe's.
+        method: What is trained.
         encoder: Prompt encoder.
         reward: What responses earn.
         weigher: Gives them what their loss compares with.
@@ -49,13 +49,13 @@ class Rollouts:
 
     def __init__(
         self,
-        settings: Stage2Section,
+        method: OnPolicyMethod,
         encoder: PromptEncoder,
         reward: Reward,
         weigher: Weigher,
         seed: int,
     ) -> None:
-        self.settings, self._encoder, self._reward, self._seed = settings, encoder, reward, seed
+        self._method, self._encoder, self._reward, self._seed = method, encoder, reward, seed
         self.weigher = weigher
         self._ready: list[Update] = []
         self._kept: list[Any] = []
@@ -73,7 +73,7 @@ class Rollouts:
             self._ready = self._with_kept(self._team.each(lambda: [fetch() for _ in self._kept]))
             self._kept = []
         if not self._ready:
-            fetched = self._team.each(lambda: [fetch() for _ in range(self.settings.rollout_updates)])
+            fetched = self._team.each(lambda: [fetch() for _ in range(self._method.rollout_updates)])
             self._ready = self._sample(model, [batches for batches in fetched if batches], update)
         return self._ready.pop(0)
 
@@ -116,7 +116,7 @@ class Rollouts:
         team, groups = self._team, [g for batches in updates for batch in batches for g in batch.groups]
         places, total = places_of(team, updates)
         team.each(lambda: self._check_length(groups))
-        waiting = who_waits(total, self.settings.rollout_batch_size, team.size)
+        waiting = who_waits(total, self._method.rollout_batch_size, team.size)
         if waiting and team.main and not self._told:
             logger.warning(waiting)
         self._told = True
@@ -125,7 +125,7 @@ class Rollouts:
             groups,
             [place for own in places for place in own],
             total,
-            self.settings.rollout_batch_size,
+            self._method.rollout_batch_size,
             lambda part: self._drawn(model, part, update),
             self.weigher.stand_in if is_sharded(model) else None,
         )
@@ -141,8 +141,8 @@ class Rollouts:
                 model,
                 tokenizer,
                 prompt_inputs(model, groups, pad),
-                count=self.settings.samples,
-                max_new_tokens=self.settings.max_new_tokens,
+                count=self._method.samples,
+                max_new_tokens=self._method.max_new_tokens,
                 without=_never(self._encoder.processor, tokenizer),
                 seed=int(text_digest(str(self._seed), f"update {update}", *(g.id for g in groups))[:12], 16),
             )
@@ -157,14 +157,14 @@ class Rollouts:
         rewards = torch.tensor([float(r) for r in self._reward(group, texts)], dtype=torch.float64)
         if rewards.shape != (len(rows),) or not bool(rewards.isfinite().all()):
             raise DataError(f"{group.origin}: the reward gave {rewards.tolist()} for {len(rows)} responses")
-        grouped = losses.group_advantages(rewards) if self.weigher.critic is None else rewards
+        grouped = group_advantages(rewards) if self.weigher.critic is None else rewards
         return tuple(
             SampledResponse(ids=ids, reward=reward, advantages=(advantage,) * len(ids))
             for ids, reward, advantage in zip(rows, rewards.tolist(), grouped.tolist(), strict=True)
         )
 
     def _check_length(self, groups: Sequence[EncodedGroup]) -> None:
-        limit, new = self._encoder.max_length, self.settings.max_new_tokens
+        limit, new = self._encoder.max_length, self._method.max_new_tokens
         for group in groups:
             if limit is not None and len(group.prefix_ids) + new > limit:
                 raise DataError(

@@ -15,7 +15,7 @@ from cwdpo.models.loading import sequence_limit
 from cwdpo.models.modes import inference
 from cwdpo.models.parts import Part
 from cwdpo.models.quantized import is_quantized, weight_count
-from cwdpo.objectives.base import Objective, Tally
+from cwdpo.objectives.objective import Objective, Tally
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder

@@ -14,15 +14,15 @@ from transformers import set_seed
 from cwdpo.data.hf_dataset import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
+from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.identity import state_digest
 from cwdpo.models.loading import load_model, sequence_limit
 from cwdpo.models.meta_init import on_meta
 from cwdpo.models.processors import load_processor
-from cwdpo.objectives.methods import stage2_objective
+from cwdpo.objectives import objective_of
 from cwdpo.objectives.rewards import Reward, reward_for
-from cwdpo.objectives.sft import SFTObjective
 from cwdpo.processes import Processes, processes
-from cwdpo.recipe import STAGE2_METHODS, ModelSection
+from cwdpo.recipe import ModelSection
 from cwdpo.scoring.collator import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache
 from cwdpo.scoring.scorer import Scorer
@@ -107,7 +107,7 @@ class SFTCTrainer(GroupTrainer):
         super().__init__(
             model,
             args,
-            SFTObjective(args.section()),
+            objective_of(args.section().method),
             _groups(train_dataset, "chosen"),
             _groups(eval_dataset, "chosen"),
             processing_class,
@@ -176,8 +176,8 @@ class CWDPOTrainer(GroupTrainer):
         if ref_model is not None:
             ref_model.requires_grad_(False)
         settings = args.section()
-        objective = stage2_objective(settings, args.seed)
-        on_policy = STAGE2_METHODS[settings.objective].on_policy
+        objective = objective_of(settings.method, settings, args.seed)
+        on_policy = settings.method if isinstance(settings.method, OnPolicyMethod) else None
         if on_policy and eval_dataset is not None:
             raise RecipeError(
                 f"eval_dataset: {settings.objective} has no loss on given responses; leave it out, and measure captions"
@@ -189,11 +189,11 @@ class CWDPOTrainer(GroupTrainer):
         if objective.needs_reference and args.reference == "cached":
             self._cache = ReferenceCache(self._cache_path)
             reference = CachedReference(self._cache)
-        elif objective.needs_reference or (on_policy and settings.kl):
+        elif settings.method.needs.reference:
             reference = _live(model, ref_model, scorer, fresh=self._fresh)
         if on_policy:
-            reward = reward or reward_for(settings.reward, rows)
-            rollouts = Rollouts(settings, encoder, reward, Weigher(settings, scorer, reference), args.seed)
+            reward = reward or reward_for(on_policy.reward, rows)
+            rollouts = Rollouts(on_policy, encoder, reward, Weigher(on_policy, scorer, reference), args.seed)
         super().__init__(
             model,
             args,

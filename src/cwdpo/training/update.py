@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cwdpo.devices import RandomState
 from cwdpo.errors import NonFiniteError
-from cwdpo.objectives.base import ObjectiveOutput, Tally
+from cwdpo.objectives.objective import ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch
 
 __all__ = ["TOKENS", "Update", "add_up", "sequence_tokens"]
@@ -28,7 +28,7 @@ class Update:
         gate: What the gate of the objective's gated term is taken to be.
         random_state: From which the micro-batches are run, and run again.
         done: Micro-batches that have been run.
-        gate_sums: What the gate depends on.
+        sums: What the objective wants added up over the global batch.
         tally: What is logged.
         losses: Of the micro-batches.
         broken: Why the update must not be made, where this process has found a reason.
@@ -39,7 +39,7 @@ class Update:
     gate: bool
     random_state: RandomState
     done: int = 0
-    gate_sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     tally: Tally = field(default_factory=Tally)
     losses: list[Tensor] = field(default_factory=list[Tensor])
     broken: NonFiniteError | None = None
@@ -57,16 +57,16 @@ class Update:
     def restart(self, gate: bool) -> None:
         """Forget what was added up, to run the micro-batches again."""
         self.gate, self.done, self.broken = gate, 0, None
-        self.gate_sums, self.tally, self.losses = {}, Tally(), []
+        self.sums, self.tally, self.losses = {}, Tally(), []
 
-    def add_gate_sums(self, output: ObjectiveOutput) -> None:
-        """Add what a micro-batch says about the gate."""
-        for name, value in output.gate_sums.items():
-            self.gate_sums[name] = self.gate_sums[name] + value if name in self.gate_sums else value
+    def add_sums(self, output: ObjectiveOutput) -> None:
+        """Add what the objective wants of a micro-batch."""
+        for name, value in output.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def sums_of_gate(self) -> dict[str, float]:
-        """Return what the gate depends on, over this process's rows."""
-        return {name: float(value) for name, value in self.gate_sums.items()}
+    def own_sums(self) -> dict[str, float]:
+        """Return these sums over this process's rows."""
+        return {name: float(value) for name, value in self.sums.items()}
 
 
 def sequence_tokens(batch: Batch) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cwdpo.devices import capture_random, restore_random
 from cwdpo.errors import NonFiniteError
 from cwdpo.models.parts import part_of
-from cwdpo.objectives.base import Objective, ObjectiveOutput, Tally
+from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.logprobs import scores_from_logits
@@ -108,11 +108,12 @@ class UpdatingTrainer(SealedTrainer):
             return torch.zeros_like(loss)
         if self._is_skipped(model, step):
             return torch.zeros_like(loss)
-        gate = self.objective.gate(add_up(self.team.gather(step.sums_of_gate())), step.totals)
-        if gate is not None and gate != step.gate:
-            self._redo(model, step, gate)
-            if self._is_skipped(model, step):
-                return torch.zeros_like(loss)
+        if self.objective.gated:
+            gate = self.objective.gate(add_up(self.team.gather(step.own_sums())), step.totals)
+            if gate != step.gate:
+                self._redo(model, step, gate)
+                if self._is_skipped(model, step):
+                    return torch.zeros_like(loss)
         self._let_go_of_the_unseen(model, step)
         self._last_gate = step.gate
         self._meter.merge(step.tally)
@@ -172,7 +173,7 @@ class UpdatingTrainer(SealedTrainer):
         output, scores = self.score_batch(model, batch, step.totals, step.gate)
         self._check_finite(step, output.loss, scores, batch)
         step.tally.merge(output.tally)
-        step.add_gate_sums(output)
+        step.add_sums(output)
         loss = output.loss * self.accelerator.num_processes  # ranks are averaged, our shares must add up
         return (loss, output) if return_outputs else loss
 

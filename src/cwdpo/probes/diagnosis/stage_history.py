@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED
-from cwdpo.recipe import STAGE2_METHODS, Stage1Section, Stage2Section
+from cwdpo.methods.sft_c import SFTC
+from cwdpo.recipe import Stage1Section, Stage2Section
 
 __all__ = ["Finding", "Severity", "StageFacts", "Stream", "mean"]
 
@@ -64,7 +65,9 @@ class StageFacts:
         nll_floor: C of Eq. 4, in the unit of `nll_reduction`.
         nll_reduction: `mean` or `sum`.
         floor: ℓ_floor of Eq. 6, nats per token.
-        beta: β.
+        beta: β of the implicit rewards.
+        on_policy: Responses are sampled; no pairs are compared.
+        has_reference: Of Stage 2: pairs are compared against a reference.
         learning_rate: Peak learning rate.
     """
 
@@ -74,23 +77,30 @@ class StageFacts:
     nll_reduction: str = "mean"
     floor: float = -3.0
     beta: float = 0.1
+    on_policy: bool = False
+    has_reference: bool = True
     learning_rate: float = math.nan
 
     @classmethod
     def of(cls, section: Stage1Section | Stage2Section) -> StageFacts:
         """Return the facts of a stage of a recipe."""
+        method = section.method
         if isinstance(section, Stage1Section):
-            return cls(
-                objective=section.objective,
-                regularizer=section.regularizer if section.objective == "sft_c" else "none",
-                nll_floor=section.nll_floor,
-                nll_reduction=section.nll_reduction,
-                learning_rate=section.learning_rate,
+            plain = cls(objective=section.objective, learning_rate=section.learning_rate)
+            if not isinstance(method, SFTC):
+                return plain
+            return replace(
+                plain,
+                regularizer=method.regularizer,
+                nll_floor=method.nll_floor,
+                nll_reduction=method.nll_reduction,
             )
         return cls(
             objective=section.objective,
             floor=section.floor,
-            beta=section.beta,
+            beta=method.reward_scale,
+            on_policy=method.on_policy,
+            has_reference=method.needs.reference,
             learning_rate=section.learning_rate,
         )
 
@@ -102,14 +112,12 @@ class StageFacts:
     @property
     def preference(self) -> bool:
         """Whether pairs are compared."""
-        known = STAGE2_METHODS.get(self.objective)
-        return self.stage == "stage2" and (known is None or not known.on_policy)
+        return self.stage == "stage2" and not self.on_policy
 
     @property
     def reference(self) -> bool:
         """Whether pairs are compared against a reference."""
-        known = STAGE2_METHODS.get(self.objective)
-        return self.preference and (known is None or known.reference)
+        return self.preference and self.has_reference
 
 
 @dataclass(frozen=True)

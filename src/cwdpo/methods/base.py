@@ -1,0 +1,113 @@
+"""What a method is: its settings, its words, what its loss reads, and the loss itself.
+
+A method is one file with one class. A loss is pure: log-probabilities (natural, summed over response tokens unless a
+name says `mean`) in, one value a pair out. It does not reduce over the batch, know a model or move a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cwdpo.plugins import Registry
+from cwdpo.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cwdpo.methods.pair_logps import PairLogps
+
+__all__ = ["METHODS", "Method", "Needs", "coefficients"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a loss reads beside the policy's log-probabilities.
+
+    Attributes:
+        reference: Log-probabilities of the frozen reference.
+        image: How the images of a second look are altered (`PairLogps.altered`); empty without one.
+        altered: Which responses are scored under it.
+        altered_reference: The reference scores them too.
+        every_chosen: Every chosen response of a prompt makes pairs, not only the first.
+        span: Where the rejected response differs from the chosen one (`PairLogps.span`).
+    """
+
+    reference: bool = True
+    image: Literal["", "crop", "blank", "mask"] = ""
+    altered: tuple[Literal["chosen", "rejected"], ...] = ("chosen",)
+    altered_reference: bool = True
+    every_chosen: bool = False
+    span: bool = False
+
+
+class Method(Section):
+    """A loss and its settings; a recipe chooses one by `objective` and sets its fields beside that key."""
+
+    name: ClassVar[str]
+    """Value of `objective`; that of a module of ours is the module's name."""
+    title: ClassVar[str]
+    """What people call it."""
+    formula: ClassVar[str] = ""
+    """In one line; Δ = log π_θ − log π_ref, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ~ under the altered image."""
+    paper: ClassVar[str] = ""
+    """Authors and year."""
+    arxiv: ClassVar[str] = ""
+    """Number on arXiv, empty without one."""
+    note: ClassVar[str] = ""
+    """What else to know."""
+    stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
+    """Stage that it trains."""
+    on_policy: ClassVar[bool] = False
+    """Whether it trains on responses that the policy samples, by their rewards, and not on pairs."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the loss reads."""
+        return Needs()
+
+    @property
+    def reward_scale(self) -> float:
+        """β of the implicit rewards that metrics show: `beta` where there is one."""
+        return getattr(self, "beta", 1.0)
+
+    def loss(self, pairs: Any, /) -> Tensor:
+        """Return one value a pair.
+
+        Args:
+            pairs: `PairLogps`. (Stage 1 and on-policy methods take their own.)
+
+        Returns:
+            `Float[pairs]`, differentiable with respect to the policy's log-probabilities.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no loss(self, pairs)")
+
+
+METHODS = Registry("method", "cwdpo.methods", Method)
+"""All methods by name."""
+
+
+def coefficients(method: Method, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+    """Return how hard a step pulls y_w up and pushes y_l down.
+
+        −∇loss = winner · ∇log π_θ(y_w) − loser · ∇log π_θ(y_l)
+
+    With a span the loser's is that on the span's tokens.
+
+    Returns:
+        `Float[pairs]` each, in float64 where the device has it; negative where a step does the reverse.
+    """
+    import torch
+
+    from cwdpo.devices import to_float64
+
+    with torch.enable_grad():
+        leaves = pairs.map(lambda values: to_float64(values.detach()))
+        chosen, rejected = (values.clone().requires_grad_() for values in (leaves.chosen, leaves.rejected))
+        span = None if leaves.span is None else leaves.span.logp.clone().requires_grad_()
+        leaves = replace(leaves, chosen=chosen, rejected=rejected)
+        if leaves.span is not None and span is not None:
+            leaves = replace(leaves, span=replace(leaves.span, logp=span))
+        inputs = [chosen, rejected] if span is None else [chosen, rejected, span]
+        by_chosen, *by_rejected = torch.autograd.grad(method.loss(leaves).sum(), inputs, materialize_grads=True)
+    return -by_chosen, torch.stack(by_rejected).sum(0)
