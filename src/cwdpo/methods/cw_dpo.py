@@ -61,8 +61,8 @@ class CWDPO(Cooling, DPO):
         span = pairs.span or SpanLogps(
             logp=pairs.rejected, reference=pairs.reference_rejected, tokens=pairs.rejected_tokens
         )
-        span_shift = span.logp - span.reference
-        weight = cooling_weight(span.logp / span.tokens, floor=self.floor, tau=self.tau, w_min=self.w_min)
+        span_mean, span_shift = span.logp / span.tokens, span.logp - span.reference
+        weight = cooling_weight(span_mean, floor=self.floor, tau=self.tau, w_min=self.w_min)
         if self.detach:
             weight = weight.detach()
         scale = torch.full_like(weight.detach(), self.beta)

@@ -37,5 +37,6 @@ class MDPO(DPO):
     def loss(self, pairs: PairLogps) -> Tensor:
         """Return the three terms of each pair, added up."""
         assert pairs.altered is not None
+        ranked = super().loss(pairs)
         seen = self.beta * (pairs.chosen_shift - pairs.altered.chosen_shift)
-        return super().loss(pairs) - F.logsigmoid(seen) - F.logsigmoid(self.beta * pairs.chosen_shift)
+        return ranked - F.logsigmoid(seen) - F.logsigmoid(self.beta * pairs.chosen_shift)

@@ -47,7 +47,7 @@ class OPADPO(DPO):
     def loss(self, pairs: PairLogps) -> Tensor:
         """Return the three terms of each pair, added up."""
         assert pairs.altered is not None
+        ranked = super().loss(pairs)
         seen = self.beta * (pairs.chosen_shift - pairs.altered.chosen_shift)
         anchor = self.beta * pairs.chosen_shift
-        ranked = super().loss(pairs)
         return ranked - self.image_weight * F.logsigmoid(seen) - self.anchor_weight * F.logsigmoid(anchor)
