@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.plugins import Registry
-from cwdpo.recipe.section import Section
+from cwdpo.section import Section
 
 if TYPE_CHECKING:
     from cwdpo.probes.diagnosis.stage_history import Finding, StageFacts, Stream
