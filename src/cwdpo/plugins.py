@@ -12,12 +12,14 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.files import file_digest
@@ -64,6 +66,33 @@ class Registry(Generic[T]):
         if name in self._offered:
             return self._checked(self._offered[name].load(), f"entry point {name}")
         return None
+
+    def make(self, asked: Iterable[str | Mapping[str, Mapping[str, Any]]], where: str) -> list[T]:
+        """Return choices with their settings.
+
+        Args:
+            asked: Names, or `{name: {setting: value}}`.
+            where: The key or option that lists them, for errors.
+
+        Raises:
+            RecipeError: One is unknown, or has other settings.
+        """
+        made: list[T] = []
+        for item in asked:
+            for name, settings in ({item: {}} if isinstance(item, str) else item).items():
+                try:
+                    choice = self.find(name)
+                except RecipeError as error:
+                    raise RecipeError(f"{where}: {error}") from None
+                try:
+                    made.append(choice(**settings))
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    fields = ", ".join(getattr(choice, "model_fields", {})) or "none"
+                    raise RecipeError(
+                        f"{where}: {name}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}; its settings: {fields}"
+                    ) from None
+        return made
 
     def names(self) -> list[str]:
         """Return the names of our choices and those of installed packages, sorted. Imports all of ours."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cwdpo.data.schema import PromptGroup, Response
+from cwdpo.evaluation.metrics import METRICS, Captioned
 from cwdpo.probes.diagnosis.stage_history import StageFacts, Stream
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.collator import PromptEncoder
@@ -57,9 +58,15 @@ def test_the_source_takes_the_nearest():
 
 def test_the_metric_by_hand():
     """The references have five different words, the caption two of them; the other caption has all: (40 + 100)/2."""
-    score = new_metric.recall(["a red cat", "two men"], [["a red dog", "big dog runs"], ["men two"]])["recall"]
-    assert score.each == (pytest.approx(40.0), 100.0)
-    assert score.value == pytest.approx(70.0)
+    captions, references = ["a red cat", "two men"], [["a red dog", "big dog runs"], ["men two"]]
+    assert new_metric.recall(captions, references) == [pytest.approx(40.0), 100.0]
+    sample = Captioned([], captions, captions, references)
+    assert new_metric.LongWords(least=4).measure(sample) == [0.0, 0.0]
+    recall, long = METRICS.make(
+        [f"{new_metric.__file__}:recall", {f"{new_metric.__file__}:LongWords": {"least": 3}}], ""
+    )
+    assert recall.scores(sample)["recall"].value == pytest.approx(70.0)
+    assert long.scores(sample)["long_words"].each == (100.0, 100.0)
 
 
 def test_the_figures_of_the_model(tmp_path: Path):

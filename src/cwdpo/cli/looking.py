@@ -15,6 +15,7 @@ from cwdpo.cli.commands import inference_model, require_writable
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, one_line
+from cwdpo.evaluation.intervals import interval_text
 from cwdpo.files import write_json, write_jsonl
 from cwdpo.probes.figures import OVERALL
 from cwdpo.recipe import Stage1Section, Stage2Section
@@ -90,7 +91,7 @@ def _print(found: Mapping[str, Any], console: Console) -> None:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for kind, d in found["delta"].items():
         values = (side["kinds"][kind]["logp_mean"] for side in (one, two))
-        interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
+        interval = interval_text(d["low"], d["high"], "+.3f")
         table.add_row(f"log p per token, {kind}", *(f"{v:.3f}" for v in values), f"{d['mean']:+.3f}", interval)
     for figure in (OVERALL[name] for name in ("entropy", "top1", "accuracy", "ece")):
         a, b = one[figure.name], two[figure.name]

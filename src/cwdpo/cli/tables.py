@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cwdpo.evaluation.intervals import interval_text
 from cwdpo.probes.figures import EVALUATED
 
 __all__ = ["demo_table", "summary_table"]
@@ -38,9 +39,9 @@ def demo_table(result: Mapping[str, Any]) -> None:
     )
     for arm, paired in result["paired"].items():
         text = "; ".join(
-            f"{label} {100 * d['mean']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}] points"
+            f"{label} {100 * d['mean']:+.1f} {interval_text(100 * d['low'], 100 * d['high'], '+.1f')} points"
             if key == "correct"
-            else f"{label} {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+            else f"{label} {d['mean']:+.3f} {interval_text(d['low'], d['high'], '+.3f')}"
             for key, label in (("correct", "correct"), ("logp_chosen", "log p gold"))
             for d in (paired[key],)
         )

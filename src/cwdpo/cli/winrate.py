@@ -9,8 +9,9 @@ from typing import Any, Literal
 import typer
 
 from cwdpo.cli.commands import require_writable
-from cwdpo.cli.evaluate import EvaluationData, chosen_tokenizer, folder_name
+from cwdpo.cli.evaluate import EvaluationData, folder_name
 from cwdpo.errors import RecipeError
+from cwdpo.evaluation.intervals import interval_text
 from cwdpo.files import write_json, write_jsonl
 from cwdpo.recipe import JudgeSection
 from cwdpo.recipe.load_recipe import load_section
@@ -34,6 +35,7 @@ def run_winrate(
     from cwdpo.evaluation.caption_files import read_captions
     from cwdpo.evaluation.judge import CaptionJudge
     from cwdpo.evaluation.measure_captions import references_of
+    from cwdpo.evaluation.tokenize_captions import choose_tokenizer
     from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
 
     if settings and by != "judge":
@@ -58,7 +60,7 @@ def run_winrate(
         elif by == "scenes":
             verdicts, rows = by_scenes(groups, a, b)
         else:
-            way = chosen_tokenizer(tokenizer, reporter)
+            way = choose_tokenizer(tokenizer, reporter.note, "--tokenizer")
             verdicts, rows = by_cider(a, b, references, way)
             facts = {"tokenizer": way}
     found = win_rate(verdicts)
@@ -86,7 +88,7 @@ def _orders(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _print(found: Mapping[str, Any], facts: Mapping[str, Any], measure: str) -> None:
-    interval = f"95 % [{found['low']:.1%}, {found['high']:.1%}]"
+    interval = f"95 % {interval_text(found['low'], found['high'], '.1%')}"
     typer.echo(
         f"A wins {found['win_rate']:.1%} {interval} by {measure}, {found['pictures']} pictures: "
         f"{found['wins']} wins, {found['ties']} ties (half each), {found['losses']} losses"

@@ -1,4 +1,7 @@
-"""95 % intervals: of a mean by Student's t, of other figures by the bootstrap over pictures."""
+"""95 % intervals: Student's t for a mean, the bootstrap over pictures, Wilson's for a share of all or none.
+
+An interval never has zero width: where values do not differ they say nothing of their spread, and there is none.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +11,75 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["bootstrap", "bootstrap_mean", "mean_interval"]
+__all__ = ["bootstrap", "bootstrap_mean", "interval_text", "mean_interval", "share_interval"]
 
-_DRAWS = 1000
-_BLOCK = 50
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""0.975 quantile of Student's t for 1, 2, … degrees of freedom."""
+_LEVEL = 0.95
+_DRAWS, _BLOCK = 1000, 50
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of some values and its 95 % interval (Student's t): of seeds, or of paired differences.
+    """Return a mean and its interval by Student's t: of seeds, or of paired differences.
 
-    Ends that are not known are NaN: one value has no interval.
+    Both ends are NaN where there is no interval: of fewer than two values, or of equal ones.
     """
-    n = len(values)
-    mean = statistics.fmean(values) if n else math.nan
-    if n < 2:
+    mean = statistics.fmean(values) if values else math.nan
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    if deviation == 0:
         return mean, math.nan, math.nan
-    half = _student(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
-def _student(freedom: int) -> float:
-    """Return the 0.975 quantile of Student's t; beyond the table by its expansion, right to three decimals."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
-
-
-def bootstrap(rows: Sequence[Sequence[float]], figure: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a figure that is made of sums over pictures.
+def bootstrap(
+    rows: Sequence[Sequence[float]], figure: Callable[[Sequence[np.ndarray]], np.ndarray]
+) -> tuple[float, float] | None:
+    """Return the percentile interval of a figure that is made of sums over pictures.
 
     Args:
         rows: For each picture the numbers that are summed up, `[pictures, numbers]`.
-        figure: From sums `[draws, numbers]` to the figure `[draws]`.
+        figure: From the sums, one array `[draws]` for each number, to the figure `[draws]`.
 
     Returns:
-        Low and high end; the same rows give the same interval.
+        Low and high end, the same for the same rows; None where the draws do not differ.
     """
-    table = np.asarray(rows, dtype=float)
-    generator, count = np.random.default_rng(0), len(table)
-    drawn: list[np.ndarray] = []
-    for _ in range(0, _DRAWS, _BLOCK):
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=_BLOCK)
-        drawn.append(figure(weights @ table))
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
-    return float(low), float(high)
+    if len(rows) < 2:
+        return None
+    from scipy.stats import bootstrap as resample
+
+    drawn = resample(
+        tuple(np.asarray(rows, dtype=float).T),
+        lambda *columns, axis: figure([column.sum(axis) for column in columns]),
+        n_resamples=_DRAWS,
+        batch=_BLOCK,
+        vectorized=True,
+        paired=True,
+        confidence_level=_LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = map(float, drawn.confidence_interval)
+    return (low, high) if high > low else None
 
 
-def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over pictures."""
-    return bootstrap([[value] for value in values], lambda sums: sums[:, 0] / len(values))
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of a mean over pictures by the bootstrap."""
+    return bootstrap([[value] for value in values], lambda sums: sums[0] / len(values))
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the interval of a share, of values between 0 and 1: Wilson's where all of them are 0, or all 1."""
+    if values and (all(v == 0 for v in values) or all(v == 1 for v in values)):
+        from scipy.stats import binomtest
+
+        ends = binomtest(int(sum(values)), len(values)).proportion_ci(_LEVEL, method="wilson")
+        return float(ends.low), float(ends.high)
+    return bootstrap_mean(values)
+
+
+def interval_text(low: float | None, high: float | None, form: str) -> str:
+    """Return an interval as text, each end in a format such as `+.3f`; a dash where there is none."""
+    if low is None or high is None or math.isnan(low + high):
+        return "–"
+    return f"[{low:{form}}, {high:{form}}]"

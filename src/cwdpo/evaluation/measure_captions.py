@@ -1,4 +1,4 @@
-"""All measures of a set of captions: over all pictures, by domain, and over the hypotheses of a beam."""
+"""All metrics of a set of captions: over all pictures, by domain, and over the hypotheses of a beam."""
 
 from __future__ import annotations
 
@@ -10,113 +10,110 @@ from typing import Any
 from cwdpo.chat.answer_cache import TextCache
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError
-from cwdpo.evaluation.caption_metrics import CaptionScorer, Score
 from cwdpo.evaluation.java import Unavailable
-from cwdpo.evaluation.tokenize_captions import PTB, WORDS, Tokenizer, tokenize
+from cwdpo.evaluation.metrics import Captioned, CaptionMetric, Score
+from cwdpo.evaluation.tokenize_captions import TOKENS, Tokenizer, tokenize
 from cwdpo.files import text_digest
-from cwdpo.scenes.grammar import is_correct
-from cwdpo.scenes.world import Scene
 
-__all__ = ["Measurement", "references_of"]
+__all__ = ["captioned", "measure", "references_of"]
 
-Results = dict[str, Score | str]
-"""Figures by name; text is why a measure cannot be had."""
+Figures = dict[str, Score | str]
+"""Figures by name; a text says why a metric is unavailable."""
 
 
 def references_of(groups: Sequence[PromptGroup]) -> list[tuple[str, ...]]:
-    """Return the gold captions of each prompt.
+    """Return the reference captions of each prompt.
 
     Raises:
         DataError: A prompt has none.
     """
-    found = [group.references or tuple(r.text for r in group.by_role(CHOSEN)) for group in groups]
-    for group, texts in zip(groups, found, strict=True):
+    references = [group.references or tuple(r.text for r in group.by_role(CHOSEN)) for group in groups]
+    for group, texts in zip(groups, references, strict=True):
         if not texts:
             raise DataError(f"{group.origin or group.id}: has no reference caption to compare with")
-    return found
+    return references
 
 
-class Measurement:
-    """Measures of captions, each kept as soon as it is known.
+def captioned(
+    groups: Sequence[PromptGroup],
+    captions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+) -> list[Captioned]:
+    """Return the captions of each rank (the best of every prompt, the second best, …), tokenised in one call."""
+    flat = iter(tokenize([text for rows in (*captions, *references) for text in rows], tokenizer))
+    tokens = [[next(flat) for _ in rows] for rows in captions]
+    gold = [[next(flat) for _ in rows] for rows in references]
+    texts, ranked = (list(zip(*table, strict=True)) for table in (captions, tokens))
+    return [Captioned(groups, said, cut, gold) for said, cut in zip(texts, ranked, strict=True)]
+
+
+def measure(
+    groups: Sequence[PromptGroup],
+    captions: Sequence[Sequence[str]],
+    metrics: Sequence[CaptionMetric],
+    *,
+    kept: Path,
+    tokenizer: Tokenizer,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure captions.
 
     Args:
         groups: The prompts, with references.
         captions: Of each prompt as many hypotheses, the best first.
-        metrics: Keys of `METRICS`.
-        kept: JSON-lines file that keeps figures; the same captions and references are not measured twice.
-        tokenizer: How captions and references are cut into tokens.
-        scorer: Measures.
-        progress: Called with measures done and their number.
+        metrics: What is measured.
+        kept: JSON-lines file of figures; the same captions and references are not measured twice.
+        tokenizer: How captions and references are tokenised.
+        progress: Called with the metrics measured and their number.
+
+    Returns:
+        As JSON: `metrics`, `beam` where there are several hypotheses, `domains` (NoCaps) and `each` (per picture).
     """
-
-    def __init__(
-        self,
-        groups: Sequence[PromptGroup],
-        captions: Sequence[Sequence[str]],
-        metrics: Sequence[str],
-        *,
-        kept: Path,
-        tokenizer: Tokenizer,
-        scorer: CaptionScorer,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        references = references_of(groups)
-        self._metrics, self._scorer, self._kept = metrics, scorer, TextCache(kept)
-        flat = iter(tokenize([t for rows in (*captions, *references) for t in rows], tokenizer))
-        self._captions = [[next(flat) for _ in rows] for rows in captions]
-        self._references = [[next(flat) for _ in rows] for rows in references]
-        self._groups, self._raw, self._tokenizer = groups, captions, tokenizer
-        self.domains = {
-            name: [i for i, group in enumerate(groups) if group.facts.get("domain") == name]
-            for name in dict.fromkeys(str(g.facts["domain"]) for g in groups if "domain" in g.facts)
+    ranks = captioned(groups, captions, references_of(groups), tokenizer)
+    domains = {
+        name: [i for i, group in enumerate(groups) if group.facts.get("domain") == name]
+        for name in dict.fromkeys(str(g.facts["domain"]) for g in groups if "domain" in g.facts)
+    }
+    sets = [*ranks, *(ranks[0].part(rows) for rows in domains.values())]
+    cache, figures, done = TextCache(kept), list[Figures](), 0
+    for one in sets:
+        figures.append({})
+        for metric in metrics:
+            figures[-1] |= _measured(metric, one, cache)
+            done += 1
+            if progress is not None:
+                progress(done, len(metrics) * len(sets))
+    overall, parts = figures[: len(ranks)], figures[len(ranks) :]
+    result: dict[str, Any] = {
+        "pictures": len(groups),
+        "references": sum(map(len, ranks[0].references)),
+        "tokenizer": TOKENS[tokenizer],
+        "metrics": _to_json(overall[0]),
+    }
+    if len(ranks) > 1:
+        result["beam"] = {"hypotheses": len(ranks), "metrics": _over_ranks(overall)}
+    if domains:
+        result["domains"] = {
+            name: {"pictures": len(rows), "metrics": _to_json(part)}
+            for (name, rows), part in zip(domains.items(), parts, strict=True)
         }
-        self._progress, self._done = progress, 0
-        self._total = len(metrics) * (len(captions[0]) + len(self.domains))
+    each = {name: score.each for name, score in overall[0].items() if isinstance(score, Score) and score.each}
+    result["each"] = [{name: values[i] for name, values in each.items()} for i in range(len(groups))]
+    return result
 
-    def run(self) -> dict[str, Any]:
-        """Return everything as JSON: `metrics`, `beam` where there are several hypotheses, `domains`, `each`."""
-        everything = range(len(self._groups))
-        ranks = [self._measure(everything, rank) for rank in range(len(self._captions[0]))]
-        found: dict[str, Any] = {
-            "pictures": len(self._groups),
-            "references": sum(map(len, self._references)),
-            "tokenizer": PTB if self._tokenizer == "ptb" else WORDS,
-            "metrics": _to_json(ranks[0]),
-        }
-        if len(ranks) > 1:
-            found["beam"] = {"hypotheses": len(ranks), "metrics": _over_ranks(ranks)}
-        if self.domains:
-            parts = {name: (len(rows), self._measure(rows, 0)) for name, rows in self.domains.items()}
-            found["domains"] = {n: {"pictures": count, "metrics": _to_json(part)} for n, (count, part) in parts.items()}
-        each = {name: score.each for name, score in ranks[0].items() if isinstance(score, Score) and score.each}
-        found["each"] = [{name: values[i] for name, values in each.items()} for i in everything]
-        return found
 
-    def _measure(self, pictures: Sequence[int], rank: int) -> Results:
-        captions = [self._captions[i][rank] for i in pictures]
-        references = [self._references[i] for i in pictures]
-        found: Results = {}
-        for metric in self._metrics:
-            try:
-                found |= self._one(metric, captions, references)
-            except Unavailable as reason:
-                found[metric] = str(reason)
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, self._total)
-        if all("scene" in self._groups[i].facts for i in pictures):
-            scenes = [Scene.from_json(self._groups[i].facts["scene"]) for i in pictures]
-            texts = [self._raw[i][rank] for i in pictures]
-            right = [100.0 * is_correct(text, scene) for text, scene in zip(texts, scenes, strict=True)]
-            found["correct"] = Score.of_mean(right)
-        return found
-
-    def _one(self, metric: str, captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
-        key = text_digest(metric, *captions, *("\n".join(rows) for rows in references))
-        if key not in self._kept:
-            scores = self._scorer.measure(metric, captions, references)
-            self._kept.add({key: {name: asdict(score) for name, score in scores.items()}})
-        return {name: _score(row) for name, row in self._kept[key].items()}
+def _measured(metric: CaptionMetric, one: Captioned, cache: TextCache) -> Figures:
+    gold = ("\n".join(rows) for rows in one.references)
+    how = (type(metric).__module__, metric.name, metric.model_dump_json())
+    key = text_digest(*how, *(g.id for g in one.groups), *one.texts, *one.tokens, *gold)
+    if key not in cache:
+        try:
+            scores = metric.scores(one)
+        except Unavailable as reason:
+            return {metric.name: str(reason)}
+        cache.add({key: {name: asdict(score) for name, score in scores.items()}})
+    return {name: _score(row) for name, row in cache[key].items()}
 
 
 def _score(row: Mapping[str, Any]) -> Score:
@@ -124,23 +121,23 @@ def _score(row: Mapping[str, Any]) -> Score:
     return Score(row["value"], tuple(interval) if interval else None, tuple(each) if each else None)
 
 
-def _to_json(results: Results) -> dict[str, dict[str, Any]]:
-    return {n: s.to_json() if isinstance(s, Score) else {"unavailable": s} for n, s in results.items()}
+def _to_json(figures: Figures) -> dict[str, dict[str, Any]]:
+    return {n: s.to_json() if isinstance(s, Score) else {"unavailable": s} for n, s in figures.items()}
 
 
-def _over_ranks(ranks: Sequence[Results]) -> dict[str, dict[str, Any]]:
+def _over_ranks(ranks: Sequence[Figures]) -> dict[str, dict[str, Any]]:
     """Return the mean over hypotheses rank by rank, and of means over pictures also the best hypothesis of each."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, first in ranks[0].items():
-        scores = [score for rank in ranks if isinstance(score := rank[name], Score)]
-        if not isinstance(first, Score) or len(scores) < len(ranks):
+    result: dict[str, dict[str, Any]] = {}
+    for name in ranks[0]:
+        scores = [score for rank in ranks if isinstance(score := rank.get(name), Score)]
+        if len(scores) < len(ranks):
             continue
         each = [score.each for score in scores if score.each is not None]
-        if not each:
-            found[name] = {"mean": {"value": sum(score.value for score in scores) / len(scores)}}
+        if len(each) < len(ranks):
+            result[name] = {"mean": {"value": sum(score.value for score in scores) / len(scores)}}
             continue
         pictures = list(zip(*each, strict=True))
-        found[name] = {"mean": Score.of_mean([sum(values) / len(values) for values in pictures]).to_json()}
+        result[name] = {"mean": Score.of_mean([sum(values) / len(values) for values in pictures]).to_json()}
         if name != "length":
-            found[name]["best"] = Score.of_mean([max(values) for values in pictures]).to_json()
-    return found
+            result[name]["best"] = Score.of_mean([max(values) for values in pictures]).to_json()
+    return result

@@ -7,9 +7,9 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
-from cwdpo.evaluation.cider import cider_of_tokens
-from cwdpo.evaluation.intervals import bootstrap_mean
+from cwdpo.evaluation.intervals import share_interval
 from cwdpo.evaluation.judge import CaptionJudge, Opinion
+from cwdpo.evaluation.metrics.cider import cider_of_tokens
 from cwdpo.evaluation.tokenize_captions import Tokenizer, tokenize
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
@@ -90,6 +90,8 @@ def _agreed(a_first: Opinion | None, b_first: Opinion | None) -> Verdict:
 def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Return wins, ties and losses of the first set, and its win rate (a tie counts half) with a 95 % interval.
 
+    The interval's ends are None where all pairs are ties.
+
     Args:
         verdicts: One for each picture; those that are None are left out and counted as `unread`.
 
@@ -101,7 +103,7 @@ def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         raise DataError(
             "no pair could be compared: no answer of the judge can be read; try another model or structured"
         )
-    low, high = bootstrap_mean(known)
+    low, high = share_interval(known) or (None, None)
     return {
         "pictures": len(verdicts),
         "wins": known.count(1.0),

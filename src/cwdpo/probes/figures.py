@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ValidationError
-
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.plugins import Registry
 from cwdpo.section import Section
@@ -300,19 +298,7 @@ def load_figures(asked: Iterable[str | Mapping[str, Mapping[str, Any]]]) -> list
     Raises:
         RecipeError: One is not found, has other settings, or a name is taken.
     """
-    found: list[ProbeFigure] = []
-    for item in asked:
-        for name, settings in ({item: {}} if isinstance(item, str) else item).items():
-            kind = _REGISTRY.find(name)
-            try:
-                found.append(kind(**settings))
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                raise RecipeError(
-                    f"probes.figures: {name}: `{key}`: {first['msg']}; its settings: "
-                    f"{', '.join(kind.model_fields) or 'none'}"
-                ) from None
+    found = _REGISTRY.make(asked, "probes.figures")
     names = [figure.name for source in found for figure in source.figures()]
     for name in names:
         if names.count(name) > 1 or name in OVERALL or name in BY_KIND or not name.isidentifier():

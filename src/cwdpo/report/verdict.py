@@ -159,7 +159,7 @@ def _judge(
     if differences and not any(differences):
         phrase = f"= {topic}"
         text = f"{values}: the same on each of {len(differences):,} {over.what}."
-    elif len(differences) > 1:
+    elif len(set(differences)) > 1:
         _, low, high = (v * m.scale for v in over.interval(differences))
         ends = f"[{text_of(low, m.decimals)}, {text_of(high, m.decimals)}]"
         interval = f"95 % interval {ends}, {len(differences):,} {over.what}"

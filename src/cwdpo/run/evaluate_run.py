@@ -10,8 +10,8 @@ from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.evaluation.captioning import caption_groups, captioner
-from cwdpo.evaluation.cider import cider
 from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.metrics.cider import cider
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
 from cwdpo.probes.reading import ProbeSet

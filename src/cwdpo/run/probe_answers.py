@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.evaluation.cider import cider
+from cwdpo.evaluation.metrics.cider import cider
 from cwdpo.models.generation import generate
 from cwdpo.probes.figures import OVERALL, Figure, ProbeFigure
 from cwdpo.probes.reading import Probed
