@@ -10,7 +10,6 @@ its directory is compared with that of an uninterrupted run, byte by byte but fo
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from cwdpo.outputs import OwnedFolder
 from tiny_models import tiny
 from tiny_runs import Call, CliServer, assert_same_run, tiny_recipe, write_yaml
 
@@ -176,12 +176,10 @@ def cut_short(bench: Bench) -> Row:
 
 def two_runs(bench: Bench) -> Row:
     run = bench.new()
-    run.mkdir()
-    with (run / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with OwnedFolder(run, "train"):
         call = bench.train(run)
         code, line = call.wait(), last_line(call)
-    assert code == 2 and "another run is at work" in line, call.stderr
+    assert code == 2 and "another command is at work" in line, call.stderr
     return Row("two runs in one directory", code, line, "the first goes on", bench.again(run))
 
 

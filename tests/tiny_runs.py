@@ -296,7 +296,7 @@ def step_of(path: str) -> str:
 
 def files_of(run: Path) -> list[str]:
     """Every file of a run directory."""
-    return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name != ".lock")
+    return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name != ".cwdpo.jsonl")
 
 
 def rows_of(path: Path) -> list[Any]:

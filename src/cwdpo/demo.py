@@ -8,6 +8,7 @@ from typing import Any
 
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_jsonl, write_json
+from cwdpo.outputs import OwnedFolder
 from cwdpo.recipe import Recipe
 from cwdpo.report import write_report
 from cwdpo.run import Reporter, Silent, run_side_by_side, usable_cpus
@@ -98,7 +99,19 @@ def run_demo(
         What `summary.json` holds: `methods` (one section an arm) and `paired` (differences to `sft_dpo` with their
         95 % intervals over pictures).
     """
-    reporter = reporter or Silent()
+    with OwnedFolder(out, "demo"):
+        return _run_demo(out, seed, full, reporter or Silent(), arms, processes, prepare)
+
+
+def _run_demo(
+    out: Path,
+    seed: int,
+    full: bool,
+    reporter: Reporter,
+    arms: Mapping[str, Any],
+    processes: int | None,
+    prepare: Callable[[], None] | None,
+) -> dict[str, Any]:
     data = out / "data"
     if not (data / "test.jsonl").is_file():
         reporter.step("data", f"drawing {_TRAIN + _HELD_OUT} pictures")

@@ -1,4 +1,8 @@
-"""Files that are whole or absent: written to a temporary name, flushed, renamed."""
+"""Files that are whole or absent: written to a temporary name, flushed, renamed.
+
+Inside a folder that a command owns (`cwdpo.outputs.OwnedFolder`), every writer here first asks whether the file is the
+command's own, and `remove` deletes nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,20 @@ import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from cwdpo.errors import RunError, one_line
 
 __all__ = [
+    "OWNERS",
+    "Owner",
     "append_jsonl",
     "atomic_directory",
+    "claim",
     "file_digest",
     "read_json",
     "read_jsonl",
+    "remove",
     "text_digest",
     "whole_file",
     "write_bytes",
@@ -27,6 +35,67 @@ __all__ = [
     "write_lines",
     "write_text",
 ]
+
+
+class Owner(Protocol):
+    """A folder that keeps a list of the files that its command wrote there."""
+
+    folder: Path
+
+    def claim(self, path: Path, *, grows: bool) -> None:
+        """List a file that is about to be written; refuse one that is there and was not written by the command."""
+        ...
+
+    def wrote(self, path: Path, content: Path) -> None:
+        """List the content that a file is about to have, as it stands in another."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, or what a folder holds, as far as it is listed."""
+        ...
+
+
+OWNERS: list[Owner] = []
+"""The folders that this process is at work in; the last one that holds a path owns it."""
+
+
+def _owner(path: Path) -> Owner | None:
+    where = path.absolute()
+    return next((owner for owner in reversed(OWNERS) if where.is_relative_to(owner.folder)), None)
+
+
+def claim(path: Path, *, grows: bool = True) -> None:
+    """Say that a file is about to be written by other means than the functions here (SQLite, a library).
+
+    Args:
+        path: The file.
+        grows: Whether any content that it comes to have is ours.
+
+    Raises:
+        RunError: It lies in a folder that a command owns, and is not the command's.
+    """
+    if (owner := _owner(path)) is not None:
+        owner.claim(path, grows=grows)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if it is there; in a folder that a command owns, only what the command wrote."""
+    if (owner := _owner(path)) is not None:
+        owner.remove(path)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Generator[None]:
+    """Give an error of the system (a full disk) the file that it is about, where it names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -40,16 +109,20 @@ def _sync(path: Path) -> None:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Generator[BinaryIO]:
     """Yield a file to write to; a reader of `path` sees the old file or, once the block has ended well, the new one."""
+    claim(path, grows=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path):
+        try:
+            with temporary.open("wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            if (owner := _owner(path)) is not None:
+                owner.wrote(path, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -88,7 +161,7 @@ def read_json(path: Path, **shape: type) -> Any:
 
 
 def _damaged(path: Path, why: object) -> RunError:
-    return RunError(f"{path}: is damaged ({one_line(why, 120)}); put it back, or delete the folder that it is in")
+    return RunError(f"{path}: is damaged ({one_line(why, 120)}); restore it from a copy, or delete this file")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -105,8 +178,9 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def append_jsonl(path: Path, *rows: Any) -> None:
     """Append JSON values as lines, in one write, flushed to disk once."""
+    claim(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
+    with _named(path), path.open("a", encoding="utf-8") as handle:
         handle.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())
@@ -135,20 +209,30 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Generator[Path]:
-    """Yield a temporary folder beside `path` that becomes `path` when the block ends without an error."""
+    """Yield a temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    Raises:
+        RunError: `path` holds a file that was not written here.
+    """
+    claim(path, grows=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    remove(temporary)
     temporary.mkdir()
     try:
-        yield temporary
-        for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        _sync(path.parent)
+        with _named(path):
+            yield temporary
+            files = sorted(file for file in temporary.rglob("*") if file.is_file())
+            for file in files:
+                _sync(file)
+            remove(path)
+            if path.exists():
+                raise RunError(f"{path}: holds files that were not written here; move them away")
+            for file in files:
+                if (owner := _owner(path)) is not None:
+                    owner.wrote(path / file.relative_to(temporary), file)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)

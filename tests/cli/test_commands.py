@@ -333,7 +333,7 @@ def test_caption(cli: Callable[..., str], tmp_path: Path, two_models: tuple[Path
         inputs = processor(text=[prompt], images=[Image.open(row["image"])], return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert row["caption"] == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "pictures"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".cwdpo.jsonl", "c.jsonl", "pictures"]
 
 
 def test_caption_goes_on_where_it_was(cli: Callable[..., str], tmp_path: Path, two_models: tuple[Path, Path]) -> None:
@@ -359,7 +359,7 @@ def test_caption_goes_on_where_it_was(cli: Callable[..., str], tmp_path: Path, t
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 130
-        assert len(rows_of(tmp_path / ".c.jsonl.part")) == 2 and not Path("c.jsonl").exists()
+        assert len(rows_of(tmp_path / ".c.jsonl.part" / "captions.jsonl")) == 2 and not Path("c.jsonl").exists()
         calls.clear()
         patch.setattr(captioning, "generate", lambda *a, **k: (calls.append(len(a[3])), original(*a, **k))[1])
         cli(*argv)

@@ -15,7 +15,7 @@ from cwdpo.run.run_dir import RunDirectory
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     run, other = (RunDirectory(tmp_path / "run", Recipe()) for _ in range(2))
-    with run.locked(), pytest.raises(RunError, match="another run is at work in it"), other.locked():
+    with run.locked(), pytest.raises(RunError, match="another command is at work in it"), other.locked():
         pass
     with other.locked():
         pass

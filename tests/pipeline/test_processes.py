@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cwdpo.outputs import OwnedFolder
 from several_processes import SLOW, Runs, differences, wait_for, whole_runs
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, tiny_recipe, write_yaml
 from tiny_training import largest_difference
@@ -270,12 +270,10 @@ def test_a_bad_row_ends_both(sharding: str, tmp_path: Path, cli_server: CliServe
 
 
 def test_two_runs_in_one_directory(tmp_path: Path, cli_server: CliServer, recipe: Path) -> None:
-    tmp_path.joinpath("run").mkdir()
-    with (tmp_path / "run" / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with OwnedFolder(tmp_path / "run", "train"):
         call = cli_server.start("train", recipe, "--out", tmp_path / "run", ranks=2)
         assert call.codes() == [2, 2]
-    assert call.stderr.count("another run is at work in it") == 1
+    assert call.stderr.count("another command is at work in it") == 1
 
 
 @pytest.mark.parametrize(

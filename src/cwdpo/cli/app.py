@@ -9,6 +9,7 @@ import typer
 
 from cwdpo._version import __version__
 from cwdpo.cli import dynamics, evaluation, paper, planning
+from cwdpo.cli.options import Command, Force, Overrides, RecipeFile
 
 __all__ = ["app"]
 
@@ -21,12 +22,6 @@ app = typer.Typer(
     add_completion=False,
     epilog="Start with [bold]cwdpo demo[/]; your own data: [bold]cwdpo init[/], [bold]check[/], [bold]train[/].",
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. stage2.beta=0.2."),
-]
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as `cwdpo init` writes it.")]
 
 
 def _version(shown: bool) -> None:
@@ -44,7 +39,7 @@ def _main(  # pyright: ignore[reportUnusedFunction]
     """Align a vision-language model and see what the training does to it."""
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path, typer.Option(help="Where data, runs and the report go.")] = Path("cwdpo-demo"),
     seed: Annotated[int, typer.Option(help="Fixes everything.")] = 0,
@@ -68,12 +63,12 @@ def demo(
     typer.echo(f"report: {out / 'report.html'}")
 
 
-@app.command()
+@app.command(cls=Command)
 def init(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")] = "scenes",
     data: Annotated[str, typer.Option(help="Data file or folder.")] = "scenes",
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Write a recipe with a comment on every field, fitted to a model and a data set.
 
@@ -85,7 +80,7 @@ def init(
     typer.echo(f"wrote {out}; next: cwdpo check {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Validate recipe, data and model without training; show rows as the model will see them, lengths and memory."""
     from cwdpo.cli.commands import check_recipe
@@ -95,7 +90,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     check_recipe(recipe, overrides or [])
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -112,22 +107,26 @@ def train(
     train_recipe(recipe, overrides or [], out)
 
 
-@app.command()
+@app.command(cls=Command)
 def negatives(
     recipe: RecipeFile,
     overrides: Overrides = None,
     stage: Annotated[Literal["stage1", "stage2"], typer.Option(help="Whose negatives.")] = "stage2",
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; default runs/<name of the recipe file>-negatives.")
+        Path | None,
+        typer.Option(help="Run directory; default runs/<name of the recipe file>-negatives."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="The page to write; default negatives/<stage>.html in the run directory.")
+        Path | None,
+        typer.Option(help="The page to write; default negatives/<stage>.html in the run directory."),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write them to FILE.jsonl (our format), FILE.trl.jsonl or FILE.parquet (TRL's).")
+        Path | None,
+        typer.Option(help="Write them to FILE.jsonl (our format), FILE.trl.jsonl or FILE.parquet (TRL's)."),
     ] = None,
     scored: Annotated[int, typer.Option(min=0, help="Most prompts to score for ℓ̄ and w_c; 0 scores none.")] = 500,
     samples: Annotated[int, typer.Option(min=0, help="Prompts to look at.")] = 24,
+    force: Force = False,
 ) -> None:
     """Make a stage's negatives and show what they are worth, without training.
 
@@ -137,11 +136,11 @@ def negatives(
     from cwdpo.cli.negatives import show_negatives
 
     quiet_libraries()
-    shown: dict[str, Any] = {"html": html, "export": export, "scored": scored, "samples": samples}
+    shown: dict[str, Any] = {"html": html, "export": export, "scored": scored, "samples": samples, "force": force}
     show_negatives(recipe, overrides or [], stage=stage, out=out, **shown)
 
 
-@app.command()
+@app.command(cls=Command)
 def benchmark(
     name: Annotated[Literal["mmmu", "mmbench"], typer.Argument(help="Which: MMMU validation, or MMBench 1.1.")],
     model: Annotated[str, typer.Option(help="Model directory or hub id.")],
@@ -155,6 +154,7 @@ def benchmark(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
     seed: Annotated[int, typer.Option(help="Of MMMU's draw where no option can be read.")] = 0,
+    force: Force = False,
 ) -> None:
     """Ask a model the questions of MMMU or MMBench and score its answers. A killed call goes on where it was.
 
@@ -164,11 +164,11 @@ def benchmark(
     from cwdpo.cli.console import quiet_libraries
 
     quiet_libraries()
-    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "force": force}
     run_benchmark(name, model, data, out, by=by, limit=limit, seed=seed, **settings)
 
 
-@app.command()
+@app.command(cls=Command)
 def methods() -> None:
     """List the losses of both stages: formula, paper, settings with their defaults."""
     from cwdpo.cli.methods import methods_table
@@ -176,24 +176,26 @@ def methods() -> None:
     methods_table()
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One or several run directories.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     apart: Annotated[bool, typer.Option("--apart", help="Show every seed by itself.")] = False,
+    force: Force = False,
 ) -> None:
     """Show one run, or several side by side, as one HTML file.
 
     Runs of one recipe that differ in the seed are shown as their mean with the range they span; see --apart.
     """
-    from cwdpo.cli.commands import require_writable
+    from cwdpo.outputs import output
     from cwdpo.report import write_report
 
-    require_writable(out)
-    typer.echo(f"report: {write_report(runs, out, pool=not apart)}")
+    with output(out, "report", force=force) as draft:
+        write_report(runs, draft.file, pool=not apart)
+    typer.echo(f"report: {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")],
     data: Annotated[Path, typer.Option(help="Data file with responses, any known format.")],
@@ -202,17 +204,19 @@ def score(
     floor: Annotated[float, typer.Option(help="ℓ_floor of the cooling weight.")] = -3.0,
     tau: Annotated[float, typer.Option(help="τ of the cooling weight.")] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    force: Force = False,
 ) -> None:
     """Score every response under a model: log-probability, length, entropy; against a reference also Δ and w_c."""
     from cwdpo.cli.commands import score_file
     from cwdpo.cli.console import quiet_libraries
 
     quiet_libraries()
-    count = score_file(model, data, out, reference=reference, floor=floor, tau=tau, batch_size=batch_size)
+    settings: dict[str, Any] = {"floor": floor, "tau": tau, "batch_size": batch_size, "force": force}
+    count = score_file(model, data, out, reference=reference, **settings)
     typer.echo(f"wrote {count} responses to {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def caption(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")],
     images: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
@@ -220,13 +224,15 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="The question; default asks for one sentence.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 48,
+    force: Force = False,
 ) -> None:
     """Caption images. A killed call goes on where it was."""
     from cwdpo.cli.commands import caption_images
     from cwdpo.cli.console import quiet_libraries
 
     quiet_libraries()
-    count = caption_images(model, images, out, prompt=prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "force": force}
+    count = caption_images(model, images, out, prompt=prompt, **settings)
     typer.echo(f"wrote {count} captions to {out}")
 
 

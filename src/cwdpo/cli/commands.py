@@ -13,8 +13,9 @@ from rich.console import Console
 
 from cwdpo.data import DEFAULT_PROMPT, DataSource, ImageLimits, check_image, detect_format, load_groups
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
-from cwdpo.errors import DataError, RecipeError, RunError
+from cwdpo.errors import DataError, RecipeError
 from cwdpo.files import write_jsonl, write_text
+from cwdpo.outputs import output, require_replaceable
 from cwdpo.recipe import (
     LoraSection,
     ModelSection,
@@ -29,7 +30,6 @@ __all__ = [
     "caption_images",
     "check_recipe",
     "inference_model",
-    "require_writable",
     "score_file",
     "train_recipe",
     "write_recipe",
@@ -38,32 +38,13 @@ __all__ = [
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def require_writable(out: Path) -> None:
-    """Find out before any work whether a file can be written.
-
-    Raises:
-        RunError: It is a folder, or its folder cannot be written to.
-    """
-    folder = out.absolute().parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if out.is_dir():
-        raise RunError(f"{out}: is a folder; --out must be the file to write, for instance {out / 'out.jsonl'}")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise RunError(f"{out}: cannot be written, {folder} is no folder that you can write to; choose another --out")
-
-
 def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
     """Write a commented recipe fitted to a model and a data set.
 
     Raises:
-        RecipeError: The file is there already.
-        RunError: It cannot be written.
+        RunError: A file is there already, or cannot be written.
         DataError: The data is not there, or of no known format.
     """
-    require_writable(out)
-    if out.exists() and not force:
-        raise RecipeError(f"{out}: is there already; choose another --out or pass --force")
     recipe = Recipe.model_validate({"name": out.stem, "data": {"path": data}})
     if data != "scenes" and detect_format(data) in ("captions", "coco", "karpathy"):
         # Captions come without negatives: most are the right ones with a fact changed, the rest those of other images.
@@ -80,7 +61,8 @@ def write_recipe(model: str, data: str, out: Path, *, force: bool) -> None:
     else:
         stage: dict[str, Any] = {"learning_rate": 3e-4, "micro_batch_size": 32}
         recipe = recipe.model_copy(update={"stage1": Stage1Section(**stage), "stage2": Stage2Section(**stage)})
-    write_text(out, commented_yaml(Recipe.model_validate(recipe.model_dump())))
+    with output(out, "init", reads=[data], force=force) as draft:
+        write_text(draft.file, commented_yaml(Recipe.model_validate(recipe.model_dump())))
 
 
 def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
@@ -93,13 +75,18 @@ def train_recipe(path: Path, overrides: list[str], out: Path | None) -> None:
 
     recipe = _recipe_of_all(path, overrides)
     folder = out or Path("runs") / path.stem
+    page = folder / "report.html"
+    if int(os.environ.get("RANK", "0")) == 0:
+        require_replaceable(page, "report", force=None)
     with RichReporter() as reporter:
         summary = Run(folder, recipe, reporter).execute()
     if not processes().main:
         return
     if summary:
         summary_table(summary)
-    typer.echo(f"report: {write_report([folder], folder / 'report.html', title=recipe.name)}")
+    with output(page, "report") as draft:
+        write_report([folder], draft.file, title=recipe.name)
+    typer.echo(f"report: {page}")
     typer.echo(f"model: {folder / ('stage2' if recipe.stage2.enabled else 'stage1') / 'model'}")
 
 
@@ -146,18 +133,22 @@ def inference_model(path: str, *, exact: bool = False) -> tuple[Any, Any]:
 
 
 def score_file(
-    model: str, data: Path, out: Path, *, reference: str | None, floor: float, tau: float, batch_size: int
+    model: str, data: Path, out: Path, *, reference: str | None, floor: float, tau: float, batch_size: int, force: bool
 ) -> int:
     """Write one line per response: id, role, text, logp_sum, logp_mean, tokens, entropy; with a reference Δ and w_c."""
+    if tau <= 0:
+        raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")
+    with output(out, "score", reads=[data], force=force) as draft:
+        return _score(model, data, draft.file, reference, floor, tau, batch_size)
+
+
+def _score(model: str, data: Path, out: Path, reference: str | None, floor: float, tau: float, batch_size: int) -> int:
     from cwdpo.methods.cooling import cooling_weight
     from cwdpo.models.modes import inference
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.logprobs import scores_from_logits
     from cwdpo.scoring.scorer import AutoScorer
 
-    if tau <= 0:
-        raise RecipeError(f"--tau {tau:g}: must be greater than 0; it is the width of the transition, in nats")
-    require_writable(out)
     groups = list(load_groups(DataSource(path=data, require="response")).groups)
     policy, encoder = inference_model(model)
     other = inference_model(reference) if reference is not None else None
@@ -184,36 +175,33 @@ def score_file(
 
 
 def caption_images(
-    model: str, images: Path, out: Path, *, prompt: str | None, batch_size: int, max_new_tokens: int
+    model: str, images: Path, out: Path, *, prompt: str | None, batch_size: int, max_new_tokens: int, force: bool
 ) -> int:
     """Write one line per image: image, caption."""
     from cwdpo.evaluation.captioning import caption_groups
-    from cwdpo.files import read_jsonl
     from cwdpo.models.identity import folder_digest
     from cwdpo.scenes import base_path
     from cwdpo.scenes.grammar import PROMPT
 
-    require_writable(out)
     files = _image_files(images)
     question = prompt or (PROMPT if model in ("scenes", str(base_path())) else DEFAULT_PROMPT)
     groups = [
         PromptGroup(str(f), (ImageRef(path=str(f)),), (user_message(question),), (Response("", "none"),), origin=str(f))
         for f in files
     ]
-    loaded, encoder = inference_model(model)
-    kept = out.with_name(f".{out.name}.part")
-    captions = caption_groups(
-        lambda: loaded,
-        encoder,
-        groups,
-        kept,
-        key=folder_digest(base_path() if model == "scenes" else model) + question,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )
-    assert len(list(read_jsonl(kept))) == len(groups)
-    write_jsonl(out, [{"image": str(f), "caption": text} for f, text in zip(files, captions, strict=True)])
-    kept.unlink()
+    with output(out, "caption", reads=files, force=force) as draft:
+        loaded, encoder = inference_model(model)
+        captions = caption_groups(
+            lambda: loaded,
+            encoder,
+            groups,
+            draft.keep("captions.jsonl"),
+            key=folder_digest(base_path() if model == "scenes" else model) + question,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+        rows = [{"image": str(f), "caption": text} for f, text in zip(files, captions, strict=True)]
+        write_jsonl(draft.file, rows)
     return len(files)
 
 

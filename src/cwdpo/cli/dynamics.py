@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from cwdpo.cli.options import Command, Force
 
 __all__ = ["register"]
 
@@ -28,8 +30,10 @@ def probes(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. probes.prompts=128."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run directory to make it in; default runs/<name of the recipe file>-probes.")
+        Path | None,
+        typer.Option(help="Run directory to make it in; default runs/<name of the recipe file>-probes."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Build a probe set from held-out rows: fixed prompts, each with many kinds of response, pinned by a hash.
 
@@ -39,7 +43,7 @@ def probes(
     from cwdpo.cli.looking import build_probes
 
     quiet_libraries()
-    build_probes(recipe, overrides or [], run or Path("runs") / f"{recipe.stem}-probes", out)
+    build_probes(recipe, overrides or [], run or Path("runs") / f"{recipe.stem}-probes", out, force=force)
 
 
 def compare(
@@ -50,6 +54,7 @@ def compare(
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the file to use, from the first on.")] = 256,
     samples: Annotated[int, typer.Option(min=0, help="Prompts whose likeliest tokens are shown.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    force: Force = False,
 ) -> None:
     """Compare two checkpoints on the same responses: TV, JS, entropy, calibration, log p by kind with intervals.
 
@@ -59,7 +64,8 @@ def compare(
     from cwdpo.cli.looking import compare_checkpoints
 
     quiet_libraries()
-    compare_checkpoints(checkpoint_a, checkpoint_b, data, out, prompts=prompts, samples=samples, batch_size=batch_size)
+    settings: dict[str, Any] = {"prompts": prompts, "samples": samples, "batch_size": batch_size, "force": force}
+    compare_checkpoints(checkpoint_a, checkpoint_b, data, out, **settings)
 
 
 def influence(
@@ -76,6 +82,7 @@ def influence(
     ] = None,
     projections: Annotated[int, typer.Option(min=0, help="Random projections for the eNTK norm; 0 leaves it out.")] = 0,
     freeze: Annotated[list[str] | None, typer.Option(help="Parts that take no step: vision, projector.")] = None,
+    force: Force = False,
 ) -> None:
     """Measure how one step on a sample moves others, beside the prediction of the paper's Proposition 1.
 
@@ -97,12 +104,13 @@ def influence(
         etas=eta or [1e-4],
         projections=projections,
         freeze=freeze or [],
+        force=force,
     )
     typer.echo(f"wrote {count} rows to {out}")
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    app.command()(probes)
-    app.command()(compare)
-    app.command()(influence)
+    app.command(cls=Command)(probes)
+    app.command(cls=Command)(compare)
+    app.command(cls=Command)(influence)

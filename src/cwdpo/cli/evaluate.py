@@ -15,13 +15,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from cwdpo.cli.commands import inference_model, require_writable
+from cwdpo.cli.commands import inference_model
 from cwdpo.data import DataSource, PromptGroup, detect_format, load_groups
 from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.evaluation.java import Unavailable, find_java
 from cwdpo.evaluation.metrics import METRICS, CaptionMetric
 from cwdpo.evaluation.tokenize_captions import choose_tokenizer
-from cwdpo.files import text_digest, write_json, write_jsonl
+from cwdpo.files import remove, text_digest, write_json, write_jsonl
+from cwdpo.outputs import OwnedFolder, require_replaceable
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.progress import Reporter
 
@@ -104,6 +105,7 @@ def run_evaluation(
     batch_size: int,
     max_new_tokens: int,
     spice_jars: Path | None,
+    force: bool,
 ) -> None:
     """Caption or read captions, measure, print a table, write `metrics.json` and `rows.jsonl`."""
     from cwdpo.cli.console import RichReporter
@@ -114,8 +116,10 @@ def run_evaluation(
     if (model is None) == (captions is None):
         raise RecipeError("give either --model, to caption the pictures, or --captions, a file of captions")
     folder = out or Path("evaluation") / folder_name(str(model if captions is None else captions.with_suffix("")))
-    require_writable(folder / "metrics.json")
-    with RichReporter() as reporter:
+    for name in ("metrics.json", "rows.jsonl", *(["captions.jsonl"] if captions is None else [])):
+        reads = [data.path, *([captions] if captions is not None else [])]
+        require_replaceable(folder / name, "evaluate", reads=reads, force=force)
+    with OwnedFolder(folder, "evaluate", alone=False, force=force), RichReporter() as reporter:
         way = choose_tokenizer(tokenizer, reporter.note, "--tokenizer")
         groups = data.read(folder, need_images=captions is None)
         references = references_of(groups)
@@ -135,18 +139,18 @@ def run_evaluation(
             tokenizer=way,
             progress=lambda done, total: reporter.progress("measuring", done, total),
         )
-    each = found.pop("each")
-    rows = [
-        {"id": g.id, "captions": list(said), "references": list(gold), "metrics": values}
-        for g, said, gold, values in zip(groups, texts, references, each, strict=True)
-    ]
-    settings = {"model": model, "captions": None if captions is None else str(captions), "data": data.path}
-    settings |= {"split": data.split, "limit": data.limit, "prompt": data.prompt}
-    if model is not None:
-        settings |= {"beams": beams, "max_new_tokens": max_new_tokens}
-    write_jsonl(folder / "rows.jsonl", rows)
-    write_json(folder / "metrics.json", {**settings, **found, "versions": _versions()})
-    kept.unlink(missing_ok=True)
+        each = found.pop("each")
+        rows = [
+            {"id": g.id, "captions": list(said), "references": list(gold), "metrics": values}
+            for g, said, gold, values in zip(groups, texts, references, each, strict=True)
+        ]
+        settings = {"model": model, "captions": None if captions is None else str(captions), "data": data.path}
+        settings |= {"split": data.split, "limit": data.limit, "prompt": data.prompt}
+        if model is not None:
+            settings |= {"beams": beams, "max_new_tokens": max_new_tokens}
+        write_jsonl(folder / "rows.jsonl", rows)
+        write_json(folder / "metrics.json", {**settings, **found, "versions": _versions()})
+        remove(kept)
     _print_measures(found)
     typer.echo(f"metrics: {folder / 'metrics.json'}")
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cwdpo.cli.options import Command, Force
+
 __all__ = ["register"]
 
 
@@ -14,7 +16,8 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Pictures with reference captions, any known format; or `scenes`.")],
     model: Annotated[str | None, typer.Option(help="Model directory or hub id, to caption the pictures.")] = None,
     captions: Annotated[
-        Path | None, typer.Option(help="In place of --model: a file of captions (JSON lines, or COCO's results).")
+        Path | None,
+        typer.Option(help="In place of --model: a file of captions (JSON lines, or COCO's results)."),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Split of a file that has several; default test, for Karpathy's JSON.")
@@ -41,8 +44,10 @@ def evaluate(
         ),
     ] = "words",
     spice_jars: Annotated[
-        Path | None, typer.Option(envvar="CWDPO_SPICE_JARS", help="Folder of Stanford CoreNLP 3.6.0, for SPICE.")
+        Path | None,
+        typer.Option(envvar="CWDPO_SPICE_JARS", help="Folder of Stanford CoreNLP 3.6.0, for SPICE."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Caption pictures and measure the captions against references: BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE and yours.
 
@@ -66,12 +71,14 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         spice_jars=spice_jars,
+        force=force,
     )
 
 
 def winrate(
     captions_a: Annotated[
-        Path, typer.Argument(help="Captions: JSON lines of cwdpo evaluate or caption, COCO results.")
+        Path,
+        typer.Argument(help="Captions: JSON lines of cwdpo evaluate or caption, COCO results."),
     ],
     captions_b: Annotated[Path, typer.Argument(help="Captions of the same pictures, to compare with.")],
     data: Annotated[str, typer.Option(help="The pictures with their references, any known format.")],
@@ -101,6 +108,7 @@ def winrate(
     tokenizer: Annotated[
         Literal["words", "ptb", "auto"], typer.Option(help="For cider; ptb is COCO's (Java), words needs no Java.")
     ] = "words",
+    force: Force = False,
 ) -> None:
     """Compare two sets of captions picture by picture: how often A is better than B, with a 95 % interval.
 
@@ -115,10 +123,10 @@ def winrate(
     quiet_libraries()
     chosen = EvaluationData(data, split, images, None, limit)
     judge = [f"{key}={value}" for key, value in (("model", judge_model), ("base_url", judge_url)) if value is not None]
-    run_winrate(captions_a, captions_b, chosen, by, [*judge, *(overrides or [])], out, tokenizer)
+    run_winrate(captions_a, captions_b, chosen, by, [*judge, *(overrides or [])], out, tokenizer, force)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command()(evaluate)
-    app.command()(winrate)
+    app.command(cls=Command)(evaluate)
+    app.command(cls=Command)(winrate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cwdpo.cli.commands import inference_model, require_writable
+from cwdpo.cli.commands import inference_model
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, one_line
 from cwdpo.evaluation.intervals import interval_text
 from cwdpo.files import write_json, write_jsonl
+from cwdpo.outputs import output
 from cwdpo.probes.figures import OVERALL
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.recipe.load_recipe import load_recipe
@@ -31,7 +33,7 @@ def _groups(path: Path, require: Literal["chosen", "pair"], count: int) -> list[
     return found
 
 
-def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> None:
+def build_probes(path: Path, overrides: list[str], folder: Path, out: Path, *, force: bool) -> None:
     """Write a probe set, print its kinds with an example each, and what to put into a recipe."""
     from cwdpo.cli.console import RichReporter
     from cwdpo.data.write_groups import write_groups
@@ -39,12 +41,13 @@ def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> N
     from cwdpo.run.run_dir import RunDirectory
     from cwdpo.run.stage_callbacks import make_probe_set, require_figures
 
-    require_writable(out)
     recipe = load_recipe(path, overrides)
     own = require_figures(recipe)
-    with RichReporter() as reporter:
-        groups = make_probe_set(RunDirectory(folder, recipe, reporter))
-    write_groups(out, groups)
+    reads = [path, *filter(None, (recipe.data.path, recipe.data.held_out_path, recipe.probes.path))]
+    with output(out, "probes", reads=reads, force=force) as draft:
+        with RichReporter() as reporter:
+            groups = make_probe_set(RunDirectory(folder, recipe, reporter))
+        write_groups(draft.file, groups, out.with_name(f"{out.stem}_images"))
     digest = probe_digest(load_groups(DataSource(path=out, require="chosen")).groups)
     table = Table(title=f"{len(groups)} prompts", title_justify="left", header_style="bold", box=None)
     for column in ("kind", "prompts", "for instance"):
@@ -68,19 +71,18 @@ def build_probes(path: Path, overrides: list[str], folder: Path, out: Path) -> N
 
 
 def compare_checkpoints(
-    a: str, b: str, data: Path, out: Path | None, *, prompts: int, samples: int, batch_size: int
+    a: str, b: str, data: Path, out: Path | None, *, prompts: int, samples: int, batch_size: int, force: bool
 ) -> None:
     """Compare two checkpoints, print a table and write the whole comparison."""
     from cwdpo.evaluation.compare_models import compare_models
     from cwdpo.scoring.scorer import AutoScorer
 
-    if out is not None:
-        require_writable(out)
-    groups = _groups(data, "chosen", prompts)
-    found = compare_models(inference_model, (a, b), groups, AutoScorer(), batch_size=batch_size, samples=samples)
-    _print(found, Console(width=120, highlight=False))
-    if out is not None:
-        write_json(out, found)
+    with output(out, "compare", reads=[data], force=force) if out is not None else nullcontext() as draft:
+        groups = _groups(data, "chosen", prompts)
+        found = compare_models(inference_model, (a, b), groups, AutoScorer(), batch_size=batch_size, samples=samples)
+        _print(found, Console(width=120, highlight=False))
+        if draft is not None:
+            write_json(draft.file, found)
 
 
 def _print(found: Mapping[str, Any], console: Console) -> None:
@@ -137,8 +139,29 @@ def influence_file(
     etas: Sequence[float],
     projections: int,
     freeze: Sequence[str],
+    force: bool,
 ) -> int:
     """Write one line per objective, step size, update sample and observed response; return how many."""
+    if bad := [eta for eta in etas if not eta > 0]:
+        raise RecipeError(f"--eta {bad[0]:g}: must be greater than 0; it is the size of a gradient step")
+    with output(out, "influence", reads=[data, *([observe] if observe is not None else [])], force=force) as draft:
+        rows = _influences(model, data, observe, reference, objectives, updates, observed, etas, projections, freeze)
+        write_jsonl(draft.file, rows)
+    return len(rows)
+
+
+def _influences(
+    model: str,
+    data: Path,
+    observe: Path | None,
+    reference: str | None,
+    objectives: Sequence[str],
+    updates: int,
+    observed: int,
+    etas: Sequence[float],
+    projections: int,
+    freeze: Sequence[str],
+) -> list[dict[str, Any]]:
     import torch
 
     from cwdpo.models.parts import freeze_parts
@@ -148,9 +171,6 @@ def influence_file(
     from cwdpo.scoring.scorer import AutoScorer
     from cwdpo.training.callbacks.track_influence import reference_sums
 
-    if bad := [eta for eta in etas if not eta > 0]:
-        raise RecipeError(f"--eta {bad[0]:g}: must be greater than 0; it is the size of a gradient step")
-    require_writable(out)
     sources = _groups(data, "pair", updates)
     others = _groups(observe or data, "chosen", observed)
     policy, encoder = inference_model(model, exact=True)
@@ -183,5 +203,4 @@ def influence_file(
                 norm = kernel.get((item.update, item.observed))
                 more = {"entk_sq": norm[0], "entk_sq_se": norm[1]} if norm else {}
                 rows.append({**item.to_json(), **more})
-    write_jsonl(out, rows)
-    return len(rows)
+    return rows

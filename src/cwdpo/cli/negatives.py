@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cwdpo.cli.commands import require_writable
 from cwdpo.errors import RunError
 from cwdpo.negatives.source_statistics import Sample, Survey
 from cwdpo.negatives.text import differences
+from cwdpo.outputs import output, require_replaceable
 from cwdpo.recipe.load_recipe import load_recipe
 
 __all__ = ["show_negatives", "sparkline"]
@@ -33,6 +33,7 @@ def show_negatives(
     export: Path | None,
     scored: int,
     samples: int,
+    force: bool,
 ) -> None:
     """Make a stage's negatives, print what is known of them, write the page and the export."""
     from cwdpo.cli.console import RichReporter
@@ -45,9 +46,11 @@ def show_negatives(
     folder = out or Path("runs") / f"{path.stem}-negatives"
     if export is not None and not export.name.endswith((".jsonl", ".parquet")):
         raise RunError(f"{export}: --export must end in .jsonl (our format), .trl.jsonl or .parquet (TRL's columns)")
-    for file in (html, export):
-        if file is not None:
-            require_writable(file)
+    page = html or folder / "negatives" / f"{stage}.html"
+    reads = [path, *filter(None, (recipe.data.path, recipe.data.held_out_path, recipe.probes.path))]
+    how: dict[str, Any] = {"by": "negatives", "reads": reads, "force": force}
+    for file in filter(None, (page, export)):
+        require_replaceable(file, **how)
     with RichReporter() as reporter:
         run = RunDirectory(folder, recipe, reporter)
         made = negatives_of(run, stage, scored=scored, samples=samples)
@@ -56,15 +59,16 @@ def show_negatives(
     _print_table(console, made.survey, f"{made.survey.prompts} prompts of {stage}", len(made.dropped))
     for sample in made.survey.samples[:_SHOWN]:
         _print_sample(console, sample)
-    page = html or folder / "negatives" / f"{stage}.html"
     facts = [f"{stage} of {recipe.name}", f"{made.survey.prompts} prompts", f"model {Path(made.model).name}"]
-    write_negatives_page(
-        made.survey, made.dropped, page, title=f"Negatives of {recipe.name}", facts=facts, folder=run.folder
-    )
+    with output(page, **how) as draft:
+        title = f"Negatives of {recipe.name}"
+        write_negatives_page(made.survey, made.dropped, draft.file, title=title, facts=facts, folder=run.folder)
     typer.echo(f"page: {page}")
     typer.echo(f"negatives: {folder / 'negatives' / stage / 'groups.jsonl'}")
     if export is not None:
-        typer.echo(f"export: {export} ({export_negatives(made.groups, export)} rows)")
+        with output(export, **how) as draft:
+            count = export_negatives(made.groups, draft.file, export.with_name(f"{export.stem}_images"))
+        typer.echo(f"export: {export} ({count} rows)")
 
 
 def sparkline(counts: list[int]) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cwdpo.cli.options import Command, Force
+from cwdpo.outputs import OwnedFolder, output
 from cwdpo.paper.paper_tables import COSTS, FIGURES, TABLES
 
 __all__ = ["register"]
@@ -78,6 +80,7 @@ def _figure(
     processes: _Processes = None,
     overrides: _Overrides = None,
     dry: _Dry = False,
+    force: Force = False,
 ) -> None:
     """Draw the figure, from given runs or from the paper's own, which are made if missing.
 
@@ -88,11 +91,9 @@ def _figure(
 
     name = str(context.info_name)
     if runs:
-        from cwdpo.cli.commands import require_writable
-
         file = out or Path(f"{name}.svg")
-        require_writable(file)
-        notes = draw_figure(name, runs, file)
+        with output(file, "paper", force=force) as draft:
+            notes = draw_figure(name, runs, draft.file)
     else:
         shop = _workshop(scale, out, model, data, overrides)
         if dry:
@@ -103,7 +104,7 @@ def _figure(
     typer.echo(f"figure: {file}")
 
 
-@paper.command()
+@paper.command(cls=Command)
 def claims(
     runs: Annotated[
         Path | None, typer.Option("--from", help="Folder of the runs; default runs/reproduce-SCALE.")
@@ -113,6 +114,7 @@ def claims(
     out: Annotated[Path, typer.Option(help="Markdown file to write; the numbers go beside it as JSON.")] = Path(
         "claims.md"
     ),
+    force: Force = False,
 ) -> None:
     """Say which of the paper's claims hold on finished runs: effects, intervals, verdicts.
 
@@ -121,18 +123,19 @@ def claims(
     from rich.console import Console
     from rich.table import Table
 
-    from cwdpo.cli.commands import require_writable
     from cwdpo.errors import RunError
     from cwdpo.paper.claims_page import write_ledger
     from cwdpo.paper.judge_claims import ledger
 
-    require_writable(out)
     folder = runs or _default_folder(scale)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; make the runs with `cwdpo paper table1 --out {folder}`")
     shop = _workshop(scale, folder, None, "-", None)
-    rows = ledger(shop, range(seeds))
-    write_ledger(rows, shop, range(seeds), out, _asked())
+    numbers = out.with_suffix(".json")
+    with output(out, "paper", force=force) as page, output(numbers, "paper", force=force) as found:
+        rows = ledger(shop, range(seeds))
+        write_ledger(rows, shop, range(seeds), page.file, _asked())
+        page.file.with_suffix(".json").replace(found.file)
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("where", "claim", "verdict"):
         table.add_column(name, no_wrap=name != "claim")
@@ -168,7 +171,7 @@ def _remade(make: Any, shop: Any, name: str, seeds: int, processes: int | None) 
     from cwdpo.cli.console import RichReporter, quiet_libraries
     from cwdpo.run import usable_cpus
 
-    with RichReporter() as reporter:
+    with OwnedFolder(shop.folder, "paper"), RichReporter() as reporter:
         return make(
             shop,
             name,
@@ -192,9 +195,9 @@ def _asked() -> str:
 
 
 for _name, _title in {**{t.name: t.title for t in TABLES.values()}, COSTS: "Cost of an update"}.items():
-    paper.command(_name, short_help=_title)(_table)
+    paper.command(_name, cls=Command, short_help=_title)(_table)
 for _name, _drawn in FIGURES.items():
-    paper.command(_name, short_help=_drawn.title)(_figure)
+    paper.command(_name, cls=Command, short_help=_drawn.title)(_figure)
 
 
 _FORMER: dict[str, Callable[[list[str]], list[str]]] = {

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cwdpo.cli.options import Command, Force
+
 __all__ = ["register"]
 
 
@@ -34,6 +36,7 @@ def plan(
     ] = 0.5,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    force: Force = False,
 ) -> None:
     """Say what a run takes before it is started: memory on a GPU, FLOPs, time and disk, and what to change.
 
@@ -52,9 +55,9 @@ def plan(
         "response_tokens": response_tokens,
     }
     asked = Asked(gpus, accelerate, lengths, {"utilisation": utilisation, "bandwidth": bandwidth})
-    plan_recipe(recipe, overrides or [], asked, out, as_json=as_json)
+    plan_recipe(recipe, overrides or [], asked, out, as_json=as_json, force=force)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(plan)
+    app.command(cls=Command)(plan)

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cwdpo.cli.commands import require_writable
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import write_json
+from cwdpo.outputs import output, require_replaceable
 from cwdpo.planning import (
     Assumptions,
     Layout,
@@ -72,14 +72,17 @@ class _Plan:
         return max(step.gib for step in self.steps) <= self.planner.gpus.gpu.gib
 
 
-def plan_recipe(path: Path, overrides: list[str], asked: Asked, out: Path | None, *, as_json: bool) -> None:
+def plan_recipe(
+    path: Path, overrides: list[str], asked: Asked, out: Path | None, *, as_json: bool, force: bool
+) -> None:
     """Plan a recipe; print tables or JSON, and write JSON where asked.
 
     Raises:
         UserError: The recipe, the GPUs, the model or the data cannot be used.
     """
+    how: dict[str, Any] = {"by": "plan", "reads": [path, *filter(None, [asked.accelerate])], "force": force}
     if out is not None:
-        require_writable(out)
+        require_replaceable(out, **how)
     gpus = parse_gpus(asked.gpus)
     layout = read_layout(asked.accelerate) if asked.accelerate is not None else Layout()
     recipe, config = model_of(load_recipe(path, overrides))
@@ -88,7 +91,8 @@ def plan_recipe(path: Path, overrides: list[str], asked: Asked, out: Path | None
     found = _plan(Planner(recipe, gpus, layout, rows, Assumptions(**asked.assume)))
     values = _to_json(found)
     if out is not None:
-        write_json(out, values)
+        with output(out, **how) as draft:
+            write_json(draft.file, values)
     if as_json:
         typer.echo(json.dumps(values, indent=2))
     else:

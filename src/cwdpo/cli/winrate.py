@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import typer
 
-from cwdpo.cli.commands import require_writable
 from cwdpo.cli.evaluate import EvaluationData, folder_name
 from cwdpo.errors import RecipeError
 from cwdpo.evaluation.intervals import interval_text
 from cwdpo.files import write_json, write_jsonl
+from cwdpo.outputs import OwnedFolder, require_replaceable
 from cwdpo.recipe import JudgeSection
 from cwdpo.recipe.load_recipe import load_section
 
@@ -29,6 +29,7 @@ def run_winrate(
     settings: Sequence[str],
     out: Path | None,
     tokenizer: Literal["auto", "ptb", "words"],
+    force: bool,
 ) -> None:
     """Compare two files of captions, print the rate, write `winrate.json` and `rows.jsonl`."""
     from cwdpo.cli.console import RichReporter
@@ -44,8 +45,9 @@ def run_winrate(
     folder = (
         out or Path("winrate") / f"{folder_name(str(one.with_suffix('')))}-vs-{folder_name(str(other.with_suffix('')))}"
     )
-    require_writable(folder / "winrate.json")
-    with RichReporter() as reporter:
+    for name in ("winrate.json", "rows.jsonl", *(["judge.jsonl"] if judged is not None else [])):
+        require_replaceable(folder / name, "winrate", reads=[one, other, data.path], force=force)
+    with OwnedFolder(folder, "winrate", alone=False, force=force), RichReporter() as reporter:
         groups = data.read(folder, need_images=judged is not None and judged.images)
         a, b = ([texts[0] for texts in read_captions(path, groups)] for path in (one, other))
         references = references_of(groups)
@@ -63,14 +65,20 @@ def run_winrate(
             way = choose_tokenizer(tokenizer, reporter.note, "--tokenizer")
             verdicts, rows = by_cider(a, b, references, way)
             facts = {"tokenizer": way}
-    found = win_rate(verdicts)
-    shown = [
-        {"id": group.id, "a": x, "b": y, "verdict": verdict, **row}
-        for group, x, y, verdict, row in zip(groups, a, b, verdicts, rows, strict=True)
-    ]
-    write_jsonl(folder / "rows.jsonl", shown)
-    settled = {"a": str(one), "b": str(other), "data": data.path, "split": data.split, "limit": data.limit, "by": by}
-    write_json(folder / "winrate.json", {**settled, **facts, **found})
+        found = win_rate(verdicts)
+        shown = [
+            {"id": group.id, "a": x, "b": y, "verdict": verdict, **row}
+            for group, x, y, verdict, row in zip(groups, a, b, verdicts, rows, strict=True)
+        ]
+        write_jsonl(folder / "rows.jsonl", shown)
+        settled = {
+            "a": str(one),
+            "b": str(other),
+            "data": data.path,
+            "split": data.split,
+            "limit": data.limit,
+        }
+        write_json(folder / "winrate.json", {**settled, "by": by, **facts, **found})
     _print(found, facts, _MEASURES[by])
     typer.echo(f"rows: {folder / 'rows.jsonl'}")
 

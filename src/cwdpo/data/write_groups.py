@@ -23,9 +23,15 @@ def with_image_files(group: PromptGroup, folder: Path) -> PromptGroup:
     return replace(group, images=tuple(as_file(ref, folder) for ref in group.images))
 
 
-def write_groups(path: Path, groups: Iterable[PromptGroup]) -> None:
-    """Write groups as JSON lines that `load_groups` reads back equal; images that are no files go beside the file."""
-    folder = path.with_name(f"{path.stem}_images").absolute()
+def write_groups(path: Path, groups: Iterable[PromptGroup], images: Path | None = None) -> None:
+    """Write groups as JSON lines that `load_groups` reads back equal.
+
+    Args:
+        path: The file.
+        groups: The groups.
+        images: Where images that are no files are written; default `<name of the file>_images` beside it.
+    """
+    folder = (images or path.with_name(f"{path.stem}_images")).absolute()
     write_jsonl(path, (with_image_files(group, folder).to_json() for group in groups))
 
 

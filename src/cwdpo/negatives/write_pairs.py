@@ -37,10 +37,15 @@ def _turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": [{"type": p["type"], "text": p.get("text")} for p in parts]}
 
 
-def export_negatives(groups: Sequence[PromptGroup], out: Path) -> int:
+def export_negatives(groups: Sequence[PromptGroup], out: Path, images: Path | None = None) -> int:
     """Write negatives to a file: `.jsonl` is our format, `.trl.jsonl` and `.parquet` have TRL's columns.
 
     Parquet holds the image files' bytes and the features that `datasets` reads; JSON lines hold their paths.
+
+    Args:
+        groups: Prompts with their negatives.
+        out: The file.
+        images: As `write_groups` takes it.
 
     Returns:
         Rows written.
@@ -53,7 +58,7 @@ def export_negatives(groups: Sequence[PromptGroup], out: Path) -> int:
         write_jsonl(out, [_without_nulls(row) for row in rows])
         return len(rows)
     if out.suffix == ".jsonl":
-        write_groups(out, groups)
+        write_groups(out, groups, images)
         return len(groups)
     if out.suffix == ".parquet":
         return _write_parquet(groups, out)

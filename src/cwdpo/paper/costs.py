@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,16 +60,14 @@ def cost_table(shop: Workshop) -> dict[str, Any]:
 
 def _turn(shop: Workshop, name: str) -> float:
     """Train some updates and return the processor seconds of one."""
-    folder = shop.folder / "costs"
-    shutil.rmtree(folder, ignore_errors=True)
     values = shop.recipe(Job(name, 0, None if name in STARTS else shop.scale.rate)).model_dump()
     values["model"]["path"] = shop.model or shop.scale.recipe["model"]["path"]
     values["evaluation"]["prompts"] = 0
     for stage in ("stage1", "stage2"):
         values[stage] |= {"max_steps": _UPDATES, "save_steps": 10 * _UPDATES, "log_steps": 1}
     clock = _Clock()
-    Run(folder, Recipe.model_validate(values), clock).execute()
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        Run(Path(folder), Recipe.model_validate(values), clock).execute()
     return statistics.median(after - before for before, after in itertools.pairwise(clock.moments))
 
 

@@ -46,7 +46,7 @@ def draw_figure(name: str, runs: Sequence[Path], out: Path) -> list[str]:
     """
     kind = out.suffix.removeprefix(".").lower()
     if kind not in _FORMATS:
-        raise RunError(f"{out}: figures are written as .svg, .png or .pdf; change the ending of --out")
+        raise RunError(f"{out.name}: figures are written as .svg, .png or .pdf; change the ending of --out")
     settings: dict[Any, Any] = dict(STYLE)
     with matplotlib.rc_context(settings):
         figure, notes = _DRAWN_BY[name](read_runs(runs))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 import platform
-import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,13 +21,14 @@ from cwdpo._version import __version__
 from cwdpo.data import ImageLimits
 from cwdpo.devices import device
 from cwdpo.errors import RunError
-from cwdpo.files import read_json, write_json, write_text
+from cwdpo.files import read_json, remove, write_json, write_text
 from cwdpo.models.fsdp import share_weights, too_large
 from cwdpo.models.identity import folder_digest
 from cwdpo.models.loading import add_lora, load_model, sequence_limit
 from cwdpo.models.meta_init import is_bare
 from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
+from cwdpo.outputs import LIST, OwnedFolder
 from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import recipe_differences
@@ -42,6 +41,9 @@ from cwdpo.scoring.collator import PromptEncoder, require_template
 __all__ = ["RunDirectory", "placed", "resolved"]
 
 STEPS = ("data", "correction", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
+
+_LIBRARIES = ("stage1/checkpoints/checkpoint-*", "stage2/checkpoints/checkpoint-*", "data/images/*")
+"""Files of a run that are not written one by one through `cwdpo.files`, or are as many as the rows."""
 
 _FIRST_STEP = {
     "name": None,
@@ -91,20 +93,6 @@ def placed(model: Any) -> Any:
     return model.to(device())
 
 
-_LOCKS: set[Any] = set()
-"""Open lock files of this process."""
-
-
-def _let_go_of_locks() -> None:
-    """Close lock files in a forked child: one that outlives a killed run (a data loader's worker) holds no lock."""
-    for handle in _LOCKS:
-        handle.close()
-    _LOCKS.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_of_locks)
-
-
 @dataclass
 class RunDirectory:
     """A folder and the recipe that fills it.
@@ -118,6 +106,8 @@ class RunDirectory:
     folder: Path
     recipe: Recipe
     reporter: Reporter = field(default_factory=Silent)
+    _owned: OwnedFolder | None = None
+    _compared: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder).absolute()
@@ -127,43 +117,26 @@ class RunDirectory:
         """Hold the directory for this process and those that work with it.
 
         Raises:
-            RunError: It cannot be written to, another run holds it, or not all processes see it.
+            RunError: It is not empty and no run's, cannot be written to, another run holds it, or not all processes
+                see it.
         """
         team = processes()
         with contextlib.ExitStack() as stack:
+            self._compared.clear()
             team.lead(lambda: self._take(stack))
             team.share(self._require_seen)
             yield
 
     def _take(self, stack: contextlib.ExitStack) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = stack.enter_context((self.folder / ".lock").open("w"))
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written to: {error.strerror}; choose another --out") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{self.folder}: another run is at work in it; wait for it or choose another --out"
-            ) from None
-        _LOCKS.add(handle)
-        stack.callback(_LOCKS.discard, handle)
-        self._sweep()
+        self._owned = stack.enter_context(OwnedFolder(self.folder, "train"))
+        self._owned.claim_names(*_LIBRARIES)
 
     def _require_seen(self) -> None:
-        if not (self.folder / ".lock").is_file():
+        if not (self.folder / LIST).is_file():
             raise RunError(
                 f"{self.folder}: process {processes().rank} on {platform.node()} does not see it; the run directory "
                 "must be on a file system that all machines share"
             )
-
-    def _sweep(self) -> None:
-        """Delete what a killed run was writing."""
-        if not (self.folder / "manifest.json").is_file():
-            return  # no run has been here: what lies here is not ours
-        for path in self.folder.rglob(".*.tmp"):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def settle(self) -> None:
         """Keep recipe and manifest beside the results.
@@ -172,12 +145,29 @@ class RunDirectory:
             RunError: The recipe, or the model that it starts from, has changed under a step that was begun.
         """
         recipe, manifest = self.folder / "recipe.yaml", self.folder / "manifest.json"
+        for kept in (recipe, manifest):
+            gone = not kept.is_file() and bool(self.begun("data"))
+            if gone or (self._owned is not None and self._owned.changed(kept.name)):
+                raise RunError(f"{kept}: {'is gone' if gone else 'was changed'}; put it back, or choose another --out")
         if recipe.is_file():
-            if not manifest.is_file():
-                raise RunError(f"{self.folder}: holds a recipe.yaml that no run put there; choose another --out")
             self._refuse_changes(recipe)
         self._write_manifest(manifest)
         write_text(recipe, self.recipe.to_yaml())
+
+    def require_unchanged(self, step: str) -> None:
+        """Compare what a step wrote with what lies there now, once.
+
+        Raises:
+            RunError: A file was changed or damaged.
+        """
+        if self._owned is None or step in self._compared:
+            return
+        if (file := self._owned.changed(step)) is not None:
+            raise RunError(
+                f"{file}: was changed or damaged since this run wrote it; put it back, or move {self.folder / step} "
+                "away to have that step done again"
+            )
+        self._compared.add(step)
 
     def begun(self, first: str) -> list[str]:
         """Return the steps from `first` on that have left something; data counts from when it is whole."""
@@ -200,7 +190,7 @@ class RunDirectory:
                     "choose another --out, or delete that folder and those after it"
                 )
             if first == "data":
-                shutil.rmtree(self.folder / "data", ignore_errors=True)
+                remove(self.folder / "data")
 
     def _write_manifest(self, path: Path) -> None:
         """Keep versions, machine, seed and the content of the model; refuse a model that has changed."""
@@ -241,12 +231,20 @@ class RunDirectory:
         return str(self.folder / "stage1" / "model") if self.recipe.stage1.enabled else self.model_path
 
     def done(self, step: str) -> bool:
-        """Whether a step is finished."""
-        return (self.folder / step / "done.json").is_file()
+        """Whether a step is finished.
+
+        Raises:
+            RunError: What it wrote was changed or damaged.
+        """
+        is_done = (self.folder / step / "done.json").is_file()
+        if is_done:
+            self.require_unchanged(step)
+        return is_done
 
     def finish(self, step: str, facts: Mapping[str, Any]) -> None:
         """Mark a step finished."""
         write_json(self.folder / step / "done.json", facts)
+        self._compared.add(step)
 
     def encoder(self, path: str, model: Any = None, *, include_eos: bool = True) -> PromptEncoder:
         """Return the prompt encoder of a model directory; with the model, its length limit is known too."""

@@ -71,6 +71,7 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
     path = run.folder / "negatives" / stage / "groups.jsonl"
 
     def made() -> bool:
+        run.require_unchanged(f"negatives/{stage}")
         return path.is_file() and not _written_by_another(path.parent, mix, folder_digest(model_path))
 
     team = processes()

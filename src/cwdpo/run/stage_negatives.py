@@ -10,7 +10,7 @@ import yaml
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import RecipeError
-from cwdpo.files import read_json, read_jsonl, write_text
+from cwdpo.files import read_json, read_jsonl, remove, write_text
 from cwdpo.negatives.filters import Judge
 from cwdpo.negatives.generating_model import Weigher
 from cwdpo.negatives.source_statistics import Survey, survey
@@ -107,5 +107,5 @@ def _forget_other_negatives(run: RunDirectory) -> None:
     if not isinstance(before, dict) or before.get("negatives") == now:
         return
     for stage in ("stage1", "stage2"):
-        (run.folder / "negatives" / stage / "groups.jsonl").unlink(missing_ok=True)
+        remove(run.folder / "negatives" / stage / "groups.jsonl")
     write_text(path, yaml.safe_dump({**before, "negatives": now}, sort_keys=False, allow_unicode=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from cwdpo.data.jsonl_dataset import LazyGroups, MappedGroups
 from cwdpo.data.schema import PromptGroup
 from cwdpo.devices import device, has_accelerator
 from cwdpo.errors import RecipeError
+from cwdpo.files import remove
 from cwdpo.processes import processes
 from cwdpo.recipe import Recipe, Stage1Section, Stage2Section, StageSection, settings_of
 from cwdpo.run.own_answers import taught
@@ -81,7 +81,7 @@ def _already_done(run: RunDirectory, stage: str) -> bool:
 
     def look() -> bool:
         if run.done(stage):
-            shutil.rmtree(run.folder / stage / "checkpoints", ignore_errors=True)
+            remove(run.folder / stage / "checkpoints")
         return run.done(stage)
 
     return processes().lead(look)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from cwdpo.devices import empty_cache
 from cwdpo.errors import StoppedError
-from cwdpo.files import append_jsonl, atomic_directory, read_json, write_json
+from cwdpo.files import append_jsonl, atomic_directory, read_json, remove, write_json
 from cwdpo.models.identity import folder_digest
 from cwdpo.processes import processes
 from cwdpo.recipe import Stage1Section, Stage2Section
@@ -191,7 +190,7 @@ class Stage:
     def _mark_finished(self, seconds: float | None, updates: int) -> None:
         facts = {"start": folder_digest(self.start), "model": folder_digest(self.folder / "model")}
         self.run.finish(self.name, {"updates": updates, **facts, "seconds": seconds})
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        remove(self.folder / "checkpoints")
 
 
 def _stopped(number: int, place: str) -> StoppedError:

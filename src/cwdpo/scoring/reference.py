@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cwdpo.errors import NonFiniteError, RunError, one_line
+from cwdpo.files import claim
 from cwdpo.models.modes import inference
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch, Scores
@@ -44,6 +45,7 @@ class ReferenceCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        claim(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._connect() as connection:

@@ -1,0 +1,42 @@
+"""What several commands take: a recipe, overrides, --force; no argument may be empty."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from cwdpo.errors import RecipeError
+
+__all__ = ["Command", "Force", "Overrides", "RecipeFile"]
+
+_EMPTY = re.compile(r"(--[\w-]+=)?")
+
+
+class Command(TyperCommand):
+    """A command that refuses empty arguments: an empty path would stand for the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse.
+
+        Raises:
+            RecipeError: An argument is empty.
+        """
+        for before, word in zip(["", *args], args, strict=False):
+            if _EMPTY.fullmatch(word):
+                name = word or before if word or before.startswith("-") else "an argument"
+                raise RecipeError(
+                    f"{name.rstrip('=')}: is empty (is a shell variable not set?); leave it out or fill it"
+                )
+        return super().parse_args(ctx, args)
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace files that this command reads, or did not write.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. stage2.beta=0.2."),
+]
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as `cwdpo init` writes it.")]
