@@ -12,7 +12,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
+    MllamaImageProcessorPil,
+    MllamaProcessor,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -43,14 +45,11 @@ from transformers import (
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.models.processors import image_only
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm")
-"""The families that every scoring test runs on."""
-
-MORE_FAMILIES = ("qwen2_vl", "qwen3_vl_moe", "llava_next", "internvl", "paligemma", "gemma3")
-"""Made too, for tests that want them. PaliGemma has no chat template and takes no text-only rows."""
-
 HYBRID = "qwen3_5"
 """A family whose first layer is linear attention, which no mask reaches."""
+
+CROSS = "mllama"
+"""A family that attends to pictures by cross-attention, and takes one sequence at a time."""
 
 WORDS = (
     *("a", "red", "square", "above", "the", "blue", "circle", "left", "of", "two", "green", "triangles", "with"),
@@ -80,6 +79,11 @@ _GEMMA = (
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}{{ c['text'] }}{% endif %}"
     "{% endfor %}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+_LLAMA = (
+    "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = (*_CHATML_TOKENS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -107,18 +111,20 @@ def tiny_model(family: str, processor: Any = None, *, seed: int = 0, **changes: 
     """Return a tiny model in evaluation mode.
 
     Args:
-        family: A `config.model_type`, one of `FAMILIES` or `MORE_FAMILIES`.
+        family: A `config.model_type`: `FAMILIES`, `MORE_FAMILIES`, `HYBRID` or `CROSS`.
         processor: What `tiny_processor(family)` gives; made here where None.
         seed: Of the weights.
         **changes: To the text config (`num_hidden_layers=4`, …).
     """
     tokenizer = (processor or tiny_processor(family)).tokenizer
-    config = _CONFIGS[family](tokenizer, changes)
+    config = _TABLE[family].config(tokenizer, changes)
     generator = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
+            if "gate" in name and weight.numel() == 1:
+                weight.fill_(0.7)
             if weight.ndim > 1:
                 wide = 0.7 if "embed" in name else (2.0 if "lm_head" in name else 1.2) / weight[0].numel() ** 0.5
                 weight.normal_(0.0, wide)
@@ -131,7 +137,12 @@ def tiny_model(family: str, processor: Any = None, *, seed: int = 0, **changes: 
 
 def tiny_processor(family: str) -> Any:
     """Return the family's processor around a byte-level tokenizer of some 400 tokens."""
-    return _PROCESSORS[family]()
+    return _TABLE[family].processor()
+
+
+def end_of_answer(family: str) -> str:
+    """Return what ends an answer in the family's template."""
+    return _TABLE[family].end
 
 
 def sample_groups(
@@ -432,34 +443,58 @@ def _gemma3_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
     )
 
 
-_PROCESSORS: dict[str, Callable[[], Any]] = {
-    "qwen2_vl": _qwen_processor(Qwen2VLProcessor),
-    "qwen2_5_vl": _qwen_processor(Qwen2_5_VLProcessor),
-    "qwen3_vl": _qwen_processor(Qwen3VLProcessor),
-    "qwen3_vl_moe": _qwen_processor(Qwen3VLProcessor),
-    HYBRID: _qwen_processor(Qwen3VLProcessor),
-    "llava": _llava_processor(LlavaProcessor, CLIPImageProcessorPil),
-    "llava_next": _llava_processor(
-        LlavaNextProcessor, functools.partial(LlavaNextImageProcessorPil, image_grid_pinpoints=_GRID)
+def _mllama_processor() -> Any:
+    special = ("<|begin_of_text|>", "<|eot_id|>", "<pad>", "<|image|>", "<|start_header_id|>", "<|end_header_id|>")
+    named = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[2]}
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
+    tokenizer = _tokenizer(special, special[0], **named)
+    return MllamaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=_LLAMA)
+
+
+def _mllama_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1}
+    vision |= {"attention_heads": 2, "image_size": 28, "patch_size": 7, "max_num_tiles": 2, "vision_output_dim": 64}
+    vision |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}
+    text = _text(tokenizer, changes, cross_attention_layers=[1], num_hidden_layers=3)
+    image = tokenizer.convert_tokens_to_ids("<|image|>")
+    return AutoConfig.for_model("mllama", text_config=text, vision_config=vision, image_token_index=image)
+
+
+class _Row(NamedTuple):
+    """A family: how its processor and its configuration are made, and what ends an answer in its template."""
+
+    processor: Callable[[], Any]
+    config: Callable[[Any, dict[str, Any]], Any]
+    end: str
+
+
+_NEXT_IMAGES = functools.partial(LlavaNextImageProcessorPil, image_grid_pinpoints=_GRID)
+_TABLE: dict[str, _Row] = {
+    "qwen2_5_vl": _Row(_qwen_processor(Qwen2_5_VLProcessor), _qwen_config("qwen2_5_vl"), "<|im_end|>"),
+    "qwen3_vl": _Row(_qwen_processor(Qwen3VLProcessor), _qwen_config("qwen3_vl"), "<|im_end|>"),
+    "llava": _Row(
+        _llava_processor(LlavaProcessor, CLIPImageProcessorPil), _llava_config("llava", image_seq_length=16), "</s>"
     ),
-    "idefics3": _idefics_processor("<|begin_of_text|>"),
+    "idefics3": _Row(_idefics_processor("<|begin_of_text|>"), _idefics_config("idefics3"), "<end_of_utterance>"),
     # The image half of SmolVLM's own processor, without the package that it wants for the lengths of videos.
-    "smolvlm": _idefics_processor("<|im_start|>"),
-    "internvl": _internvl_processor,
-    "paligemma": _paligemma_processor,
-    "gemma3": _gemma3_processor,
+    "smolvlm": _Row(_idefics_processor("<|im_start|>"), _idefics_config("smolvlm"), "<end_of_utterance>"),
+    "qwen2_vl": _Row(_qwen_processor(Qwen2VLProcessor), _qwen_config("qwen2_vl"), "<|im_end|>"),
+    "qwen3_vl_moe": _Row(_qwen_processor(Qwen3VLProcessor), _qwen_config("qwen3_vl_moe"), "<|im_end|>"),
+    "llava_next": _Row(
+        _llava_processor(LlavaNextProcessor, _NEXT_IMAGES),
+        _llava_config("llava_next", image_grid_pinpoints=_GRID),
+        "</s>",
+    ),
+    "internvl": _Row(_internvl_processor, _internvl_config, "<|im_end|>"),
+    "paligemma": _Row(_paligemma_processor, _paligemma_config, "<eos>"),
+    "gemma3": _Row(_gemma3_processor, _gemma3_config, "<end_of_turn>"),
+    HYBRID: _Row(_qwen_processor(Qwen3VLProcessor), _qwen_config(HYBRID), "<|im_end|>"),
+    CROSS: _Row(_mllama_processor, _mllama_config, "<|eot_id|>"),
 }
-_CONFIGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
-    "qwen2_vl": _qwen_config("qwen2_vl"),
-    "qwen2_5_vl": _qwen_config("qwen2_5_vl"),
-    "qwen3_vl": _qwen_config("qwen3_vl"),
-    "qwen3_vl_moe": _qwen_config("qwen3_vl_moe"),
-    HYBRID: _qwen_config(HYBRID),
-    "llava": _llava_config("llava", image_seq_length=16),
-    "llava_next": _llava_config("llava_next", image_grid_pinpoints=_GRID),
-    "idefics3": _idefics_config("idefics3"),
-    "smolvlm": _idefics_config("smolvlm"),
-    "internvl": _internvl_config,
-    "paligemma": _paligemma_config,
-    "gemma3": _gemma3_config,
-}
+"""Every family that can be made: a new one is a row here."""
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm")
+"""The families that every scoring test runs on."""
+
+MORE_FAMILIES = tuple(family for family in _TABLE if family not in (*FAMILIES, HYBRID, CROSS))
+"""Those whose prompts are shared too. PaliGemma has no chat template and takes no text-only rows."""

@@ -22,7 +22,7 @@ from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
-from cwdpo.scoring.scorer import choose_scorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 from cwdpo.training.flops import count_arithmetic
@@ -100,7 +100,7 @@ def test_shared_scorer_equals_separate(qwen: Path, tmp_path: Path) -> None:
     model = adapted(qwen)
     _shake(model)
     batch = Batch(tuple(encoder.encode(g) for g in rows(3, tmp_path, responses=3)))
-    assert isinstance(choose_scorer(model, batch, "auto"), SharedPrefixScorer)
+    assert isinstance(AutoScorer().scorer_for(model, batch), SharedPrefixScorer)
     found: list[Any] = []
     for scorer in (SharedPrefixScorer(FrozenVision()), SeparateScorer()):
         model.zero_grad()

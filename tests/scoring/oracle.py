@@ -10,22 +10,7 @@ from torch import Tensor
 from cwdpo.data.images import open_image
 from cwdpo.data.schema import PromptGroup, Response
 from cwdpo.scoring.collator import PromptEncoder
-
-END = {
-    "qwen2_vl": "<|im_end|>",
-    "qwen2_5_vl": "<|im_end|>",
-    "qwen3_vl": "<|im_end|>",
-    "qwen3_vl_moe": "<|im_end|>",
-    "qwen3_5": "<|im_end|>",
-    "internvl": "<|im_end|>",
-    "llava": "</s>",
-    "llava_next": "</s>",
-    "idefics3": "<end_of_utterance>",
-    "smolvlm": "<end_of_utterance>",
-    "paligemma": "<eos>",
-    "gemma3": "<end_of_turn>",
-}
-"""What ends an answer in each family's template."""
+from tiny_models import end_of_answer
 
 
 def image_counts(family: str, *counts: int) -> tuple[int, ...]:
@@ -38,7 +23,7 @@ def whole_text(processor: Any, family: str, group: PromptGroup, response: Respon
     answer = {"role": "assistant", "content": [{"type": "text", "text": response.text}]}
     text = processor.apply_chat_template([*group.messages, answer], tokenize=False)
     before, _, _ = text.rpartition(response.text)
-    return before + response.text + END[family]
+    return before + response.text + end_of_answer(family)
 
 
 def whole_inputs(processor: Any, family: str, group: PromptGroup, response: Response) -> dict[str, Tensor]:

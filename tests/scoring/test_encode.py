@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import END, image_counts, whole_inputs
+from oracle import image_counts, whole_inputs
 
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import DataError
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
-from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_image
+from tiny_models import FAMILIES, MORE_FAMILIES, end_of_answer, sample_groups, tiny_image
 
 Pair = Callable[[str], tuple[Any, Any]]
 ALL = (*FAMILIES, *MORE_FAMILIES)
@@ -36,7 +36,7 @@ def test_prefix_and_response_are_the_whole_chat(family: str, tiny_pair: Pair, tm
 def test_end_of_turn(family: str, tiny_pair: Pair, tmp_path: Path) -> None:
     _, processor = tiny_pair(family)
     (group,) = sample_groups(1, tmp_path)
-    end = processor.tokenizer.convert_tokens_to_ids(END[family])
+    end = processor.tokenizer.convert_tokens_to_ids(end_of_answer(family))
     with_end = PromptEncoder(processor).encode(group).responses[0].ids
     without = PromptEncoder(processor, include_eos=False).encode(group).responses[0].ids
     assert with_end == (*without, end)

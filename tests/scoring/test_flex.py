@@ -26,7 +26,7 @@ from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring.attention_masks import blocks_of, dense, rule_of
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.scorer import choose_scorer
+from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.scoring.sequence_layout import Layout
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import sample_groups, tiny_model, tiny_processor
@@ -148,7 +148,7 @@ def test_autocast(tmp_path: Path) -> None:
 def test_training_on_a_cpu_is_one_line(tmp_path: Path) -> None:
     model, processor = flexible("llava")
     batch = collate(processor, sample_groups(2, tmp_path))
-    scorer = choose_scorer(model, batch, "shared")
+    scorer = AutoScorer("shared").scorer_for(model, batch)
     with pytest.raises(ModelError, match=r"flex_attention: torch has no backward pass for it on cpu.*attention: sdpa"):
         scorer(model, batch)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +11,13 @@ import pytest
 import torch
 from agreement import ALL, adapted, assert_same, attend, collate, gradients, score
 from oracle import image_counts
-from pydantic import ValidationError
 
 from cwdpo.models.attention import SHARED_PREFIX
 from cwdpo.models.parts import freeze_parts
-from cwdpo.recipe import ModelSection
-from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.scorer import AutoScorer, choose_scorer
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from tiny_models import sample_groups, tiny_model, tiny_processor
 from tiny_training import clone, fresh, largest_difference, rows, train_dpo, train_sft, weights
@@ -146,32 +141,6 @@ def test_older_transformers(tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest
     assert isinstance(asked[2], int) and asked[3].shape == (int(asked[1].sum()),)
 
 
-def test_what_is_broken_falls_back(
-    tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A mask in which groups see each other is found on the first batch."""
-    model, processor = tiny_pair("qwen2_5_vl")
-    batch = collate(processor, sample_groups(2, tmp_path))
-    assert isinstance(choose_scorer(model, batch, packed=True), SharedPrefixScorer)
-
-    def open_to_all(rule: Any, layout: Any, device: torch.device) -> torch.Tensor:
-        one = replace(layout, groups=torch.where(layout.groups >= 0, 0, -1))
-        return whole(masks.rule_of(one, torch.full_like(layout.ids, -1), device), one, device)
-
-    whole = masks.dense
-    monkeypatch.setattr(masks, "dense", open_to_all)
-    with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_scorer(model, batch, packed=True), SeparateScorer)
-    assert "more than rounding" in caplog.text
-
-
-def test_not_with_the_separate_scorer() -> None:
-    with pytest.raises(ValidationError, match="padding_free goes with the shared scorer; set scorer: auto or shared"):
-        ModelSection(padding_free=True, scorer="separate")
-    chosen = AutoScorer.of(ModelSection(padding_free=True))
-    assert chosen.packed and not AutoScorer.of(ModelSection()).packed
-
-
 @pytest.mark.parametrize("train", [train_sft, train_dpo])
 def test_training_is_the_same(train: Any, tmp_path: Path) -> None:
     """Three updates: SFT with one response a prompt, CW-DPO with a cached reference; by rounding apart."""
@@ -183,6 +152,6 @@ def test_training_is_the_same(train: Any, tmp_path: Path) -> None:
     for packed in (False, True):
         model = clone(start)
         trainer = train(model, processor, groups, tmp_path / str(packed), padding_free=packed, **options)
-        assert trainer.scorer.chosen.packed is packed
+        assert trainer.scorer.packed is packed
         ended.append(weights(model))
     assert largest_difference(ended[1], ended[0], weights(start)) < 1e-5

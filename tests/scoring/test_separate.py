@@ -16,6 +16,7 @@ from cwdpo.errors import ModelError
 from cwdpo.models.parts import base_model
 from cwdpo.scoring.batch import Batch, Scores
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.family import Family
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
 from tiny_models import FAMILIES, MORE_FAMILIES, sample_groups, tiny_model, tiny_processor
@@ -134,5 +135,5 @@ def test_pairs_and_repeats(tmp_path: Path) -> None:
     assert batch.pairs() == ([0, 0, 3], [1, 2, 4])
     assert batch.rows("rejected") == [1, 2, 4]
     one, two = (len(g.vision["pixel_values"]) for g in batch.groups)
-    assert len(batch.vision_inputs([3, 2])["pixel_values"]) == 3 * one + 2 * two
-    assert batch.vision_inputs([1, 1])["image_grid_thw"].shape == (2, 3)
+    assert len(Family().vision_inputs(batch, [3, 2])["pixel_values"]) == 3 * one + 2 * two
+    assert Family().vision_inputs(batch, [1, 1])["image_grid_thw"].shape == (2, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,25 +15,15 @@ from hypothesis import strategies as st
 from oracle import image_counts, naive_logps
 from torch import Tensor
 
-from cwdpo.errors import ModelError
 from cwdpo.models import attention as attention_module
 from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
-from cwdpo.scoring import attention_masks as masks
-from cwdpo.scoring import scorer as module
-from cwdpo.scoring import shared_prefix
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.scoring.scorer import SHARED_FAMILIES, choose_scorer
-from cwdpo.scoring.sequence_layout import Layout, positions
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
-from tiny_models import HYBRID, sample_groups, tiny_model, tiny_processor
+from tiny_models import sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]
 SEPARATE, SHARED = SeparateScorer(), SharedPrefixScorer()
-
-
-def test_every_family_that_is_listed_is_tested() -> None:
-    assert set(ALL) == SHARED_FAMILIES
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
@@ -195,117 +184,3 @@ def test_image_and_prompt_pass_once(tmp_path: Path) -> None:
         "text": [len(group.prefix_ids) + own],
         "head": [1 + own],
     }
-
-
-def running_on(inner: Any, batch: Batch, layout: Layout) -> Tensor:
-    """Positions in which a response goes on where the one before it ends."""
-    right = positions(inner, batch, layout)
-    responses = layout.segments > 0
-    last = torch.where(responses, 0, right).amax(-1, keepdim=True)
-    return torch.where(responses, last + responses.cumsum(-1), right)
-
-
-@pytest.mark.parametrize("broken", ["mask", "positions", "nothing"])
-def test_first_batch_is_checked(
-    broken: str, tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, processor = tiny_pair("qwen2_5_vl")
-    batch = collate(processor, sample_groups(2, tmp_path))
-    if broken == "mask":  # later responses see the earlier ones
-        monkeypatch.setattr(
-            masks, "dense", lambda rule, layout, device: torch.ones(2, *[layout.ids.shape[1]] * 2).tril().bool()
-        )
-    elif broken == "positions":  # a later response's positions run on
-        monkeypatch.setattr(shared_prefix, "positions", running_on)
-    with caplog.at_level(logging.WARNING):
-        scorer = choose_scorer(model, batch)
-    if broken == "nothing":
-        assert isinstance(scorer, SharedPrefixScorer)
-        assert not caplog.records
-        return
-    assert isinstance(scorer, SeparateScorer)
-    assert "changes log-probabilities of model type 'qwen2_5_vl'" in caplog.text
-    with pytest.raises(ModelError, match="more than rounding"):
-        choose_scorer(model, batch, "shared")
-
-
-def test_unknown_family_falls_back(tiny_pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    processor = tiny_processor("llava")
-    model = tiny_model("llava", processor)
-    batch = collate(processor, sample_groups(1, tmp_path))
-    model.config.model_type = "llava_of_tomorrow"
-    with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_scorer(model, batch), SeparateScorer)
-    assert "not known to work for model type 'llava_of_tomorrow'" in caplog.text
-    with pytest.raises(ModelError, match="llava_of_tomorrow"):
-        choose_scorer(model, batch, "shared")
-
-
-def test_linear_attention_falls_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Behind the list of families stand the types of layers, behind them the comparison."""
-    processor = tiny_processor(HYBRID)
-    model = tiny_model(HYBRID, processor)
-    groups = sample_groups(2, tmp_path, responses=(2, 3))
-    batch = collate(processor, groups)
-    with torch.no_grad():
-        naive = torch.stack([logps.sum() for g in groups for logps in naive_logps(model, processor, HYBRID, g)])
-        torch.testing.assert_close(score(SEPARATE, model, batch).logp_sum, naive, rtol=0, atol=1e-4)
-    with caplog.at_level(logging.WARNING, "cwdpo"):
-        choose_scorer(model, batch)
-        monkeypatch.setattr(module, "SHARED_FAMILIES", {HYBRID})
-        choose_scorer(model, batch)
-        monkeypatch.setattr(module, "layer_types", lambda _: set())
-        assert isinstance(choose_scorer(model, batch), SeparateScorer)
-    first, second, third = (r.getMessage() for r in caplog.records if r.name == module.__name__)
-    assert "not known to work" in first
-    assert "does not work with linear_attention layers" in second
-    assert "changes log-probabilities" in third
-
-
-def test_failure_falls_back(
-    tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, processor = tiny_pair("llava")
-    batch = collate(processor, sample_groups(1, tmp_path))
-    monkeypatch.setattr(shared_prefix, "positions", lambda *_: torch.zeros(1, 1, 1, 1))
-    with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_scorer(model, batch), SeparateScorer)
-    assert "sharing the prompt failed for model type 'llava'" in caplog.text
-
-
-def test_other_attention_is_refused(tmp_path: Path) -> None:
-    processor = tiny_processor("llava")
-    model = tiny_model("llava", processor)
-    batch = collate(processor, sample_groups(1, tmp_path))
-    model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ModelError, match="needs attention sdpa or eager or shared_prefix or shared_flex, not flash_attention_2"
-    ):
-        choose_scorer(model, batch, "shared")
-    with pytest.raises(ModelError, match=r"model\.attention: sdpa"):
-        SHARED(model, batch)
-    assert isinstance(choose_scorer(model, batch, "separate"), SeparateScorer)
-
-
-def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
-    processor = tiny_processor("qwen2_5_vl")
-    model = tiny_model("qwen2_5_vl", processor, attention_dropout=0.5)
-    model.train()
-    model.model.visual.eval()
-    modes = [m.training for m in model.modules()]
-    state = torch.random.get_rng_state()
-    assert isinstance(choose_scorer(model, collate(processor, sample_groups(2, tmp_path))), SharedPrefixScorer)
-    assert [m.training for m in model.modules()] == modes
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_bfloat16_is_within_its_rounding(tmp_path: Path) -> None:
-    processor = tiny_processor("qwen2_5_vl")
-    model = tiny_model("qwen2_5_vl", processor).bfloat16()
-    batch = collate(processor, sample_groups(3, tmp_path, responses=3))
-    for attention in ("sdpa", "eager"):
-        model.set_attn_implementation(attention)
-        assert isinstance(choose_scorer(model, batch, "shared"), SharedPrefixScorer)

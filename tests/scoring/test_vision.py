@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from cwdpo.scoring.family import Family
 from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
@@ -48,7 +49,7 @@ def test_same_scores_and_gradients(family: str, kind: Any, tmp_path: Path) -> No
     vision = FrozenVision()
     pixels, features = step(kind(), model, batch), step(kind(vision), model, batch)
     inner = model.get_base_model()
-    inputs = batch.vision_inputs([1, 1, 1])
+    inputs = Family().vision_inputs(batch, [1, 1, 1])
     assert "mm_encoder_outputs" in vision(inner, inputs) and "pixel_values" not in vision(inner, inputs)
     torch.testing.assert_close(features[0], pixels[0], rtol=0, atol=1e-5)
     assert pixels[1].keys() == features[1].keys() and pixels[1]
@@ -97,7 +98,7 @@ def test_freezing_is_looked_up_in_every_step(tmp_path: Path) -> None:
     vision = FrozenVision()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    inputs = batch.vision_inputs([1])
+    inputs = Family().vision_inputs(batch, [1])
     assert "mm_encoder_outputs" in vision(model.get_base_model(), inputs)
     model.set_adapter("other")
     assert "pixel_values" in vision(model.get_base_model(), inputs)
@@ -107,7 +108,7 @@ def test_freezing_is_looked_up_in_every_step(tmp_path: Path) -> None:
 def test_full_finetuning_keeps_pixels(tmp_path: Path) -> None:
     processor = tiny_processor("llava")
     model = tiny_model("llava", processor)
-    inputs = collate(processor, sample_groups(1, tmp_path)).vision_inputs([1])
+    inputs = Family().vision_inputs(collate(processor, sample_groups(1, tmp_path)), [1])
     assert FrozenVision()(model, inputs) is inputs
-    text = collate(processor, sample_groups(1, tmp_path, images=0)).vision_inputs([1])
+    text = Family().vision_inputs(collate(processor, sample_groups(1, tmp_path, images=0)), [1])
     assert FrozenVision()(model.requires_grad_(False), text) is text

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from cwdpo.errors import ModelError
 from cwdpo.models.attention import SHARED_FLEX, SHARED_PREFIX, require_backward
+from cwdpo.scoring.family import family_of
 from cwdpo.scoring.sequence_layout import PADDING, PREFIX, Layout
 
 __all__ = ["MASKED", "Rule", "attention_mask", "attention_of", "blocks_of", "dense", "layer_types", "rule_of"]
 
 MASKED = ("sdpa", "eager", SHARED_PREFIX, SHARED_FLEX)
 """Attention implementations that take a mask of our own."""
-
-_BIDIRECTIONAL = frozenset({"paligemma", "gemma3"})
-"""Families in whose prefix some tokens see later ones."""
 
 Rule = Callable[[Any, Any, Any, Any], Tensor]
 """(row, head, query, key) → whether the query sees the key: torch's `mask_mod`. Heads are all alike."""
@@ -48,7 +46,7 @@ def attention_mask(inner: Any, layout: Layout, types: dict[str, Tensor]) -> Any:
         ModelError: The attention takes no mask of our own.
     """
     text = inner.config.get_text_config()
-    blocks = _blocks(inner.config.model_type, layout, types)
+    blocks = family_of(inner).two_way_blocks(layout.segments == PREFIX, types)
     full = rule_of(layout, blocks, inner.device)
     if attention_of(inner) == SHARED_PREFIX and _prefix_is_causal(inner, layout):
         return dense(full, layout, inner.device)[:, None, layout.prefix_end :]
@@ -123,19 +121,6 @@ def _mask(inner: Any, rule: Rule, layout: Layout) -> Any:
 
 def _prefix_is_causal(inner: Any, layout: Layout) -> bool:
     """Whether plain causal attention is right for all prefixes: no padding, nothing seen forward, no window."""
-    plain = inner.config.model_type not in _BIDIRECTIONAL
     text = inner.config.get_text_config()
     full = layout.prefix_end is not None and not any(start for _, start in layout.places)
-    return plain and full and "sliding_attention" not in layer_types(text)
-
-
-def _blocks(family: str, layout: Layout, types: dict[str, Tensor]) -> Tensor:
-    """Return `Long[rows, width]`: the numbers of blocks whose tokens see each other in both directions, else -1."""
-    prefix = layout.segments == PREFIX
-    if family == "paligemma":
-        return torch.where(prefix, 0, -1)
-    if family == "gemma3":
-        image = (types.get("token_type_ids", torch.zeros_like(layout.ids)) == 1) & prefix
-        begins = image & ~image.roll(1, 1)
-        return torch.where(image, begins.cumsum(1) - 1, -1)
-    return torch.full_like(layout.ids, -1)
+    return family_of(inner).causal_prefix and full and "sliding_attention" not in layer_types(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,39 +107,11 @@ class Batch:
                 losers += [row] * len(found)
         return winners, losers
 
-    def vision_inputs(self, repeats: Sequence[int], without: Collection[str] = ()) -> dict[str, Tensor]:
-        """Return the pixel inputs of the batch but those named in `without`, group g's repeated `repeats[g]` times.
-
-        Tensors of unequal shape (images of different size in families that pad) are padded with zeros.
-        """
-        keys = {key for g in self.groups for key in g.vision if key not in without}
-        merged: dict[str, Tensor] = {}
-        for key in sorted(keys):
-            parts = [
-                g.vision[key] for g, n in zip(self.groups, repeats, strict=True) for _ in range(n) if key in g.vision
-            ]
-            if parts:
-                merged[key] = _stack(parts)
-        return merged
-
     def pin_memory(self) -> Batch:
         """Pin the pixels' memory, as a DataLoader asks."""
         for group in self.groups:
             group.vision.update({k: v.pin_memory() for k, v in group.vision.items()})
         return self
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    tails = [p.shape[1:] for p in parts]
-    if all(t == tails[0] for t in tails):
-        return torch.cat(parts)
-    widest = [max(sizes) for sizes in zip(*tails, strict=True)]
-    padded: list[Tensor] = []
-    for part in parts:
-        whole = part.new_zeros((part.shape[0], *widest))
-        whole[(slice(None), *(slice(0, n) for n in part.shape[1:]))] = part
-        padded.append(whole)
-    return torch.cat(padded)
 
 
 @dataclass(frozen=True)
@@ -159,6 +131,15 @@ class ResponseLogits:
     rows: Tensor
     columns: Tensor
     shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, logits: Tensor, responses: Sequence[EncodedResponse]) -> ResponseLogits:
+        """Name logits that stand in the order of the responses' tokens."""
+        targets = [token for r in responses for token in r.ids]
+        rows = [row for row, r in enumerate(responses) for _ in r.ids]
+        columns = [column for r in responses for column in range(len(r.ids))]
+        told = (torch.tensor(values, device=logits.device) for values in (targets, rows, columns))
+        return cls(logits, *told, shape=(len(responses), max(len(r.ids) for r in responses)))
 
 
 @dataclass(frozen=True)

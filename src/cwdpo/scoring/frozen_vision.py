@@ -17,9 +17,10 @@ from cwdpo.models.fsdp import is_sharded, is_sharded_weight
 from cwdpo.models.identity import tensor_digest
 from cwdpo.models.modes import inference
 from cwdpo.scoring.batch import Batch, EncodedGroup
+from cwdpo.scoring.family import family_of
 from cwdpo.scoring.feature_cache import FeatureCache, Features, merge_features, pack_features
 
-__all__ = ["FrozenVision"]
+__all__ = ["FrozenVision", "vision_inputs"]
 
 
 class FrozenVision:
@@ -48,12 +49,12 @@ class FrozenVision:
         """
         rows = [g for g, n in zip(batch.groups, repeats, strict=True) for _ in range(n) if g.vision]
         if self.cache is None or not rows or any(not g.image_key for g in rows):
-            return self(inner, _to(inner.device, batch.vision_inputs(repeats)))
+            return self(inner, _pixels(inner, batch, repeats))
         first = next(g for g in rows)
-        if not self._replaces(inner, lambda: _to(inner.device, Batch((first,)).vision_inputs([1]))):
-            return _to(inner.device, batch.vision_inputs(repeats))
+        if not self._replaces(inner, lambda: _pixels(inner, Batch((first,)), [1])):
+            return _pixels(inner, batch, repeats)
         if _draws_or_switches(self._parts[inner]):
-            return self(inner, _to(inner.device, batch.vision_inputs(repeats)))
+            return self(inner, _pixels(inner, batch, repeats))
         tower = text_digest(self._tower_digest(inner), _precision(inner.device))
         found: dict[str, Features] = {}
         for group in rows:
@@ -62,7 +63,7 @@ class FrozenVision:
                 kept = self.cache.get(key, lambda group=group: pack_features(_features_of(inner, group)))
                 found[key] = _to(inner.device, kept)
         merged = merge_features([found[text_digest(tower, g.image_key)] for g in rows])
-        rest = _to(inner.device, batch.vision_inputs(repeats, without=("pixel_values",)))
+        rest = _pixels(inner, batch, repeats, without=("pixel_values",))
         return rest | {"mm_encoder_outputs": {"image": merged}}
 
     def __call__(self, inner: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +112,15 @@ class FrozenVision:
         return known[1]
 
 
+def vision_inputs(inner: Any, batch: Batch, repeats: Sequence[int], vision: FrozenVision | None) -> dict[str, Any]:
+    """Return the pictures of a batch on the model's device, those of group g `repeats[g]` times: pixels or features."""
+    return _pixels(inner, batch, repeats) if vision is None else vision.inputs(inner, batch, repeats)
+
+
+def _pixels(inner: Any, batch: Batch, repeats: Sequence[int], without: Sequence[str] = ()) -> dict[str, Tensor]:
+    return _to(inner.device, family_of(inner).vision_inputs(batch, repeats, without))
+
+
 def _to(device: torch.device, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(device, non_blocking=True) for name, value in values.items()}
 
@@ -143,7 +153,7 @@ def _settings(config: Any) -> str:
 
 def _features_of(inner: Any, group: EncodedGroup) -> Any:
     with torch.no_grad():
-        return _features(inner, _to(inner.device, Batch((group,)).vision_inputs([1])))
+        return _features(inner, _pixels(inner, Batch((group,)), [1]))
 
 
 def _features(inner: Any, inputs: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cwdpo.scoring.batch import Batch, EncodedGroup
-from cwdpo.scoring.full_sequence import computes_own_positions, token_type_rows
+from cwdpo.scoring.family import computes_own_positions, family_of
 
 __all__ = ["PADDING", "PREFIX", "Layout", "Place", "positions"]
 
@@ -106,8 +106,7 @@ def positions(inner: Any, batch: Batch, layout: Layout) -> Tensor:
         layout: Where they stand.
     """
     if not computes_own_positions(inner):
-        first = 1 if inner.config.model_type == "paligemma" else 0  # its positions count from 1
-        return (layout.index + first) * layout.tokens
+        return (layout.index + family_of(inner).first_position) * layout.tokens
     prefixes = _axes_of_prefixes(inner, batch)
     found = layout.ids.new_zeros((len(prefixes[0]), *layout.ids.shape))
     for number, ((row, start), axes) in enumerate(zip(layout.places, prefixes, strict=True)):
@@ -125,8 +124,9 @@ def _axes_of_prefixes(inner: Any, batch: Batch) -> list[Tensor]:
     index_of: Any = getattr(inner, "model", inner).get_rope_index
     known: dict[str, Any] = {"input_ids": layout.ids, "attention_mask": layout.tokens.long()}
     known["mm_token_type_ids"] = torch.zeros_like(layout.ids)
-    known |= token_type_rows(inner, prefixes, range(len(layout.places)), layout.places, layout.tokens)
-    known |= batch.vision_inputs([1] * len(batch.groups), without=("pixel_values",))
+    family = family_of(inner)
+    known |= family.token_inputs(prefixes, range(len(layout.places)), layout.places, layout.tokens)
+    known |= family.vision_inputs(batch, [1] * len(batch.groups), without=("pixel_values",))
     accepted = inspect.signature(index_of).parameters
     axes: Tensor = index_of(**{name: value for name, value in known.items() if name in accepted})[0]
     return [axes[:, row, start:] for row, start in layout.places]

@@ -15,8 +15,8 @@ from torch import Tensor
 from cwdpo.models.parts import base_model
 from cwdpo.scoring.attention_masks import attention_mask
 from cwdpo.scoring.batch import Batch, ResponseLogits
-from cwdpo.scoring.frozen_vision import FrozenVision
-from cwdpo.scoring.full_sequence import check_token_types, token_type_rows, vision_inputs
+from cwdpo.scoring.family import family_of, require_scorable
+from cwdpo.scoring.frozen_vision import FrozenVision, vision_inputs
 from cwdpo.scoring.sequence_layout import Layout, positions
 
 __all__ = ["SharedPrefixScorer"]
@@ -41,9 +41,9 @@ class SharedPrefixScorer:
             ModelError: The model's attention takes no mask of our own (flash attention, flex attention).
         """
         inner = base_model(model)
-        check_token_types(inner, batch)
+        require_scorable(inner, batch)
         layout = Layout.packed(batch) if self.packed else Layout.padded(batch)
-        types = token_type_rows(inner, batch, range(len(batch.groups)), layout.places, layout.tokens)
+        types = family_of(inner).token_inputs(batch, range(len(batch.groups)), layout.places, layout.tokens)
         inputs: dict[str, Any] = {"input_ids": layout.ids, "position_ids": positions(inner, batch, layout), **types}
         inputs = {name: value.to(inner.device, non_blocking=True) for name, value in inputs.items()}
         inputs |= vision_inputs(inner, batch, [1] * len(batch.groups), self.vision)
@@ -78,13 +78,4 @@ def _by_response(logits: Tensor, batch: Batch) -> ResponseLogits:
             places += [shared, *range(place + 1, place + 1 + own)]
             place += own
         place += 1
-    responses = batch.responses
-    lists = (
-        places,
-        [token for r in responses for token in r.ids],
-        [row for row, r in enumerate(responses) for _ in r.ids],
-        [column for r in responses for column in range(len(r.ids))],
-    )
-    place_index, targets, rows, columns = (torch.tensor(values, device=logits.device) for values in lists)
-    shape = (len(responses), max(len(r.ids) for r in responses))
-    return ResponseLogits(logits[place_index], targets, rows, columns, shape)
+    return ResponseLogits.of(logits[torch.tensor(places, device=logits.device)], batch.responses)

@@ -51,7 +51,7 @@ def count_arithmetic(model: Any, scorer: Scorer, batches: Sequence[Batch]) -> Ar
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    vision_of: FrozenVision | None = getattr(getattr(scorer, "chosen", scorer), "vision", None)
+    vision_of: FrozenVision | None = getattr(scorer, "vision", None)
     cache = vision_of.cache if vision_of is not None else None
     if vision_of is not None:
         vision_of.cache = None
