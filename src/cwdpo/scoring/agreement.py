@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import cwdpo
 from cwdpo.errors import ModelError, UserError, one_line
 from cwdpo.models.fsdp import is_sharded
 from cwdpo.models.modes import in_float32, inference, precision_of
@@ -145,7 +144,7 @@ class Agreement:
 def is_own(error: Exception) -> bool:
     """Whether an error is ours rather than the model's: a user's mistake that we name, or a bug in this package."""
     frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    ours = Path(frames[-1]).is_relative_to(Path(cwdpo.__file__).parent)
+    ours = Path(frames[-1]).is_relative_to(Path(__file__).parents[1])
     lost = isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and is_lost_peer(error))
     return ours or lost or isinstance(error, UserError)
 
