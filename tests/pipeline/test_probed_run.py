@@ -147,7 +147,7 @@ def test_figures_of_a_users_file(run: tuple[Path, Listening], tmp_path: Path) ->
     (folder.parent / "my_figures.py").rename(tmp_path / "gone.py")
     page = write_report([folder], tmp_path / "r.html").read_text()
     (tmp_path / "gone.py").rename(folder.parent / "my_figures.py")
-    for words in ("Too loud", "Hush."):
+    for words in ("How [/loud] it is", "of one", "Too loud", "Hush.", "A figure of your own", ">tokens</h4>"):
         assert words in page, words
 
 

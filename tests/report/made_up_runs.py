@@ -70,6 +70,7 @@ def _probes(goal: str, steps: int, draw: random.Random) -> list[dict[str, Any]]:
         ece = 0.022 + (ECE.get(goal, 0.022) - 0.022) * share
         row = {"step": step, "kinds": kinds, "ece": ece, "entropy": 0.62 - drift, "top1": 0.74 + drift / 3}
         row |= {"accuracy": 0.7 - ece, "ranking": 0.9 + drift / 2}
+        row["gap"] = kinds["chosen"]["logp_mean"] - kinds["hard"]["logp_mean"]
         rows.append(row | {"tv": drift, "js": drift**1.4 / 2, "reliability": _bins(ece)})
     return rows
 

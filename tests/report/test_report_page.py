@@ -245,8 +245,8 @@ def test_the_table_takes_the_figures_it_is_given(pair: tuple[Path, Path], tmp_pa
     page = read(write_report(pair, tmp_path / "r.html", table=table))
     rows = re.search(r"start: SFT .*? Stage 2", page.text)
     assert rows is not None
-    assert "DPO 0.432 0.059 0.119" in rows[0]
-    assert "CW-DPO 0.052 0.017 0.031" in rows[0]
+    assert "DPO 0.432 0.0587 0.119" in rows[0]
+    assert "CW-DPO 0.052 0.0173 0.031" in rows[0]
     assert re.search(r"rpo 0\.049 (– ){9}19\.2 –", rows[0])
 
 

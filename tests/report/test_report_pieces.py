@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from made_up_runs import made_up_run
 from PIL import Image
 
 from cwdpo.report.bars import Bar, HistogramRow, bar_chart, histogram_rows
-from cwdpo.report.pictures import picture_gallery, thumbnail
+from cwdpo.report.pictures import Thumbnails, caption_gallery
 from cwdpo.report.read_run import read_runs
 from cwdpo.report.run_record import RunRecord
 from cwdpo.report.svg import Box, Series, line_chart
@@ -22,21 +24,21 @@ from cwdpo.report.verdict import compare_runs, describe_run
 
 def a_run(label: str, tv: float, ece: float, right: list[bool], gold: list[float] | None = None) -> RunRecord:
     """A run with only what a verdict reads."""
-    run = RunRecord(Path(label), label, {"stage2": {"objective": label}}, label=label)
+    run = RunRecord(Path(label), {"stage2": {"objective": label}}, label=label)
     after = {"tv": tv, "js": tv / 2, "ece": ece, "correct": sum(right) / len(right)}
     rows = [{"id": i, "before": {"correct": False}, "after": {"correct": r}} for i, r in enumerate(right)]
     if gold is not None:
         after["logp"] = {"chosen": sum(gold) / len(gold)}
         for row, value in zip(rows, gold, strict=True):
             row["after"]["logp"] = {"chosen": value}
-    run.summary = {"before": {"ece": 0.02, "correct": 0.0, "tv": None}, "after": after}
-    run.rows = rows
+    run.files["evaluation/summary.json"] = {"before": {"ece": 0.02, "correct": 0.0, "tv": None}, "after": after}
+    run.files["evaluation/rows.jsonl"] = rows
     return run
 
 
 def test_a_verdict_does_the_arithmetic() -> None:
-    # Differences: 6 × +1, 2 × 0 over eight pictures: mean .75, sd .4629, half width 2.365 · .4629 / √8 = .387.
-    # Gold: differences all .5 exactly, so the interval has no width.
+    # Right: +1 for 6 of 8 pictures, −1 for none: (6 + 1)/10 − 1/10 = .6, ± 1.96 √((.8 − .36)/10) = .411, at most 1.
+    # Gold: differences all .5 exactly: nothing is known of their spread.
     new = a_run("new", 0.05, 0.03, [True, True, True, False] * 2, [-0.5, -1.0, -1.5, -2.0] * 2)
     old = a_run("old", 0.20, 0.12, [False] * 8, [-1.0, -1.5, -2.0, -2.5] * 2)
     found = compare_runs(new, old)
@@ -52,11 +54,11 @@ def test_a_verdict_does_the_arithmetic() -> None:
     )
     assert texts["Calibration error (ECE)"] == ("0.030 against 0.120: lower. Both started at 0.020.", "good")
     assert texts["Gold captions, log p per token"] == (
-        "−1.250 against −1.750: +0.500 nats, 95 % interval [0.500, 0.500], 8 pictures.",
+        "−1.250 against −1.750: +0.500 nats on each of 8 pictures.",
         "good",
     )
     assert texts["Captions wholly right"] == (
-        "75.0 % against 0.0 %: +75.0 points, 95 % interval [36.3, 113.7], 8 pictures. Both started at 0.0 %.",
+        "75.0 % against 0.0 %: +75.0 points, 95 % interval [18.9, 100.0], 8 pictures. Both started at 0.0 %.",
         "good",
     )
 
@@ -96,7 +98,7 @@ def test_equal_rows_are_called_the_same() -> None:
 
 def test_different_pictures_and_starts_are_said() -> None:
     new, old = a_run("new", 0.05, 0.2, [True, False]), a_run("old", 0.1, 0.1, [True, False])
-    for row in new.rows:
+    for row in new.evaluated:
         row["id"] = f"other {row['id']}"
     new.recipe = {"stage2": {"objective": "new", "learning_rate": 2}}
     found = compare_runs(new, old)
@@ -111,7 +113,7 @@ def test_one_run_is_set_against_its_own_start() -> None:
     assert found is not None
     # Against all wrong: differences 1, 1, 0, 1, twice, as above.
     assert found.sentence == "Over Stage 2, new got more captions right. But it ended worse calibrated."
-    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [36.3, 113.7]" in found.statements[2].text
+    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [18.9, 100.0]" in found.statements[2].text
 
 
 def test_grounding_is_stated_without_a_judgement() -> None:
@@ -127,7 +129,7 @@ def test_grounding_is_stated_without_a_judgement() -> None:
 
 
 def test_no_evaluation_no_verdict() -> None:
-    empty = RunRecord(Path("x"), "x", {})
+    empty = RunRecord(Path("x"), {})
     assert describe_run(empty) is None
     assert compare_runs(empty, a_run("old", 0.1, 0.1, [True])) is None
 
@@ -214,10 +216,14 @@ def test_a_run_that_starts_from_another_runs_stage_is_called_so(tmp_path: Path) 
     shutil.rmtree(second / "stage1")
     runs = read_runs([first, second])
     assert [(r.label, r.method, r.origin) for r in runs] == [("SFT → DPO", "SFT → DPO", "SFT"), ("other", "DPO", "SFT")]
-    (captions,) = (p.captions for p in picture_gallery(runs).pictures[:1])  # type: ignore[attr-defined]
-    assert [c.who for c in captions].count("base model") == 1
+    (remarks,) = (c.remarks for c in caption_gallery(runs).cards[:1])  # type: ignore[attr-defined]
+    assert [r.who for r in remarks].count("base model") == 1
     (alone,) = read_runs([second])
     assert (alone.label, alone.origin) == ("other", "base model")
+
+
+def thumbnail(run: Path, path: object, digest: object = None) -> tuple[str, bool]:
+    return Thumbnails()(run, path, digest)
 
 
 def decoded(source: str) -> Image.Image:
@@ -234,32 +240,55 @@ def test_thumbnails_are_small(tmp_path: Path) -> None:
     assert source.startswith("data:image/png;base64,") and pixelated and decoded(source).size == (64, 64)
 
 
-def test_what_is_no_image_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     Image.new("RGB", (200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    for path in ("text.png", "cut.png", "none.png", "", None, 3, ["a"], "a\0b", "x" * 5000, str(tmp_path)):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in ("text.png", "cut.png", "pipe.png", "none.png", "", None, 3, ["a"], "a\0b", "x" * 5000, str(tmp_path)):
         assert thumbnail(tmp_path, path) == ("", False)
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 30_000)
-    assert thumbnail(tmp_path, "whole.png") == ("", False)
+    Image.new("1", (8001, 8000)).save(tmp_path / "huge.png")  # 64,008,000 pixels
+    assert thumbnail(tmp_path, "huge.png") == ("", False)
+
+
+def test_a_picture_elsewhere_is_shown_where_its_content_is_what_the_run_recorded(tmp_path: Path) -> None:
+    """A stranger's run that names a file of this machine, by path or by a link, does not get it into the page."""
+    run, mine = tmp_path / "run", tmp_path / "mine.png"
+    run.mkdir()
+    Image.new("RGB", (8, 8), "red").save(mine)
+    (run / "link.png").symlink_to(mine)
+    (run / "own.png").write_bytes(mine.read_bytes())
+    digest = hashlib.sha256(mine.read_bytes()).hexdigest()
+    for path in (str(mine), "link.png", "../mine.png"):
+        assert thumbnail(run, path) == ("", False), path
+        assert thumbnail(run, path, "0" * 64) == ("", False), path
+        assert thumbnail(run, path, digest)[0], path
+    assert thumbnail(run, "own.png")[0]
+    assert thumbnail(run, "own.png", "0" * 64) == ("", False)  # replaced since the run saw it
+
+
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n")
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert thumbnail(tmp_path, "x.png") == ("", False)
 
 
 def test_a_run_that_was_moved_keeps_its_pictures(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "here", "dpo", prompts=2)
     shutil.move(run, tmp_path / "there")
-    gallery = picture_gallery(read_runs([tmp_path / "there"]))
-    assert [p.source[:22] for p in gallery.pictures] == ["data:image/png;base64,"] * 2  # type: ignore[attr-defined]
+    gallery = caption_gallery(read_runs([tmp_path / "there"]))
+    assert [c.image[:22] for c in gallery.cards] == ["data:image/png;base64,"] * 2  # type: ignore[attr-defined]
 
 
 def test_the_captions_of_two_runs_stand_together(tmp_path: Path) -> None:
     runs = read_runs([made_up_run(tmp_path / o, o, prompts=2) for o in ("dpo", "cw_dpo")])
     for run, after in zip(runs, ("a red box", "a blue big box"), strict=True):
-        run.rows[0] |= {"base": {"caption": "a box"}, "before": {"caption": "a red box"}, "after": {"caption": after}}
-    first = picture_gallery(runs).pictures[0]  # type: ignore[attr-defined]
-    assert [(c.who, list(c.words)) for c in first.captions] == [
-        ("base model", [("a box", False)]),
-        ("SFT, start of Stage 2", [("a red box", False)]),
-        ("SFT-C, start of Stage 2", [("a red box", False)]),
-        ("DPO", [("a red box", False)]),
-        ("CW-DPO", [("a", False), ("blue big", True), ("box", False)]),
+        run.evaluated[0] |= {"base": {"caption": "a box"}, "before": {"caption": "a red box"}, "after": {"caption": after}}
+    first = caption_gallery(runs).cards[0]  # type: ignore[attr-defined]
+    assert [(r.who, list(r.words)) for r in first.remarks] == [
+        ("base model", [("same", "a box")]),
+        ("SFT, start of Stage 2", [("same", "a red box")]),
+        ("SFT-C, start of Stage 2", [("same", "a red box")]),
+        ("DPO", [("same", "a red box")]),
+        ("CW-DPO", [("same", "a"), ("new", "blue big"), ("same", "box")]),
     ]

@@ -58,15 +58,12 @@ def bar_chart(bars: Sequence[Bar], *, title: str, description: str, decimals: in
     parts: list[Markup] = []
     for i, bar in enumerate(bars):
         y, length = i * row, max(0.0, bar.value) / high * (box.x_end - box.left)
-        said = f"{bar.name}: {text_of(bar.value, decimals)}"
-        if bar.start is not None:
-            said += f" (at the start {text_of(bar.start, decimals)})"
-        value = text_of(bar.value, decimals)
-        value = value if bar.start is None else f"{text_of(bar.start, decimals)} → {value}"
+        start, value = text_of(bar.start, decimals), text_of(bar.value, decimals)
+        said = f"{bar.name}: {value}" + ("" if bar.start is None else f" (at the start {start})")
+        value = value if bar.start is None else f"{start} → {value}"
         name = Markup('<text x="{}" y="{}" class="row-name">{}<tspan class="value" dx="8">{}</tspan></text>')
         parts.append(name.format(box.left, y + 11, bar.name, value))
-        rect = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="14" rx="2"/></g>')
-        parts.append(rect.format(bar.style, said, box.left, y + 19, round(max(length, 1.0), 1)))
+        parts.append(_bar(bar.style, said, box.left, y + 19, round(max(length, 1.0), 1), 14))
         if bar.start is not None:
             x = round(max(0.0, bar.start) / high * (box.x_end - box.left), 1)
             parts.append(mark(x, y + 17, y + 35, f"{bar.name}: {text_of(bar.start, decimals)} at the start"))
@@ -94,25 +91,27 @@ def histogram_rows(rows: Sequence[HistogramRow], *, title: str, description: str
 
 
 def _columns(row: HistogramRow, heights: Sequence[float], left: float, base: float, width: float) -> list[Markup]:
-    step, total = width / max(1, len(row.counts)), sum(row.counts)
-    rect = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}"/></g>')
-    found: list[Markup] = []
+    bins, total = len(row.counts), sum(row.counts)
+    step = width / max(1, bins)
+    parts: list[Markup] = []
     for j, (count, height) in enumerate(zip(row.counts, heights, strict=True)):
         if count:
-            low, high = j / len(row.counts), (j + 1) / len(row.counts)
-            said = f"{row.name}, {low:.1f} to {high:.1f}: {count} of {total}"
+            said = f"{row.name}, {j / bins:.1f} to {(j + 1) / bins:.1f}: {count} of {total}"
             x = round(left + j * step + 0.75, 1)
-            found.append(rect.format(row.style, said, x, base - height, round(step - 1.5, 1), height))
-    return found
+            parts.append(_bar(row.style, said, x, base - height, round(step - 1.5, 1), height))
+    return parts
 
 
 def _outline(heights: Sequence[float], left: float, base: float, width: float) -> Markup:
     """Draw the upper edge of a histogram as a line of steps."""
     step = width / len(heights)
-    path = f"M{left} {base}" + "".join(
-        f"V{round(base - h, 1)}H{round(left + (j + 1) * step, 1)}" for j, h in enumerate(heights)
-    )
-    return Markup('<path class="outline" d="{}V{}"/>').format(path, base)
+    edges = (f"V{round(base - h, 1)}H{round(left + (j + 1) * step, 1)}" for j, h in enumerate(heights))
+    return Markup('<path class="outline" d="M{} {}{}V{}"/>').format(left, base, "".join(edges), base)
+
+
+def _bar(style: str, said: str, x: float, y: float, width: float, height: float) -> Markup:
+    rect = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="1.5"/></g>')
+    return rect.format(style, said, x, y, width, height)
 
 
 def token_chart(rows: Sequence[TokenRow], *, title: str, description: str, width: int = 420) -> Markup:
@@ -128,8 +127,7 @@ def token_chart(rows: Sequence[TokenRow], *, title: str, description: str, width
         for j, (name, style, start, now) in enumerate(row.shares):
             top = y + j * (thick + gap)
             said = f"{row.token}, {name}: {text_of(start, 3)} at the start, {text_of(now, 3)} now"
-            bar = Markup('<g class="bar {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="1.5"/></g>')
-            parts.append(bar.format(style, said, box.left, top, round(max(1.0, now * length), 1), thick))
+            parts.append(_bar(style, said, box.left, top, round(max(1.0, now * length), 1), thick))
             parts.append(mark(round(box.left + start * length, 1), top - 1, top + thick + 1, said))
             parts.append(text(width, top + thick - 1, f"{now:.2f}", "value", "end"))
     return drawing(box, title, description, parts)

@@ -1,14 +1,26 @@
-"""What a page is made of. A section is a list of blocks; the template knows how each kind of block looks."""
+"""What the page is made of. A section is a list of blocks; the template knows how each kind of block looks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from markupsafe import Markup
 
-__all__ = ["Absent", "Block", "Cell", "Figure", "Panel", "Section", "Statement", "Table", "Verdict", "run_style"]
+__all__ = [
+    "Absent",
+    "Block",
+    "Cell",
+    "Chart",
+    "Listing",
+    "Panel",
+    "Section",
+    "Statement",
+    "Table",
+    "Verdict",
+    "run_style",
+]
 
 _RUN_COLOURS = 6
 
@@ -20,7 +32,7 @@ def run_style(index: int) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing of a figure, with a heading where the figure has several."""
+    """One drawing of a chart, with a heading where the chart has several."""
 
     heading: str
     style: str
@@ -28,8 +40,8 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A chart or several of them with the same axes, and how to read them.
+class Chart:
+    """A drawing or several of them with the same axes, and how to read them.
 
     Attributes:
         title: What is shown.
@@ -46,7 +58,7 @@ class Figure:
     legend: Sequence[tuple[str, str]] = ()
     small: bool = False
     notes: Sequence[str] = ()
-    kind: ClassVar[str] = "figure"
+    kind: ClassVar[str] = "chart"
 
 
 @dataclass(frozen=True)
@@ -99,15 +111,24 @@ class Absent:
     kind: ClassVar[str] = "absent"
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A text that opens on demand."""
+
+    title: str
+    text: str
+    kind: ClassVar[str] = "listing"
+
+
 Block = object
 """A block: one of the classes above, or any with a `kind` that names a macro of the template."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
-    """A chapter of the page."""
+    """A chapter of the page; without blocks it is left out."""
 
     id: str
     title: str
+    blocks: Sequence[Block]
     text: str = ""
-    blocks: list[Block] = field(default_factory=list[Block])

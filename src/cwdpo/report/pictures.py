@@ -1,104 +1,180 @@
-"""Held-out pictures with what was said about them before and after, images as thumbnails in the page."""
+"""Pictures with what is said about them: held-out captions before and after, images as thumbnails in the page."""
 
 from __future__ import annotations
 
 import base64
-import difflib
+import hashlib
 import io
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image, ImageOps
-
+from cwdpo.data.images import ImageLimits, open_image
+from cwdpo.data.schema import ImageRef
+from cwdpo.errors import DataError
+from cwdpo.negatives.text import differences
 from cwdpo.report.page_blocks import Absent, Block, run_style
-from cwdpo.report.run_record import RunRecord, as_list, as_map, number
+from cwdpo.report.run_record import RunRecord
 from cwdpo.report.ticks import text_of
+from cwdpo.report.values import as_list, as_map, number
 
-__all__ = ["Caption", "Gallery", "Picture", "picture_gallery", "thumbnail"]
+__all__ = ["Card", "Gallery", "Remark", "Thumbnails", "caption_gallery"]
 
 _SIDE = 224
 """Longest side of a thumbnail, in pixels."""
-
-_MOST_PIXELS = 64_000_000
+_SMALL = 96
+"""An image with no longer side than this is shown enlarged, pixel by pixel."""
+_LIMITS = ImageLimits(max_pixels=64_000_000)
+_MOST_BYTES = 64 * 2**20
 _BUDGET = 3_000_000
 """Characters of images in a page; what comes after is left out, so that a page stays under 5 MB."""
-
 _LONGEST = 600
-"""A caption is cut here."""
+"""A text is cut here."""
 
 
 @dataclass(frozen=True)
-class Caption:
-    """One caption: who said it, the words (and whether each is new against the caption before), right or wrong."""
+class Remark:
+    """One thing said about a picture.
+
+    Attributes:
+        who: Who said it, and what is known of it.
+        words: Runs of words, each `same`, `new` or `gone`.
+        style: Class of the line.
+        right: Whether it is right, where that is known.
+        flag: What to look at.
+    """
 
     who: str
-    style: str
-    words: Sequence[tuple[str, bool]]
+    words: Sequence[tuple[str, str]]
+    style: str = ""
     right: bool | None = None
-    cider: str = ""
+    flag: str = ""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One held-out prompt."""
+class Card:
+    """A picture and what is said about it.
 
-    id: str
-    source: str
+    Attributes:
+        image: A data URI; empty where there is none to show.
+        pixelated: Show it enlarged, pixel by pixel.
+        title: The gold response.
+        more: Further gold responses.
+        remarks: What is said.
+    """
+
+    image: str
     pixelated: bool
-    references: Sequence[str]
-    captions: Sequence[Caption]
+    title: str
+    more: Sequence[str]
+    remarks: Sequence[Remark]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures of a report."""
+    """Some pictures; `style` is `captions` or `negatives`."""
 
     text: str
-    pictures: Sequence[Picture]
+    cards: Sequence[Card]
+    style: str
     kind: ClassVar[str] = "gallery"
 
 
-def picture_gallery(runs: Sequence[RunRecord]) -> Block:
+class Thumbnails:
+    """Small data URIs of pictures, as many as a page has room for."""
+
+    def __init__(self) -> None:
+        self._spent = 0
+
+    def __call__(self, run: Path, path: object, digest: object = None) -> tuple[str, bool]:
+        """Return a picture, and whether it is so small that it should be shown enlarged.
+
+        Who wrote a run directory may be a stranger: a picture is shown that lies in the directory, or whose content is
+        what the run recorded. No other file of this machine gets into a page.
+
+        Args:
+            run: The run directory; a run that was moved has its pictures below it.
+            path: The picture's path as the run noted it.
+            digest: SHA-256 of its content as the run noted it.
+
+        Returns:
+            An empty string where there is no picture to show.
+        """
+        content = _content(run, path, digest) if self._spent < _BUDGET else None
+        if content is None:
+            return "", False
+        try:
+            image = open_image(ImageRef(data=content), _LIMITS)
+        except DataError:
+            return "", False
+        small = max(image.size) <= _SMALL
+        image.thumbnail((_SIDE, _SIDE))
+        buffer, kind = io.BytesIO(), "png" if small else "jpeg"
+        image.save(buffer, kind, optimize=True, **({} if small else {"quality": 78}))
+        source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+        self._spent += len(source)
+        return (source, small) if self._spent < _BUDGET else ("", False)
+
+
+def _content(run: Path, path: object, digest: object) -> bytes | None:
+    """Return the bytes of a picture that may be shown."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        return None
+    try:
+        for file in _places(run, Path(path)):
+            inside = file.resolve().is_relative_to(run.resolve())
+            if file.is_file() and file.stat().st_size <= _MOST_BYTES and (inside or isinstance(digest, str)):
+                content = file.read_bytes()
+                if not isinstance(digest, str) or hashlib.sha256(content).hexdigest() == digest:
+                    return content
+    except OSError:  # a name too long for the file system, or a file that may not be read
+        return None
+    return None
+
+
+def _places(run: Path, path: Path) -> Iterator[Path]:
+    """Yield where a picture may lie: where the run noted it, then below the run directory."""
+    if path.is_absolute():
+        yield path
+    for i in range(1 if path.is_absolute() else 0, len(path.parts)):
+        yield run.joinpath(*path.parts[i:])
+
+
+def caption_gallery(runs: Sequence[RunRecord]) -> Block:
     """Return the first held-out pictures with the captions of every run that has some."""
-    having = [(i, one) for i, one in enumerate(map(_one_seed, runs)) if one.rows]
+    having = [(i, one) for i, one in enumerate(map(_one_seed, runs)) if one.evaluated]
     if not having:
         return Absent("No captions were written yet: the evaluation has not finished, or `evaluation.prompts` is 0.")
-    wanted = [number(as_map(run.recipe.get("evaluation")).get("samples")) for _, run in having]
-    count = int(max((n for n in wanted if n is not None), default=12))
-    rows = {i: {str(r.get("id")): r for r in run.rows} for i, run in having}
+    asked = [number(run.recipe, "evaluation", "samples") for _, run in having]
+    count = int(max((n for n in asked if n is not None), default=12))
+    rows = {i: {str(r.get("id")): r for r in run.evaluated} for i, run in having}
     ids = list(dict.fromkeys(key for i, _ in having for key in rows[i]))
     shared = [key for key in ids if all(key in rows[i] for i, _ in having)] or ids
-    pictures: list[Picture] = []
-    spent = 0
+    thumbnails, cards = Thumbnails(), list[Card]()
     for key in shared[: max(0, count)]:
         said = [(i, run, rows[i][key]) for i, run in having if key in rows[i]]
-        source, pixelated = thumbnail(said[0][1].folder, said[0][2].get("image"))
-        spent += len(source)
-        references = [_cut(str(t)) for t in as_list(said[0][2].get("references"))[:10]]
-        picture = Picture(key, source if spent < _BUDGET else "", pixelated, references, _captions(said))
-        pictures.append(picture)
-    if not pictures:
+        _, run, row = said[0]
+        golds = [_cut(str(t)) for t in as_list(row, "references")[:10]] or [key]
+        image = thumbnails(run.folder, row.get("image"), row.get("image_digest"))
+        cards.append(Card(*image, golds[0], golds[1:], _captions(said)))
+    if not cards:
         return Absent("`evaluation.samples` is 0: no pictures were asked for.")
-    which = f"The first {len(pictures)} held-out pictures" if len(pictures) > 1 else "The first held-out picture"
+    which = f"The first {len(cards)} held-out pictures" if len(cards) > 1 else "The first held-out picture"
     text = f"{which}, in the order of the data, not selected. Underlined words are new against the start of the stage."
-    return Gallery(text, pictures)
+    return Gallery(text, cards, "captions")
 
 
 def _one_seed(run: RunRecord) -> RunRecord:
     """Return the run, or the first of its seeds."""
     if not run.seeds:
         return run
-    first = run.seeds[0]
-    return replace(first, label=f"{run.label}, seed {first.seed}", origin=run.origin)
+    return replace(run.seeds[0], label=f"{run.label}, seed {run.seeds[0].seed}", origin=run.origin)
 
 
-def _captions(said: Sequence[tuple[int, RunRecord, dict[str, Any]]]) -> list[Caption]:
+def _captions(said: Sequence[tuple[int, RunRecord, Mapping[str, Any]]]) -> list[Remark]:
     """List the captions of one picture; what several runs share is listed once."""
-    found: list[Caption] = []
-    seen: dict[tuple[str, str], int] = {}
+    remarks: dict[tuple[str, str, int], Remark] = {}
     for when in ("base", "before", "after"):
         for i, run, row in said:
             part = as_map(row.get(when))
@@ -108,89 +184,18 @@ def _captions(said: Sequence[tuple[int, RunRecord, dict[str, Any]]]) -> list[Cap
                 continue  # another run's Stage 1: shown as the start
             if not isinstance(part.get("caption"), str):
                 continue
-            caption = _cut(part["caption"])
+            caption, last = _cut(part["caption"]), when == "after"
             who = {"base": "base model", "before": f"{run.origin}, start of Stage 2", "after": run.label}[when]
-            if when != "after" and (who, caption) in seen:
-                continue
-            seen[who, caption] = i
             before = as_map(row.get("before")).get("caption")
-            words = _marked(caption, _cut(before) if when == "after" and isinstance(before, str) else None)
-            right = part.get("correct")
-            cider = number(part.get("cider"))
-            found.append(
-                Caption(
-                    who,
-                    run_style(i) if when == "after" else "muted",
-                    words,
-                    right if isinstance(right, bool) else None,
-                    "" if cider is None else text_of(cider, 0),
-                )
-            )
-    return found
-
-
-def _marked(caption: str, before: str | None) -> list[tuple[str, bool]]:
-    """Split a caption into runs of words, each with whether it is new against the caption before."""
-    new = caption.split()
-    if before is None:
-        return [(" ".join(new), False)]
-    found: list[tuple[str, bool]] = []
-    for kind, _, _, low, high in difflib.SequenceMatcher(None, before.split(), new, autojunk=False).get_opcodes():
-        if high > low:
-            found.append((" ".join(new[low:high]), kind != "equal"))
-    return found
+            words = differences(_cut(before), caption) if last and isinstance(before, str) else [("same", caption)]
+            words = [(kind, text) for kind, text in words if kind != "gone" and text]
+            right, cider = part.get("correct"), number(part, "cider")
+            right = right if isinstance(right, bool) else None
+            score = "" if cider is None or right is not None else f" · CIDEr {text_of(cider, 0)}"
+            style = run_style(i) if last else "muted"
+            remarks.setdefault((who, caption, i if last else -1), Remark(f"{who}{score}", words, style, right))
+    return list(remarks.values())
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def thumbnail(folder: Path, path: object) -> tuple[str, bool]:
-    """Return an image as a small data URI, and whether it is so small that it should be shown enlarged, pixel by pixel.
-
-    Args:
-        folder: The run directory; a run that was moved has its images below it.
-        path: The image's path as the run noted it.
-
-    Returns:
-        An empty string where there is no readable image.
-    """
-    file = _find(folder, path)
-    if file is None:
-        return "", False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                if opened.width * opened.height > _MOST_PIXELS:
-                    return "", False
-                opened.draft("RGB", (_SIDE, _SIDE))
-                image: Image.Image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return "", False
-    small = max(image.size) <= 96
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    if small:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality=78, optimize=True)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", small
-
-
-def _find(folder: Path, path: object) -> Path | None:
-    """Look for an image where the run noted it, then below the run directory."""
-    if not isinstance(path, str) or not path or "\0" in path:
-        return None
-    given = Path(path)
-    try:
-        if given.is_absolute() and given.is_file():
-            return given
-        for i in range(1 if given.is_absolute() else 0, len(given.parts)):
-            candidate = folder.joinpath(*given.parts[i:])
-            if candidate.is_file():
-                return candidate
-    except OSError:  # a name too long for the file system
-        return None
-    return None

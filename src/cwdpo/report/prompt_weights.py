@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cwdpo.report.run_record import as_list, as_map, number
+from cwdpo.report.values import as_list, as_map, number
 
 __all__ = ["DIFFICULTIES", "ordered_prompts", "prompt_weights"]
 
@@ -27,10 +27,10 @@ def prompt_weights(rows: _Rows, kind: str) -> np.ndarray:
         NaN where a prompt has no such negative; no readings where the file lacks what is needed.
     """
     first = as_map(rows[0]) if rows else {}
-    floor, tau = number(first.get("floor")), number(first.get("tau"))
+    floor, tau = number(first, "floor"), number(first, "tau")
     if floor is None or tau is None or tau <= 0:
         return np.empty((0, 0))
-    read = [[number(v) for v in as_list(as_map(row.get("logp_mean")).get(kind))] for row in rows]
+    read = [[number(v) for v in as_list(row, "logp_mean", kind)] for row in rows]
     prompts = min(map(len, read))
     means = np.array([[np.nan if v is None else v for v in line[:prompts]] for line in read], dtype=float)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""What a run directory says, read without trusting that it is finished, whole or ours."""
+"""Run directories as records, read without trusting that they are finished, whole or ours."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ import yaml
 from cwdpo.errors import RunError, one_line
 from cwdpo.files import read_json, read_jsonl
 from cwdpo.recipe.safe_yaml import parse_yaml
-from cwdpo.report.run_record import RunRecord, StageRecord, as_map, number
+from cwdpo.report.run_record import DEFAULT_NAME, STAGES, RunRecord
 from cwdpo.report.seeds import pool_seeds
+from cwdpo.report.values import clean
 
 __all__ = ["read_run", "read_runs"]
 
-_DEFAULT_NAME = "cwdpo run"
+_STAGE_FILES = (
+    *("done.json", "metrics.jsonl", "probes.jsonl", "probe_prompts.jsonl", "probe_tokens.json", "probe_start.json"),
+    *("diagnosis.json", "early_stop.json", "throughput.json"),
+)
+_FILES = (
+    *("manifest.json", "data/done.json", "evaluation/summary.json", "evaluation/rows.jsonl"),
+    *(f"negatives/{stage}/{name}.json" for stage in STAGES for name in ("counts", "tallies", "pictures")),
+    *(f"{stage}/{name}" for stage in STAGES for name in _STAGE_FILES),
+)
+"""What the report reads of a run."""
 
 
 def read_runs(folders: Sequence[Path], *, pool: bool = False) -> list[RunRecord]:
@@ -33,20 +43,19 @@ def read_runs(folders: Sequence[Path], *, pool: bool = False) -> list[RunRecord]
         raise RunError("a report needs at least one run directory; give the --out folder of `cwdpo train`")
     runs = [read_run(Path(folder)) for folder in folders]
     runs = pool_seeds(runs) if pool else runs
-    named = all(r.name != _DEFAULT_NAME for r in runs)
+    names = [r.folder.resolve().name for r in runs]
     choices = (
-        *([[r.name for r in runs]] if named else []),
+        *([[r.name for r in runs]] if all(r.name != DEFAULT_NAME for r in runs) else []),
         [r.objective(r.last_stage) for r in runs],
         [r.method for r in runs],
         [r.name for r in runs],
-        [r.folder.resolve().name for r in runs],
-        [f"{r.folder.resolve().name} ({i})" for i, r in enumerate(runs, 1)],
+        names,
+        [f"{name} ({i})" for i, name in enumerate(names, 1)],
     )
     labels = next(c for c in choices if len(set(c)) == len(runs))
+    trained = {r.start_digest(): r.objective("stage1") for r in runs if r.after_stage1}
     for run, label in zip(runs, labels, strict=True):
         run.label = one_line(label, 60)
-    trained = {r.start_digest(): r.objective("stage1") for r in runs if r.after_stage1}
-    for run in runs:
         if run.after_stage1:
             run.origin = run.objective("stage1")
         elif (digest := run.start_digest()) is not None:
@@ -55,7 +64,7 @@ def read_runs(folders: Sequence[Path], *, pool: bool = False) -> list[RunRecord]
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run directory; what is missing or broken is left empty and noted.
+    """Read a run directory; what is missing or broken is left out and noted.
 
     Raises:
         RunError: The folder has no readable recipe, so it is no run directory.
@@ -72,53 +81,18 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{path}: cannot be read: {one_line(error)}; {hint}") from None
     if not isinstance(recipe, dict):
         raise RunError(f"{path}: not a recipe; {hint}")
-    run = RunRecord(folder, str(as_map(recipe).get("name", _DEFAULT_NAME)), as_map(recipe))
-    run.manifest = as_map(_json(run, folder / "manifest.json"))
-    run.summary = as_map(_json(run, folder / "evaluation" / "summary.json"))
-    run.rows = _rows(run, folder / "evaluation" / "rows.jsonl")
-    run.data = as_map(_json(run, folder / "data" / "done.json"))
-    for name in ("stage1", "stage2"):
-        counts = as_map(_json(run, folder / "negatives" / name / "counts.json"))
-        if counts:
-            run.negatives[name] = counts
-        tallies = as_map(as_map(_json(run, folder / "negatives" / name / "tallies.json")).get("sources"))
-        if tallies:
-            run.tallies[name] = tallies
-        if (folder / name).is_dir():
-            run.stages[name] = _stage(run, name)
+    run = RunRecord(folder, clean(recipe))
+    for name in _FILES:
+        if not (folder / name).is_file():
+            continue
+        rows: list[Any] = []
+        run.files[name] = rows
+        try:
+            if name.endswith(".jsonl"):
+                rows.extend(clean(row) for row in read_jsonl(folder / name))
+            else:
+                run.files[name] = clean(read_json(folder / name))
+        except (OSError, ValueError) as error:
+            how = "is read only in part" if name.endswith(".jsonl") else "cannot be read"
+            run.troubles.append(f"{name} {how}: {one_line(error, 120)}")
     return run
-
-
-def _stage(run: RunRecord, name: str) -> StageRecord:
-    folder = run.folder / name
-    metrics = [r for r in _rows(run, folder / "metrics.jsonl") if "loss" in r and number(r.get("step")) is not None]
-    probes = [r for r in _rows(run, folder / "probes.jsonl") if number(r.get("step")) is not None]
-    settings, done = as_map(run.recipe.get(name)), as_map(_json(run, folder / "done.json"))
-    stage = StageRecord(name, run.objective(name), settings, probes, metrics, done)
-    stage.prompts = _rows(run, folder / "probe_prompts.jsonl")
-    stage.tokens = as_map(_json(run, folder / "probe_tokens.json"))
-    stage.diagnosis = as_map(_json(run, folder / "diagnosis.json"))
-    stage.early_stop = as_map(_json(run, folder / "early_stop.json"))
-    stage.speed = as_map(_json(run, folder / "throughput.json"))
-    return stage
-
-
-def _json(run: RunRecord, path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        run.troubles.append(f"{path.relative_to(run.folder)} cannot be read: {one_line(error, 120)}")
-        return None
-
-
-def _rows(run: RunRecord, path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    found: list[dict[str, Any]] = []
-    try:
-        found.extend(as_map(row) for row in read_jsonl(path) if isinstance(row, dict))
-    except (OSError, ValueError) as error:
-        run.troubles.append(f"{path.relative_to(run.folder)} is read only in part: {one_line(error, 120)}")
-    return found

@@ -1,107 +1,38 @@
-"""A run directory and its stages, as the report sees them: whatever is missing or odd is empty."""
+"""A run directory and its stages, as the sections of the report see them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cwdpo.methods.base import METHODS
+from cwdpo.probes.figures import FIGURES, Figure
+from cwdpo.report.values import as_list, as_map, number, series_of
 
-__all__ = ["KINDS", "RunRecord", "StageRecord", "as_list", "as_map", "number", "series_of"]
+__all__ = ["DEFAULT_NAME", "KINDS", "STAGES", "RunRecord", "StageRecord"]
+
+STAGES = {"stage1": "Stage 1", "stage2": "Stage 2"}
+"""The stages, and how they are called."""
 
 KINDS = ("chosen", "hard", "medium", "easy", "rejected")
 """Order in which kinds of response are shown; others follow in alphabetical order."""
 
-_LARGEST = 1e30
+DEFAULT_NAME = "cwdpo run"
 
-
-def number(value: Any) -> float | None:
-    """Return a finite number that an axis can show as float, anything else as None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= _LARGEST else None
-
-
-def as_map(value: Any) -> dict[str, Any]:
-    """Return a mapping as it is, anything else as an empty one."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a list as it is, anything else as an empty one."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-@dataclass
-class StageRecord:
-    """One stage of a run.
-
-    Attributes:
-        name: `stage1` or `stage2`.
-        title: What it optimised, in words ("CW-DPO").
-        settings: Its section of the recipe.
-        probes: Rows of `probes.jsonl`.
-        metrics: Rows of `metrics.jsonl` that belong to the loss.
-        done: `done.json`; empty while the stage is under way.
-        prompts: Rows of `probe_prompts.jsonl`.
-        tokens: `probe_tokens.json`.
-        diagnosis: `diagnosis.json`.
-        early_stop: `early_stop.json`.
-        speed: `throughput.json`.
-        seeds: The same stage of each seed, where this is their mean.
-    """
-
-    name: str
-    title: str
-    settings: dict[str, Any]
-    probes: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
-    done: dict[str, Any]
-    prompts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    tokens: dict[str, Any] = field(default_factory=dict[str, Any])
-    diagnosis: dict[str, Any] = field(default_factory=dict[str, Any])
-    early_stop: dict[str, Any] = field(default_factory=dict[str, Any])
-    speed: dict[str, Any] = field(default_factory=dict[str, Any])
-    seeds: list[StageRecord] = field(default_factory=list["StageRecord"])
-
-    @property
-    def kinds(self) -> list[str]:
-        """Kinds of response that the probes measured, in the order they are shown."""
-        found = {kind for row in self.probes for kind in as_map(row.get("kinds"))}
-        return [k for k in KINDS if k in found] + sorted(found - set(KINDS))
-
-    def probe(self, *path: str) -> list[tuple[float, float]]:
-        """Return (step, value) of a quantity in the probes, for instance `probe("kinds", "easy", "logp_mean")`."""
-        return series_of(self.probes, path)
-
-    def metric(self, name: str) -> list[tuple[float, float]]:
-        """Return (step, value) of a logged quantity."""
-        return series_of(self.metrics, (name,))
-
-    def band(self, read: Callable[[StageRecord], Sequence[tuple[float, float]]]) -> list[tuple[float, float, float]]:
-        """Return (step, lowest, highest) of a series over the seeds; nothing where there is one seed."""
-        lines = [dict(read(seed)) for seed in self.seeds]
-        shared = set(lines[0]).intersection(*lines[1:]) if lines else set[float]()
-        return [(x, min(line[x] for line in lines), max(line[x] for line in lines)) for x in sorted(shared)]
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass
 class RunRecord:
-    """One run directory.
+    """One run directory, or several seeds of one recipe.
 
     Attributes:
         folder: Where it is.
-        name: `name` of its recipe.
         recipe: The recipe as resolved.
-        manifest: `manifest.json`, empty where there is none.
-        stages: The stages that have left something, by name.
-        summary: `evaluation/summary.json`, empty where there is none.
-        rows: `evaluation/rows.jsonl`.
-        data: `data/done.json`.
-        negatives: Counts by stage and source.
-        tallies: What became of the candidates, by stage and source.
+        files: What its files hold, by their name in the folder; of a file that is missing or broken there is nothing.
         troubles: Files that could not be read, one sentence each.
         label: How the report calls it.
         origin: How the report calls the model that its last stage started from.
@@ -109,24 +40,50 @@ class RunRecord:
     """
 
     folder: Path
-    name: str
     recipe: dict[str, Any]
-    manifest: dict[str, Any] = field(default_factory=dict[str, Any])
-    stages: dict[str, StageRecord] = field(default_factory=dict[str, StageRecord])
-    summary: dict[str, Any] = field(default_factory=dict[str, Any])
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    data: dict[str, Any] = field(default_factory=dict[str, Any])
-    negatives: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    tallies: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    files: dict[str, Any] = field(default_factory=dict[str, Any])
     troubles: list[str] = field(default_factory=list[str])
     label: str = ""
     origin: str = "base model"
     seeds: list[RunRecord] = field(default_factory=list["RunRecord"])
 
+    def json(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file holds."""
+        return as_map(self.files.get(name))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a JSON-lines file."""
+        return [as_map(row) for row in as_list(self.files.get(name))]
+
+    @property
+    def name(self) -> str:
+        """The recipe's `name`."""
+        return str(self.recipe.get("name", DEFAULT_NAME))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`manifest.json`."""
+        return self.json("manifest.json")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`evaluation/summary.json`."""
+        return self.json("evaluation/summary.json")
+
+    @property
+    def evaluated(self) -> list[dict[str, Any]]:
+        """`evaluation/rows.jsonl`."""
+        return self.rows("evaluation/rows.jsonl")
+
     @property
     def each(self) -> list[RunRecord]:
         """The runs behind this one: its seeds, or itself."""
         return self.seeds or [self]
+
+    @cached_property
+    def stages(self) -> dict[str, StageRecord]:
+        """The stages that have left something, by name."""
+        return {s: StageRecord(self, s) for s in STAGES if any((one.folder / s).is_dir() for one in self.each)}
 
     @property
     def seed(self) -> int | None:
@@ -141,62 +98,110 @@ class RunRecord:
 
     @property
     def after_stage1(self) -> bool:
-        """Tell whether the last stage starts from what this run's own Stage 1 made."""
+        """Whether the last stage starts from what this run's own Stage 1 made."""
         return self.last_stage == "stage2" and self.enabled("stage1")
 
     def enabled(self, stage: str) -> bool:
-        """Tell whether the recipe has this stage."""
-        return as_map(self.recipe.get(stage)).get("enabled", True) is not False
+        """Return whether the recipe has this stage."""
+        return as_map(self.recipe, stage).get("enabled", True) is not False
 
     def objective(self, stage: str) -> str:
-        """Return what a stage optimises, in words."""
-        return objective_title(as_map(self.recipe.get(stage)))
+        """Return what a stage optimises, in words, with what distinguishes it from its relatives."""
+        settings = as_map(self.recipe, stage)
+        key = str(settings.get("objective", "?"))
+        method = METHODS.installed(key)  # never a file that a stranger's run names
+        title = key if method is None else method.title
+        if key == "dpo_shift" and (weight := number(settings, "shift_weight")) is not None:
+            return f"{title} {weight:g}"
+        if key == "sft_c" and settings.get("regularizer", "nll_floor") != "nll_floor":
+            return f"{title} ({settings['regularizer']})"
+        return title
 
     @property
     def method(self) -> str:
         """The stages in words: "SFT-C → CW-DPO"."""
-        return " → ".join(self.objective(s) for s in ("stage1", "stage2") if self.enabled(s))
-
-    def section(self, when: str) -> dict[str, Any]:
-        """Return the summary of `base`, `before` or `after`."""
-        return as_map(self.summary.get(when))
+        return " → ".join(self.objective(s) for s in STAGES if self.enabled(s))
 
     def measure(self, when: str, name: str) -> float | None:
-        """Return a figure of the summary; `logp_chosen` and its like are looked up by kind."""
-        part = self.section(when)
-        if name == "grounding":
-            return number(as_map(part.get(name)).get("gap"))
-        if name.startswith("logp_"):
-            return number(as_map(part.get("logp")).get(name.removeprefix("logp_")))
-        return number(part.get(name))
+        """Return a figure of the summary (`cwdpo.probes.figures.EVALUATED`) of `base`, `before` or `after`."""
+        return measured(as_map(self.summary, when), name)
 
     def start_digest(self) -> str | None:
         """Return the content hash of the model that the last stage started from; of several seeds, the first one's."""
-        stage = self.each[0].stages.get(self.last_stage)
-        start = stage.done.get("start") if stage else None
+        start = self.each[0].json(f"{self.last_stage}/done.json").get("start")
         return start if isinstance(start, str) else None
 
 
-def objective_title(settings: Mapping[str, Any]) -> str:
-    """Return the objective of a recipe's stage in words, with what distinguishes it from its relatives."""
-    key = str(settings.get("objective", "?"))
-    method = METHODS.installed(key)  # never a file that a stranger's run names
-    title = key if method is None else method.title
-    if key == "dpo_shift" and (weight := number(settings.get("shift_weight"))) is not None:
-        return f"{title} {weight:g}"
-    if key == "sft_c" and settings.get("regularizer", "nll_floor") != "nll_floor":
-        return f"{title} ({settings['regularizer']})"
-    return title
+def measured(part: Mapping[str, Any], name: str) -> float | None:
+    """Return a figure of a part of a summary, or of a row of the evaluation."""
+    if name == "grounding":
+        return number(part, name, "gap")
+    if name.startswith("logp_"):
+        return number(part, "logp", name.removeprefix("logp_"))
+    value = part.get(name)
+    return float(value) if isinstance(value, bool) else number(value)
 
 
-def series_of(rows: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[tuple[float, float]]:
-    """Return (step, value) of what lies at a path in each row, where it is a number."""
-    points: list[tuple[float, float]] = []
-    for row in rows:
-        value: Any = row
-        for name in path:
-            value = as_map(value).get(name)
-        step, y = number(row.get("step")), number(value)
-        if step is not None and y is not None:
-            points.append((step, y))
-    return points
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a run: its files, by name."""
+
+    run: RunRecord
+    name: str
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return what a JSON file of the stage holds."""
+        return self.run.json(f"{self.name}/{name}")
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        return [r for r in self.run.rows(f"{self.name}/{name}") if number(r, "step") is not None]
+
+    @cached_property
+    def probes(self) -> list[dict[str, Any]]:
+        """Rows of `probes.jsonl`."""
+        return self._rows("probes.jsonl")
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl` that belong to the loss."""
+        return [row for row in self._rows("metrics.jsonl") if "loss" in row]
+
+    @cached_property
+    def prompts(self) -> list[dict[str, Any]]:
+        """Rows of `probe_prompts.jsonl`."""
+        return self.run.rows(f"{self.name}/probe_prompts.jsonl")
+
+    @property
+    def seeds(self) -> list[StageRecord]:
+        """The same stage of each seed, where this is their mean."""
+        return [one.stages[self.name] for one in self.run.seeds if self.name in one.stages]
+
+    @property
+    def own_figures(self) -> list[Figure]:
+        """Figures of the user's that the probes read, as the run describes them."""
+        found: list[Figure] = []
+        for row in as_list(self.json("probe_start.json"), "figures"):
+            name, title, unit = (str(as_map(row).get(key, "")) for key in ("name", "title", "unit"))
+            if name and name not in FIGURES:
+                found.append(Figure(name=name, title=title or name, unit=unit))
+        return found
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of response that the probes measured, in the order they are shown."""
+        found = {kind for row in self.probes for kind in as_map(row, "kinds")}
+        return [k for k in KINDS if k in found] + sorted(found - set(KINDS))
+
+    def probe(self, *path: str) -> list[tuple[float, float]]:
+        """Return (step, value) of a quantity in the probes, for instance `probe("kinds", "easy", "logp_mean")`."""
+        return series_of(self.probes, *path)
+
+    def metric(self, name: str) -> list[tuple[float, float]]:
+        """Return (step, value) of a logged quantity."""
+        return series_of(self.metrics, name)
+
+    def band(self, read: Callable[[StageRecord], Points]) -> list[tuple[float, float, float]]:
+        """Return (step, lowest, highest) of a series over the seeds; nothing where there is one seed."""
+        lines = [dict(read(seed)) for seed in self.seeds]
+        shared = set(lines[0]).intersection(*lines[1:]) if lines else set[float]()
+        return [(x, min(line[x] for line in lines), max(line[x] for line in lines)) for x in sorted(shared)]

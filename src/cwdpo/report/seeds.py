@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from cwdpo.evaluation.intervals import mean_interval
-from cwdpo.report.run_record import RunRecord, StageRecord, as_list, as_map, number
+from cwdpo.report.run_record import RunRecord
+from cwdpo.report.values import as_list, as_map, number
 
 __all__ = ["pool_seeds"]
 
@@ -21,19 +22,19 @@ def pool_seeds(runs: Sequence[RunRecord]) -> list[RunRecord]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_seedless(run.recipe), sort_keys=True, default=str), []).append(run)
-    found: list[RunRecord] = []
+    pooled: list[RunRecord] = []
     for group in groups.values():
         several = len(group) > 1 and len({run.seed for run in group}) == len(group)
-        found += [_pooled(sorted(group, key=lambda run: run.seed or 0))] if several else group
-    return found
+        pooled += [_pooled(sorted(group, key=lambda run: run.seed or 0))] if several else group
+    return pooled
 
 
 def _seedless(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without its seeds, and without the places of data that a seed may have of its own."""
-    kept = as_map(_without_seeds(recipe))
+    shared = as_map(_without_seeds(recipe))
     for section in ("data", "probes"):
-        kept[section] = {k: v for k, v in as_map(kept.get(section)).items() if k not in _PLACES}
-    return kept
+        shared[section] = {k: v for k, v in as_map(shared, section).items() if k not in _PLACES}
+    return shared
 
 
 def _without_seeds(value: Any) -> Any:
@@ -43,36 +44,27 @@ def _without_seeds(value: Any) -> Any:
 
 
 def _pooled(runs: list[RunRecord]) -> RunRecord:
-    first = runs[0]
-    run = RunRecord(first.folder, first.name, first.recipe, seeds=runs)
-    for name in ("manifest", "summary", "data", "negatives", "tallies"):
-        setattr(run, name, _mean([getattr(one, name) for one in runs]))
+    """Return the mean of several seeds; what is of one prompt is the first seed's."""
+    run = RunRecord(runs[0].folder, runs[0].recipe, seeds=runs)
+    for name in dict.fromkeys(name for one in runs for name in one.files):
+        if name.endswith(("probes.jsonl", "metrics.jsonl")):
+            run.files[name] = _mean_rows([one.rows(name) for one in runs if name in one.files])
+        elif name.endswith("probe_tokens.json"):
+            run.files[name] = runs[0].json(name)
+        elif not name.endswith(".jsonl") and (all(one.json(name) for one in runs) or not name.endswith("done.json")):
+            run.files[name] = _mean([one.files.get(name) for one in runs])
     run.troubles = [f"seed {one.seed}: {trouble}" for one in runs for trouble in one.troubles]
     for when in ("before", "after"):
         gaps = [gap for one in runs if (gap := one.measure(when, "grounding")) is not None]
         if gaps:
             mean, low, high = mean_interval(gaps)
-            run.section(when)["grounding"] = {"gap": mean, "low": low, "high": high}
-    for name in ("stage1", "stage2"):
-        stages = [one.stages[name] for one in runs if name in one.stages]
-        if stages:
-            run.stages[name] = _pooled_stage(stages)
+            as_map(run.summary, when)["grounding"] = {"gap": mean, "low": low, "high": high}
     return run
 
 
-def _pooled_stage(stages: list[StageRecord]) -> StageRecord:
-    """Return the mean of a stage at the updates that all seeds have; what is of one prompt is the first seed's."""
-    first = stages[0]
-    done = _mean([s.done for s in stages]) if all(s.done for s in stages) else {}
-    found = StageRecord(first.name, first.title, first.settings, [], [], done)
-    found.probes = _mean_rows([s.probes for s in stages])
-    found.metrics = _mean_rows([s.metrics for s in stages])
-    found.tokens, found.seeds = first.tokens, stages
-    return found
-
-
 def _mean_rows(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    by_step = [{number(row.get("step")): row for row in table} for table in tables]
+    """Return the mean rows at the updates that all tables have."""
+    by_step = [{number(row, "step"): row for row in table} for table in tables]
     shared = set(by_step[0]).intersection(*by_step[1:])
     return [as_map(_mean([table[step] for table in by_step])) for step in by_step[0] if step in shared]
 
@@ -81,8 +73,8 @@ def _mean(values: Sequence[Any]) -> Any:
     """Return the mean of values of the same form, number by number; None where what is no number differs."""
     known = [v for v in values if v is not None]
     if known and all(isinstance(v, dict) for v in known):
-        maps = [as_map(v) for v in known]
-        return {key: _mean([m.get(key) for m in maps]) for key in _keys(maps)}
+        keys = dict.fromkeys(key for v in known for key in as_map(v))
+        return {key: _mean([as_map(v).get(key) for v in known]) for key in keys}
     if known and all(isinstance(v, list) for v in known):
         if len({len(as_list(v)) for v in known}) > 1:
             return None
@@ -94,20 +86,16 @@ def _mean(values: Sequence[Any]) -> Any:
     return known[0] if known and all(v == known[0] for v in known) else None
 
 
-def _keys(maps: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    return dict.fromkeys(key for m in maps for key in m)
-
-
 def _bins(tables: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """Add up reliability diagrams, each bin weighted by its predictions; nothing where these are none."""
     if not all("confidence" in as_map(b) and "count" in as_map(b) for table in tables for b in table):
         return []
-    found: list[dict[str, Any]] = []
+    summed: list[dict[str, Any]] = []
     for bins in zip(*tables, strict=True):
-        counts = [number(b["count"]) or 0.0 for b in bins]
+        counts = [number(b, "count") or 0.0 for b in bins]
         row: dict[str, Any] = {**bins[0], "count": sum(counts)}
         for key in ("confidence", "accuracy"):
-            known = [(n, v) for b, n in zip(bins, counts, strict=True) if n and (v := number(b.get(key))) is not None]
+            known = [(n, v) for b, n in zip(bins, counts, strict=True) if n and (v := number(b, key)) is not None]
             row[key] = sum(n * v for n, v in known) / sum(n for n, _ in known) if known else None
-        found.append(row)
-    return found
+        summed.append(row)
+    return summed

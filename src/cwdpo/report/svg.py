@@ -135,11 +135,9 @@ def line_chart(
 
 
 def _hover(series: Series) -> dict[str, Any]:
-    found: dict[str, Any] = {"n": series.name, "c": series.style}
-    found["p"] = [[_short(x), _short(y)] for x, y in series.points]
-    if series.band:
-        found["b"] = [[_short(x), _short(low), _short(high)] for x, low, high in series.band]
-    return found
+    values = {"p": series.points, "b": series.band}
+    rows = {key: [list(map(_short, row)) for row in points] for key, points in values.items() if points}
+    return {"n": series.name, "c": series.style, **rows}
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
@@ -170,12 +168,10 @@ def x_axis(box: Box, axis: Range, x_at: Any, name: str) -> Markup:
 
 def _y_axis(box: Box, axis: Range, y_at: Any, unit: str) -> Markup:
     ticks = nice_ticks(*axis, count=5 if box.height > 200 else 4)
-    parts: list[Markup] = []
+    parts = [text(0, 10, unit, "unit")] if unit else []
     for tick in ticks:
         parts.append(line(box.left, y_at(tick), box.x_end, y_at(tick), "grid"))
         parts.append(text(box.left - 6, y_at(tick) + 4, tick_text(tick, ticks), "tick", "end"))
-    if unit:
-        parts.append(text(0, 10, unit, "unit"))
     return Markup("").join(parts)
 
 
@@ -197,11 +193,9 @@ def _dots(series: Series, x_at: Any, y_at: Any) -> list[Markup]:
         return []
     largest = max(series.sizes) or 1.0
     dot = Markup('<g class="dot {}"><title>{}</title><circle cx="{}" cy="{}" r="{}"/></g>')
-    found: list[Markup] = []
-    for (x, y), size, note in zip(series.points, series.sizes, series.notes, strict=True):
-        radius = round(2 + 5 * (size / largest) ** 0.5, 1)
-        found.append(dot.format(series.style, f"{series.name}: {note}", x_at(x), y_at(y), radius))
-    return found
+    radii = [round(2 + 5 * (size / largest) ** 0.5, 1) for size in series.sizes]
+    rows = zip(series.points, radii, series.notes, strict=True)
+    return [dot.format(series.style, f"{series.name}: {note}", x_at(x), y_at(y), r) for (x, y), r, note in rows]
 
 
 def _end_labels(labels: Sequence[tuple[str, float, str]], box: Box) -> Markup:

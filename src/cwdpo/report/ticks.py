@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-__all__ = ["MINUS", "Range", "bounds", "nice_ticks", "signed", "text_of", "tick_text"]
+__all__ = ["Range", "bounds", "nice_ticks", "signed", "sparkline", "text_of", "tick_text", "whole"]
 
-MINUS = "−"
+_MINUS = "−"
 Range = tuple[float, float]
 
 
@@ -49,22 +49,32 @@ def tick_text(value: float, ticks: list[float]) -> str:
     """Write a tick with as many decimals as its neighbours need."""
     step = min((abs(b - a) for a, b in pairwise(ticks)), default=abs(value) or 1.0)
     if step < 1e-4 or abs(value) >= 1e6:
-        return f"{value:.2g}".replace("-", MINUS)
+        return f"{value:.2g}".replace("-", _MINUS)
     decimals = next((d for d in range(6) if abs(step * 10**d - round(step * 10**d)) < 1e-6), 6)
     text = f"{value:,.{decimals}f}".replace(",", " ")
-    return text.replace("-", MINUS)
+    return text.replace("-", _MINUS)
 
 
 def text_of(value: float | None, decimals: int = 3) -> str:
-    """Write a number with fixed decimals, a true minus and thin spaces; a dash where there is none."""
+    """Write a number with fixed decimals, a true minus and spaces between thousands; a dash where there is none."""
     if value is None:
         return "–"
-    if 0 < abs(value) < 0.5 * 10**-decimals:
-        return f"{value:.1e}".replace("-", MINUS)
-    return f"{value:,.{decimals}f}".replace(",", " ").replace("-", MINUS)
+    text = f"{value:.1e}" if 0 < abs(value) < 0.5 * 10**-decimals else f"{value:,.{decimals}f}".replace(",", " ")
+    return text.replace("-", _MINUS)
 
 
 def signed(value: float, decimals: int = 3) -> str:
     """Write a difference with its sign."""
     text = text_of(value, decimals)
     return text if value <= 0 else f"+{text}"
+
+
+def whole(value: float | None) -> str:
+    """Write a count; a dash where there is none."""
+    return "–" if value is None else text_of(round(value), 0)
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Write a histogram as one character a bin; a dot is an empty bin."""
+    most = max(counts, default=0)
+    return "".join("·" if n == 0 else "▁▂▃▄▅▆▇█"[min(7, n * 8 // (most + 1))] for n in counts)
