@@ -152,8 +152,9 @@ def test_the_page_escapes(tmp_path: Path) -> None:
     dropped = [{"id": evil, "source": evil, "text": evil, "reason": reason} for reason in reasons]
     page = write_negatives_page(found, dropped, tmp_path / "n.html", title=evil, facts=[evil], folder=tmp_path)
     html = page.read_text(encoding="utf-8")
-    assert "<script" not in html and "&lt;script&gt;" in html and "2 prompts got no negative" in html
-    assert "1 · similarity to gold" in html and "2 · unusable edit: … words were changed, at most … may be" in html
+    assert html.count("<script") == 1 and "&lt;script&gt;" in html and "2 prompts got no negative" in html
+    for reason, count in (("similarity to gold", 1), ("unusable edit: … words were changed, at most … may be", 2)):
+        assert f'>{reason}</th><td class="">{count}</td>' in html
 
 
 def test_survey_by_hand() -> None:

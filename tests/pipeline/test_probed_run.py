@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,13 @@ def test_figures(number: int, kind: str, run: tuple[Path, Listening], tmp_path: 
         before = path.read_bytes()
         draw_figure(f"fig{number}", [run[0]], path)
         assert path.read_bytes() == before
+
+
+def test_figures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "cwdpo.paper.figures")
+    with pytest.raises(RunError, match=r"pip install .cwdpo\[paper\]"):
+        importlib.import_module("cwdpo.paper.figures")
 
 
 def test_figures_of_runs_that_lack_something(run: tuple[Path, Listening], tmp_path: Path) -> None:

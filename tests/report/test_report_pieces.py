@@ -268,7 +268,9 @@ def test_a_picture_elsewhere_is_shown_where_its_content_is_what_the_run_recorded
 
 
 def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n")
+    (tmp_path / "x.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     monkeypatch.setattr("subprocess.Popen", None)
     assert thumbnail(tmp_path, "x.png") == ("", False)
 
@@ -283,7 +285,11 @@ def test_a_run_that_was_moved_keeps_its_pictures(tmp_path: Path) -> None:
 def test_the_captions_of_two_runs_stand_together(tmp_path: Path) -> None:
     runs = read_runs([made_up_run(tmp_path / o, o, prompts=2) for o in ("dpo", "cw_dpo")])
     for run, after in zip(runs, ("a red box", "a blue big box"), strict=True):
-        run.evaluated[0] |= {"base": {"caption": "a box"}, "before": {"caption": "a red box"}, "after": {"caption": after}}
+        run.evaluated[0] |= {
+            "base": {"caption": "a box"},
+            "before": {"caption": "a red box"},
+            "after": {"caption": after},
+        }
     first = caption_gallery(runs).cards[0]  # type: ignore[attr-defined]
     assert [(r.who, list(r.words)) for r in first.remarks] == [
         ("base model", [("same", "a box")]),

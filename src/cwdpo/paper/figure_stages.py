@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from cwdpo.errors import RunError
 from cwdpo.files import read_json
 from cwdpo.paper.figure_style import band, clean, colour_of
-from cwdpo.report.run_record import RunRecord, StageRecord, as_list, as_map, number
+from cwdpo.report.run_record import RunRecord, StageRecord
+from cwdpo.report.values import as_list, as_map, number
 
 __all__ = ["figure3", "figure4"]
 

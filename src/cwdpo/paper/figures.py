@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from cwdpo.errors import RunError
+
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    raise RunError('the paper\'s figures need matplotlib, which is not installed; pip install "cwdpo[paper]"') from None
+
 from cwdpo.files import write_bytes
 from cwdpo.paper.figure_influence import figure5, figure6
 from cwdpo.paper.figure_stages import figure3, figure4

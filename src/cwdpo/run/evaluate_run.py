@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -175,6 +176,8 @@ def summarise(
     for i, group in enumerate(groups):
         row: dict[str, Any] = {"id": group.id, "image": _shown_path(group, folder)}
         row["references"] = list(references[i])
+        with contextlib.suppress(OSError, IndexError):  # a picture elsewhere is shown if its content is still this
+            row["image_digest"] = group.images[0].digest()
         row |= {name: {key: values[i] for key, values in columns.items()} for name, columns in each.items()}
         rows.append(row)
     return summary, rows

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cwdpo.data.jsonl_dataset import LazyGroups, MappedGroups, StoredGroups
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RunError
-from cwdpo.files import read_json, write_json, write_jsonl
+from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
 from cwdpo.negatives import NegativePolicy, Totals, make_negatives
 from cwdpo.processes import processes
@@ -27,6 +27,9 @@ __all__ = [
     "with_negatives",
     "write_part",
 ]
+
+_SHOWN = 400
+"""Rows with negatives among which a report chooses those that it shows."""
 
 
 def write_part(run: RunDirectory, path: Path, groups: Iterable[PromptGroup]) -> None:
@@ -87,7 +90,7 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
     totals = Totals()
 
     def made() -> Iterator[PromptGroup]:
-        rows = 0
+        rows, digests = 0, dict[str, str]()
         for group in make_negatives(
             groups_of(run, stage),
             mix,
@@ -100,9 +103,12 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
             note=run.reporter.note,
         ):
             rows += 1
+            if rows <= _SHOWN:
+                digests |= _pictures_elsewhere(run, group)
             yield group
         # Before the groups stand: whoever finds these, finds the counts too.
         write_json(folder / "counts.json", {source: n for source, n in totals.counts.items() if n})
+        write_json(folder / "pictures.json", digests)
         write_json(folder / "tallies.json", {"policy": policy.digest, "rows": rows, "sources": totals.tally_rows()})
 
     write_part(run, folder / "groups.jsonl", made())
@@ -110,6 +116,12 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
     run.reporter.note(", ".join(f"{n} from {source}" for source, n in totals.counts.items() if n) + kept)
     if totals.dropped:
         run.reporter.note(f"{totals.dropped} candidates dropped, listed in {folder / 'dropped.jsonl'}")
+
+
+def _pictures_elsewhere(run: RunDirectory, group: PromptGroup) -> dict[str, str]:
+    """Return the content of a prompt's pictures that lie outside the run, by path: a report shows no others."""
+    paths = [Path(image.path).absolute() for image in group.images if image.path]
+    return {str(path): file_digest(path) for path in paths if path.is_file() and not path.is_relative_to(run.folder)}
 
 
 def with_every_chosen(groups: LazyGroups, data: LazyGroups) -> LazyGroups:
