@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.models.identity import folder_digest
 from cwdpo.models.loading import load_model
 from cwdpo.models.processors import load_processor
-from cwdpo.negatives import NegativePolicy
-from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.filters import Judge
-from cwdpo.negatives.sources import make_sources
-from cwdpo.recipe import EditorSection, FilterSection, ModelSection, SourceMix
+from cwdpo.negatives.filters import CandidateFilter
+from cwdpo.negatives.generating_model import NegativePolicy
+from cwdpo.negatives.source import Candidate, SourceContext
+from cwdpo.recipe import FilterSection, ModelSection, SourceMix
 from cwdpo.scenes import base_path
 from cwdpo.scenes.scene_rows import write_rows
 from cwdpo.scoring.collator import PromptEncoder
@@ -37,7 +37,7 @@ SOURCES = ("beam", "sample", "perturb", "dataset", "other")
 
 def judged(candidates: Sequence[tuple[PromptGroup, Candidate]], measure: Any, threshold: float) -> dict[str, Any]:
     """Precision and recall of one filter."""
-    judge = Judge(FilterSection(similarity=threshold, measure=measure))
+    judge = CandidateFilter(FilterSection(similarity=threshold, measure=measure))
     found = [judge(group, candidate) for group, candidate in candidates]
     return {
         "measure": measure,
@@ -79,10 +79,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder), options.pictures, 1, "train")
         groups = load_groups(DataSource(path=Path(folder) / "train.jsonl", format="cwdpo")).groups
-        sources = make_sources(groups, mix, seed=0, folder=Path(folder), policy=policy, editor=EditorSection())
-        for name, source in sources.items():
-            proposed: Mapping[str, Sequence[Candidate]] = source.propose(groups, {g.id: 1 for g in groups})
-            candidates = [(group, c) for group in groups for c in proposed.get(group.id, ())]
+        context = SourceContext(groups, mix, seed=0, folder=Path(folder), policy=policy)
+        for name, source in mix.sources.items():
+            proposed: Mapping[str, Sequence[Candidate]] = source.propose(groups, {g.id: 1 for g in groups}, context)
+            candidates = [(group, replace(c, source=name)) for group in groups for c in proposed.get(group.id, ())]
             judges = [judged(candidates, measure, threshold) for measure, threshold in FILTERS]
             right, total = judges[0]["all"]["right"], len(candidates)
             rows.append({"source": name, "candidates": total, "share_right": right / max(1, total), "filters": judges})

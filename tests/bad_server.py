@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from cwdpo.chat import client
+
 Answer = tuple[int, Any, dict[str, str]]
 
 
@@ -108,5 +110,9 @@ class BadServer:
 
 @contextmanager
 def serving(plan: Callable[[str, int], Answer]) -> Iterator[BadServer]:
-    with BadServer(plan) as server:
-        yield server
+    first, client.FIRST_PAUSE = client.FIRST_PAUSE, 0.01
+    try:
+        with BadServer(plan) as server:
+            yield server
+    finally:
+        client.FIRST_PAUSE = first

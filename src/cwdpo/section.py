@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 __all__ = ["Section"]
 
@@ -13,3 +16,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def known_fields(cls) -> Mapping[str, FieldInfo]:
+        """Return every key that may stand here; more than `model_fields` where registries bring keys."""
+        return cls.model_fields

@@ -36,7 +36,7 @@ SCHEMA = ("answer", {"caption": {"type": "string"}})
 def model(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> LanguageModel:
     values = {"base_url": url, "model": "m", "timeout": 5.0, "concurrency": 4, "attempts": 4} | settings
     note = None if notes is None else notes.append
-    return LanguageModel(EditorSection(**values), folder / "answers.jsonl", note=note, pause=0.01)
+    return LanguageModel(EditorSection(**values), folder / "answers.jsonl", note=note)
 
 
 def request(text: str, url: str = "", **more: Any) -> Request:

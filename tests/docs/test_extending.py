@@ -11,11 +11,16 @@ import new_metric
 import new_source
 import pytest
 import torch
+import yaml
 
+from built_negatives import build, propose
 from cwdpo.data.schema import PromptGroup, Response
+from cwdpo.errors import RecipeError
 from cwdpo.evaluation.metrics import METRICS, Captioned
 from cwdpo.probes.diagnosis.stage_history import StageFacts, Stream
 from cwdpo.probes.reading import ProbeSet
+from cwdpo.recipe import Recipe
+from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
@@ -45,15 +50,23 @@ def groups(*texts: str) -> list[PromptGroup]:
     return [PromptGroup(f"r{i}", (), (), (Response(text),)) for i, text in enumerate(texts)]
 
 
-def test_the_source_takes_the_nearest():
+def test_the_source_takes_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of "a red dog" "a red cat" shares two of four words, "two men" none; a gold text in capitals is none."""
+    monkeypatch.chdir(Path(new_source.__file__).parent)
+    key = "new_source.py:NeighbourSource"
     data = groups("a red dog", "two men", "a red cat", "A red dog!")
-    found = new_source.NeighbourSource(data).propose(data[:1], {"r0": 2})["r0"]
+    found = propose(key, data, 2, tmp_path, {})["r0"]
     assert [candidate.text for candidate in found] == ["a red cat", "two men"]
-    assert new_source.NeighbourSource(data[::-1]).propose(data[:1], {"r0": 2})["r0"] == found
-    made = new_source.with_neighbours(data)
-    assert [r.text for r in made[0].by_role("rejected")] == ["a red cat"]
-    assert made[0].by_role("rejected")[0].source == "neighbour"
+    assert propose(key, data[::-1], 2, tmp_path, {})["r0"] == found
+    assert [c.text for c in propose(key, data, 2, tmp_path, {"overlap": 0.4})["r0"]] == ["two men"]
+    recipe = load_recipe(None, [f"negatives.stage2.{key}=3", "negatives.stage2.overlap=0.4"])
+    assert recipe.negatives.stage2.shares() == {"dataset": 1, "neighbour": 3}
+    made = build(data, recipe.negatives.stage2, tmp_path)
+    assert made.counts["neighbour"] == 4 and made.groups[0].by_role("rejected")[0].source == "neighbour"
+    again = Recipe.model_validate(yaml.safe_load(recipe.to_yaml()))  # a run keeps it so
+    assert again == recipe and again.negatives.stage2.sources["neighbour"].overlap == 0.4
+    with pytest.raises(RecipeError, match=r"negatives\.stage2\.overlap` = 7"):
+        load_recipe(None, [f"negatives.stage2.{key}=3", "negatives.stage2.overlap=7"])
 
 
 def test_the_metric_by_hand():

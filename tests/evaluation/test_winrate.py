@@ -39,9 +39,7 @@ def fair(first: str, count: int = 1) -> Answer:
 
 def judge(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> CaptionJudge:
     values = {"base_url": url, "model": "judge", "timeout": 5.0, "concurrency": 3, "attempts": 2} | settings
-    return CaptionJudge(
-        JudgeSection(**values), folder / "judge.jsonl", note=None if notes is None else notes.append, pause=0.01
-    )
+    return CaptionJudge(JudgeSection(**values), folder / "judge.jsonl", note=None if notes is None else notes.append)
 
 
 def test_the_rate_by_hand() -> None:

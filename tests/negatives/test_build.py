@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from built_negatives import build
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError, RecipeError
-from cwdpo.negatives import NegativePolicy, Negatives, build_negatives
-from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.filters import IDENTICAL, Judge
-from cwdpo.negatives.generating_model import Weigher
+from cwdpo.negatives.filters import IDENTICAL, CandidateFilter
+from cwdpo.negatives.generating_model import NegativePolicy, ResponseScorer
+from cwdpo.negatives.source import Candidate
 from cwdpo.negatives.text import normalise
 from cwdpo.recipe import FilterSection, SourceMix
 from cwdpo.recipe.load_recipe import load_recipe
@@ -71,14 +71,6 @@ def mix(**shares: Any) -> SourceMix:
     return SourceMix(**{"dataset": 0, "max_new_tokens": 4, "batch_size": 2, "beam_width": 2} | shares)
 
 
-def build(groups: list[PromptGroup], chosen: SourceMix, folder: Path, policy: Any = None, seed: int = 0) -> Negatives:
-    return build_negatives(groups, chosen, seed=seed, folder=folder, policy=policy)
-
-
-def texts(found: Negatives) -> dict[str, list[str]]:
-    return {g.id: [r.text for r in g.by_role(REJECTED)] for g in found.groups}
-
-
 def test_shares_are_kept(tmp_path: Path):
     found = build(rows(400), mix(dataset=1, other=1, perturb=2), tmp_path)
     assert sum(found.counts.values()) == 400 and set(found.counts) == {"dataset", "other", "perturb"}
@@ -88,15 +80,15 @@ def test_shares_are_kept(tmp_path: Path):
         assert len(group.by_role(CHOSEN)) == len(group.by_role(REJECTED)) == 1
     sources = Counter(r.source for g in found.groups for r in g.by_role(REJECTED))
     assert sources == Counter(found.counts)
-    assert {name: t.used for name, t in found.tallies.items()} == found.counts
+    assert {name: t.used for name, t in found.sources.items()} == found.counts
 
 
 def test_the_draw_depends_on_the_row_alone(tmp_path: Path):
     groups, chosen = rows(30), mix(dataset=1, perturb=1, shuffle=1, per_prompt=2)
-    whole = texts(build(groups, chosen, tmp_path / "a"))
-    assert texts(build(groups[::-1], chosen, tmp_path / "b")) == whole
-    assert texts(build(groups[7:9], chosen, tmp_path / "c")) == {k: whole[k] for k in ("row-7", "row-8")}
-    assert texts(build(groups, chosen, tmp_path / "d", seed=1)) != whole
+    whole = build(groups, chosen, tmp_path / "a").texts()
+    assert build(groups[::-1], chosen, tmp_path / "b").texts() == whole
+    assert build(groups[7:9], chosen, tmp_path / "c").texts() == {k: whole[k] for k in ("row-7", "row-8")}
+    assert build(groups, chosen, tmp_path / "d", seed=1).texts() != whole
 
 
 def test_several_negatives_are_different_texts(tmp_path: Path):
@@ -117,7 +109,7 @@ def test_a_source_without_anything_gives_way(tmp_path: Path):
 
 def finding(rules: FilterSection, text: str, source: str = "beam", *, gold: str = "a red car near a dog") -> Any:
     group = PromptGroup("row", (), (), (Response(gold),), ("a dog beside a vehicle",))
-    return Judge(rules)(group, Candidate(text, source))
+    return CandidateFilter(rules)(group, Candidate(text, source=source))
 
 
 def test_filters_by_hand():
@@ -141,8 +133,9 @@ def test_filters_by_hand():
     assert finding(short, "a cat " * 5).reason == "length ratio 1.67 (negatives filter: longest 1.5)"
     assert finding(short, "a cat and a cow").reason is None
     assert finding(plain, "dog a near car red a", "shuffle").similarity is None
-    assert Judge(FilterSection(logp=-5)).too_easy(-5.01) is not None
-    assert Judge(FilterSection(logp=-5)).too_easy(-5.0) is None and Judge(plain).too_easy(-99) is None
+    strict = CandidateFilter(FilterSection(logp=-5))
+    assert strict.too_easy(-5.01) is not None and strict.too_easy(-5.0) is None
+    assert CandidateFilter(plain).too_easy(-99) is None
 
 
 def test_every_drop_is_listed(tmp_path: Path):
@@ -153,7 +146,7 @@ def test_every_drop_is_listed(tmp_path: Path):
     assert listed == found.dropped and len(listed) == 6
     assert {row["id"] for row in listed} == {g.id for g in groups} and {row["source"] for row in listed} == {"dataset"}
     assert listed[0]["reason"].startswith("similarity to gold 1.00") and listed[0]["difficulty"] == "easy"
-    assert found.counts == {"other": 6} and found.tallies["dataset"].identical == found.tallies["dataset"].dropped == 6
+    assert found.counts == {"other": 6} and found.sources["dataset"].identical == found.sources["dataset"].dropped == 6
 
 
 def test_a_negative_that_is_too_easy_is_drawn_again(tmp_path: Path, tiny: Counted):
@@ -161,22 +154,22 @@ def test_a_negative_that_is_too_easy_is_drawn_again(tmp_path: Path, tiny: Counte
     chosen = mix(dataset=1, perturb=1, shuffle=1, per_prompt=2)
     before = build(groups, chosen, tmp_path / "before", tiny.policy)
     assert tiny.loads == 0  # nothing was generated or scored
-    weigher = Weigher(tiny.policy, tmp_path, 4)
-    values = sorted(v for row in weigher.logp_means(before.groups) for v in row[1:])
+    scorer = ResponseScorer(tiny.policy, tmp_path, 4)
+    values = sorted(v for row in scorer.logp_means(before.groups) for v in row[1:])
     threshold = values[len(values) // 2]
     strict = chosen.model_copy(update={"filter": FilterSection(logp=threshold)})
     after = build(groups, strict, tmp_path / "after", tiny.again())
-    kept = [v for row in Weigher(tiny.again(), tmp_path, 4).logp_means(after.groups) for v in row[1:]]
+    kept = [v for row in ResponseScorer(tiny.again(), tmp_path, 4).logp_means(after.groups) for v in row[1:]]
     assert kept and min(kept) >= threshold - 1e-5
     assert (
         all("mean log-probability" in row["reason"] for row in after.dropped) and len(after.dropped) >= len(values) // 2
     )
-    assert sum(t.dropped for t in after.tallies.values()) == len(after.dropped)
+    assert sum(t.dropped for t in after.sources.values()) == len(after.dropped)
     used = {(g.id, normalise(r.text)) for g in after.groups for r in g.by_role(REJECTED)}
     assert not used & {(row["id"], normalise(row["text"])) for row in after.dropped}
     loads = tiny.loads
     again = build(groups, strict, tmp_path / "after", tiny.again())
-    assert texts(again) == texts(after) and tiny.loads == loads  # scores are kept
+    assert again.texts() == after.texts() and tiny.loads == loads  # scores are kept
 
 
 def test_on_policy_texts_are_kept_by_prompt_policy_and_settings(tmp_path: Path, tiny: Counted):
@@ -185,7 +178,7 @@ def test_on_policy_texts_are_kept_by_prompt_policy_and_settings(tmp_path: Path, 
     first = build(groups, chosen, tmp_path / "n", tiny.policy)
     assert tiny.loads == 1 and set(first.counts) <= {"beam", "sample", "none"}
     size = {name: (tmp_path / "n" / f"{name}.jsonl").stat().st_size for name in ("beam", "sample")}
-    assert texts(build(groups, chosen, tmp_path / "n", tiny.again())) == texts(first) and tiny.loads == 1
+    assert build(groups, chosen, tmp_path / "n", tiny.again()).texts() == first.texts() and tiny.loads == 1
     # fewer rows, in another order, under other ids: what is kept is found by content
     renamed = [replace(g, id=f"other-{g.id}") for g in groups[::-1][:3]]
     build(renamed, mix(beam=1), tmp_path / "n", tiny.again())
@@ -198,13 +191,13 @@ def test_on_policy_texts_are_kept_by_prompt_policy_and_settings(tmp_path: Path, 
 
 def test_a_line_cut_short_is_written_again(tmp_path: Path, tiny: Counted):
     groups = [g for g in sample_groups(6, tmp_path / "images", responses=2) if g.images]
-    whole = texts(build(groups, mix(sample=1), tmp_path / "whole", tiny.policy))
+    whole = build(groups, mix(sample=1), tmp_path / "whole", tiny.policy).texts()
     build(groups, mix(sample=1), tmp_path / "cut", tiny.again())
     path = tmp_path / "cut" / "sample.jsonl"
     content = path.read_bytes()
     assert content.count(b"\n") == 2
     path.write_bytes(content[:-9])
-    assert texts(build(groups, mix(sample=1), tmp_path / "cut", tiny.again())) == whole
+    assert build(groups, mix(sample=1), tmp_path / "cut", tiny.again()).texts() == whole
     assert path.read_bytes() == content == (tmp_path / "whole" / "sample.jsonl").read_bytes()
 
 

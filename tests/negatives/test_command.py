@@ -16,8 +16,8 @@ from cwdpo.cli.negatives import sparkline
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RunError
-from cwdpo.negatives.filters import Judge
-from cwdpo.negatives.source_statistics import SourceFigures, survey
+from cwdpo.negatives.filters import CandidateFilter
+from cwdpo.negatives.source_statistics import SourceStatistics, collect_statistics
 from cwdpo.negatives.write_pairs import export_negatives
 from cwdpo.recipe import FilterSection
 from cwdpo.report.negatives_page import write_negatives_page
@@ -146,7 +146,7 @@ def test_the_page_escapes(tmp_path: Path) -> None:
         (Response(f"a {evil}"), Response(f"b {evil}", REJECTED, evil, evil)), (evil,),
     )  # fmt: skip
     tally = {"used": 1, "proposed": 1, "dropped": 1, "identical": 0, "suspects": 0, "exact": 0, "length_ratio": 1.0}
-    found = survey([row], {evil: tally}, judge=Judge(FilterSection()), without=2)
+    found = collect_statistics([row], {evil: tally}, judge=CandidateFilter(FilterSection()), without=2)
     reasons = [f"similarity to gold 0.91 (negatives filter: {evil})"]
     reasons += [f"unusable edit: {n} words were changed, at most 6 may be" for n in (7, 12)]
     dropped = [{"id": evil, "source": evil, "text": evil, "reason": reason} for reason in reasons]
@@ -157,15 +157,15 @@ def test_the_page_escapes(tmp_path: Path) -> None:
         assert f'>{reason}</th><td class="">{count}</td>' in html
 
 
-def test_survey_by_hand() -> None:
+def test_statistics_by_hand() -> None:
     row = PromptGroup("row", (), (), (Response("a red car"), Response("a car", REJECTED, "beam")))
     tally = {
         "used": 1, "proposed": 8, "dropped": 3, "identical": 2, "suspects": 4, "exact": 8, "right": 5,
         "right_suspects": 3, "length_ratio": 6.0,
     }  # fmt: skip
-    found = survey([row] * 1, {"beam": tally}, judge=Judge(FilterSection()))
+    found = collect_statistics([row] * 1, {"beam": tally}, judge=CandidateFilter(FilterSection()))
     # 2 of 8 identical, 4 of 8 suspects; 3 of the 4 suspects are right, of 5 right ones 3 are suspects
-    expected = SourceFigures("beam", 1, 8, 3, 0.25, 0.5, 0.625, 0.75, 0.6, 0.75)
+    expected = SourceStatistics("beam", 1, 8, 3, 0.25, 0.5, 0.625, 0.75, 0.6, 0.75)
     assert found.figures == [expected] and found.scored == 0 and found.chosen_logp is None
     assert found.samples[0].negatives[0].suspect  # a car: nothing that the gold response does not say
 
@@ -178,5 +178,5 @@ def test_every_source_is_among_the_samples() -> None:
         for i in range(40)
     ]
     tally = {"used": 1, "proposed": 1, "dropped": 0, "identical": 0, "suspects": 0, "exact": 0, "length_ratio": 1.0}
-    found = survey(rows, {"often": tally, "rare": tally}, judge=Judge(FilterSection()), samples=4)
+    found = collect_statistics(rows, {"often": tally, "rare": tally}, judge=CandidateFilter(FilterSection()), samples=4)
     assert len(found.samples) == 4 and "r7" in {s.group.id for s in found.samples}

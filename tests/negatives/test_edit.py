@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from bad_server import Answer, completion, edited, serving
+from built_negatives import propose
 from cwdpo.chat.messages import Reply, UnusableAnswer
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
-from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.sources.edit import Edit, EditSource, read_edit, require_small_change
+from cwdpo.negatives.source import Candidate
+from cwdpo.negatives.sources.edit import Edit, read_edit, require_small_change
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.load_recipe import load_recipe
 
@@ -24,10 +25,9 @@ def rows(count: int, **changes: Any) -> list[PromptGroup]:
     ]
 
 
-def propose(url: str, folder: Path, groups: list[PromptGroup], count: int = 1, **settings: Any) -> Any:
+def edits(url: str, folder: Path, groups: list[PromptGroup], count: int = 1, **settings: Any) -> Any:
     values = {"base_url": url, "model": "editor", "timeout": 5.0, "attempts": 4} | settings
-    source = EditSource(EditorSection(**values), seed=0, folder=folder, pause=0.01)
-    return source.propose(groups, {g.id: count for g in groups})
+    return propose("edit", groups, count, folder, {}, editor=EditorSection(**values))
 
 
 def good(caption: str, count: int = 1) -> Answer:
@@ -36,12 +36,10 @@ def good(caption: str, count: int = 1) -> Answer:
 
 def test_edits_of_a_drawn_kind(tmp_path: Path):
     with serving(good) as server:
-        found = propose(server.url, tmp_path, rows(12))
-        assert found == {
-            f"row-{i}": [Candidate(f"a red bus number {i}", "edit", "hard", ("object",))] for i in range(12)
-        }
+        found = edits(server.url, tmp_path, rows(12))
+        assert found == {f"row-{i}": [Candidate(f"a red bus number {i}", "hard", ("object",))] for i in range(12)}
         assert len({body["messages"][1]["content"].split("Kind: ")[1] for body in server.bodies}) >= 3
-        assert propose(server.url, tmp_path, rows(12)) == found and server.asked.total() == 12
+        assert edits(server.url, tmp_path, rows(12)) == found and server.asked.total() == 12
 
 
 def test_several_edits_of_one_caption(tmp_path: Path):
@@ -49,7 +47,7 @@ def test_several_edits_of_one_caption(tmp_path: Path):
         return 200, edited(caption.replace("red", f"colour{count}"), "attribute"), {}
 
     with serving(plan) as server:
-        found = propose(server.url, tmp_path, rows(2), 6)
+        found = edits(server.url, tmp_path, rows(2), 6)
         assert {len({c.text for c in candidates}) for candidates in found.values()} == {6}
         assert server.asked.total() == 12
 
@@ -71,10 +69,10 @@ def test_an_unusable_answer_is_asked_for_again(answer: str, tmp_path: Path):
     body, why = BAD_ANSWERS[answer]
     row = rows(1, references=("a crimson car",))
     with serving(lambda caption, count: (200, body, {}) if count < 3 else good(caption)) as server:
-        assert propose(server.url, tmp_path, row)["row-0"][0].text == "a red bus number 0"
+        assert edits(server.url, tmp_path, row)["row-0"][0].text == "a red bus number 0"
         assert why in server.bodies[1]["messages"][-1]["content"]
     with serving(lambda caption, count: (200, body, {})) as server:
-        (candidate,) = propose(server.url, tmp_path / "never", row, rewrites=1)["row-0"]
+        (candidate,) = edits(server.url, tmp_path / "never", row, rewrites=1)["row-0"]
         assert candidate.problem is not None and why in candidate.problem and server.asked.total() == 2
 
 

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from built_negatives import build as build_negatives
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import RecipeError
-from cwdpo.negatives import build_negatives
-from cwdpo.negatives.per_update_draw import LEAST_WEIGHT, Picker, draw, frontier
+from cwdpo.negatives.per_update_draw import MIN_WEIGHT, NegativeSampler, _draw, frontier
 from cwdpo.recipe import SourceMix, Stage2Mix
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
@@ -30,7 +30,7 @@ FALLING = [{"at": 0.25, "beam": 3, "perturb": 1}, {"at": 0.75, "perturb": 5}]
 
 def test_shares_of_a_moment_by_hand():
     mix = SourceMix.model_validate({"schedule": FALLING})
-    assert mix.sources() == ["beam", "perturb"] and mix.pooled and mix.most == 1
+    assert [*mix.sources] == ["beam", "perturb"] and mix.pooled and mix.most == 1
     # before the first point and after the last they stay; points are brought to a sum of 1 first
     assert mix.shares_at(0) == mix.shares_at(0.25) == {"beam": 0.75, "perturb": 0.25}
     assert mix.shares_at(0.75) == mix.shares_at(1) == {"perturb": 1.0}
@@ -78,7 +78,7 @@ def often(sources: Sequence[str], weights: Sequence[float], shares: dict[str, fl
     """How often each candidate is drawn."""
     chance, drawn = random.Random(0), Counter[int]()
     for _ in range(4000):
-        drawn.update(draw(sources, weights, shares, count, chance))
+        drawn.update(_draw(sources, weights, shares, count, chance))
     return [drawn[i] / 4000 for i in range(len(sources))]
 
 
@@ -111,26 +111,27 @@ def picked(batch: Batch) -> dict[str, list[str]]:
 
 def test_a_draw_depends_on_seed_update_and_prompt_alone():
     groups = [encoded(i, ["beam", "beam", "perturb", "perturb"]) for i in range(40)]
-    picker = Picker(SourceMix.model_validate({"schedule": FALLING}), seed=4)
+    mix = SourceMix.model_validate({"schedule": FALLING})
+    picker = NegativeSampler(mix, seed=4)
     whole = picked(picker(Batch(tuple(groups)), 3, 10))
     assert all(len(keys) == 2 and keys[0].endswith("gold") for keys in whole.values())
-    again = Picker(SourceMix.model_validate({"schedule": FALLING}), seed=4)
+    again = NegativeSampler(mix, seed=4)
     assert picked(again(Batch(tuple(groups[7:9])), 3, 10)) == {k: whole[k] for k in ("row-7", "row-8")}
     assert picked(picker(Batch(tuple(groups)), 4, 10)) != whole
-    assert picked(Picker(SourceMix.model_validate({"schedule": FALLING}), 5)(Batch(tuple(groups)), 3, 10)) != whole
+    assert picked(NegativeSampler(mix, 5)(Batch(tuple(groups)), 3, 10)) != whole
 
 
 def test_a_twin_with_altered_images_keeps_what_its_prompt_keeps():
     rejected = [EncodedResponse((1, i), REJECTED, "beam", None, f"{i}") for i in range(4)]
     group = EncodedGroup("row", "", (5,), {}, {}, (EncodedResponse((1,), CHOSEN, "dataset", None, "gold"), *rejected))
     twin = replace(group, altered=True, responses=tuple(replace(r, role=f"altered_{r.role}") for r in group.responses))
-    one, other = Picker(SourceMix(candidates=4, per_prompt=2), 0)(Batch((group, twin)), 0, 1).groups
+    one, other = NegativeSampler(SourceMix(candidates=4, per_prompt=2), 0)(Batch((group, twin)), 0, 1).groups
     assert len(one.responses) == 3 and [r.ids for r in one.responses] == [r.ids for r in other.responses]
 
 
 def test_the_schedule_is_followed_over_the_updates():
     groups = tuple(encoded(i, ["beam", "perturb"]) for i in range(300))
-    picker = Picker(SourceMix.model_validate({"schedule": [{"at": 0, "beam": 1}, {"at": 1, "perturb": 1}]}), 0)
+    picker = NegativeSampler(SourceMix.model_validate({"schedule": [{"at": 0, "beam": 1}, {"at": 1, "perturb": 1}]}), 0)
 
     def beams(update: int) -> float:
         return sum(g.responses[1].source == "beam" for g in picker(Batch(groups), update, 5).groups) / 300
@@ -153,9 +154,9 @@ def test_frontier_prefers_negatives_at_the_floor(tmp_path: Path):
     group = encoded(0, ["beam"] * 4)
     weights = frontier(cache, floor=-3.0, tau=1.0)(group.responses[1:])
     w = 1 / (1 + math.exp(-2))  # σ(±2) = 0.88 and 0.12: 4 · 0.88 · 0.12 = 0.42
-    assert weights == pytest.approx([1, 4 * w * (1 - w), 4 * w * (1 - w), LEAST_WEIGHT])
+    assert weights == pytest.approx([1, 4 * w * (1 - w), 4 * w * (1 - w), MIN_WEIGHT])
     mix = Stage2Mix(dataset=0, beam=1, candidates=4, curriculum="frontier")
-    picker = Picker(mix, 0, frontier(cache, -3.0, 1.0))
+    picker = NegativeSampler(mix, 0, frontier(cache, -3.0, 1.0))
     keys = Counter(picker(Batch((group,)), update, 2000).groups[0].responses[1].key for update in range(2000))
     total = sum(weights)
     assert [keys[k] / 2000 for k in values] == pytest.approx([x / total for x in weights], abs=0.05)
@@ -177,8 +178,7 @@ def rows(count: int) -> list[PromptGroup]:
 def test_candidates_are_kept_of_every_source(tmp_path: Path):
     def build(folder: str, **mix: Any) -> dict[str, Counter[str]]:
         chosen = SourceMix.model_validate({"per_prompt": 2, **mix})
-        nobody: Any = None
-        found = build_negatives(rows(5), chosen, seed=0, folder=tmp_path / folder, policy=nobody)
+        found = build_negatives(rows(5), chosen, tmp_path / folder)
         counted = {g.id: Counter(r.source for r in g.by_role(REJECTED)) for g in found.groups}
         assert sum(map(Counter.total, counted.values())) == sum(found.counts.values())
         return counted

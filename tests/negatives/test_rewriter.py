@@ -27,7 +27,7 @@ def answer(caption: str) -> Answer:
 
 def rewriter(url: str, folder: Path) -> LLMRewriter:
     settings = EditorSection(base_url=url, model="m", timeout=5.0, concurrency=3, attempts=2, rewrites=1)
-    return LLMRewriter(settings, folder, pause=0.01)
+    return LLMRewriter(settings, folder)
 
 
 def test_answers_are_checked_and_kept(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ import pytest
 from PIL import Image
 
 from bad_server import Answer, BadServer, serving
+from built_negatives import build, propose
 from cwdpo.chat.client import ServiceError
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
 from cwdpo.errors import RecipeError
-from cwdpo.negatives import build_negatives
-from cwdpo.negatives.sources.openai_server import ServedSource
 from cwdpo.recipe import SourceMix
 from cwdpo.recipe.load_recipe import load_recipe
 
 KEY = "sk-very-secret-9876543210"
+NOBODY: Any = SimpleNamespace(digest="content")
+"""A policy that is only served."""
 
 
 def rows(count: int, folder: Path) -> list[PromptGroup]:
@@ -37,15 +38,19 @@ def rows(count: int, folder: Path) -> list[PromptGroup]:
     return found
 
 
-def source(
-    servers: list[BadServer], folder: Path, name: Any = "sample", notes: list[str] | None = None, **settings: Any
-):
+def served(
+    servers: list[BadServer],
+    folder: Path,
+    groups: list[PromptGroup],
+    name: str = "sample",
+    notes: list[str] | None = None,
+    **settings: Any,
+) -> dict[str, list[str]]:
     generator = {"base_urls": [s.url for s in servers], "model": "policy", "attempts": 4, "timeout": 5.0} | settings
-    mix = SourceMix.model_validate(
-        {"dataset": 0, name: 1, "beam_width": 3, "max_new_tokens": 7, "generator": generator}
-    )
-    note = None if notes is None else notes.append
-    return ServedSource(name, mix, seed=0, folder=folder, digest="content", note=note, pause=0.01)
+    mix = {"max_new_tokens": 7, "generator": generator} | ({"beam_width": 3} if name == "beam" else {})
+    told: dict[str, Any] = {"policy": NOBODY, "note": None if notes is None else notes.append}
+    found = propose(name, groups, 1, folder, mix, **told)
+    return {identity: [c.text for c in candidates] for identity, candidates in found.items()}
 
 
 def answers(*texts: Any) -> dict[str, Any]:
@@ -57,16 +62,8 @@ def good(prompt: str, count: int = 1) -> Answer:
     return 200, answers(*(f" {prompt} text {k}" for k in range(4))), {}
 
 
-def texts(found: Any) -> dict[str, list[str]]:
-    return {key: [c.text for c in candidates] for key, candidates in found.items()}
-
-
 def expected(count: int) -> dict[str, list[str]]:
     return {f"row-{i}": [f"describe {i} text {k}" for k in range(4)] for i in range(count)}
-
-
-def propose(which: ServedSource, groups: list[PromptGroup]) -> dict[str, list[str]]:
-    return texts(which.propose(groups, {g.id: 1 for g in groups}))
 
 
 def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
@@ -76,7 +73,7 @@ def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
 
     notes, groups = list[str](), rows(12, tmp_path)
     with serving(plan) as one, serving(plan) as other:
-        assert propose(source([one, other], tmp_path / "n", notes=notes, concurrency=4), groups) == expected(12)
+        assert served([one, other], tmp_path / "n", groups, notes=notes, concurrency=4) == expected(12)
         assert one.asked.total() == other.asked.total() == 6  # in turn
         assert 1 < one.most_under_way + other.most_under_way <= 4 * 2
         body = one.bodies[0]
@@ -87,10 +84,10 @@ def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
         picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
         assert picture.size == (9, 5) and picture.getpixel((0, 0)) == (255, 0, 0)
         # again, through one of the servers and by other ways: nothing is asked
-        assert propose(source([one], tmp_path / "n", concurrency=1), groups) == expected(12)
+        assert served([one], tmp_path / "n", groups, concurrency=1) == expected(12)
         assert one.asked.total() + other.asked.total() == 12
         # another model, or beam in place of sample, is another thing
-        propose(source([one], tmp_path / "n", model="another"), groups[:1])
+        served([one], tmp_path / "n", groups[:1], model="another")
         assert one.asked.total() == 7
     assert len(notes) == 1 and notes[0].startswith("sample: 12 requests to policy at http://127.0.0.1:")
 
@@ -98,18 +95,18 @@ def test_servers_take_turns_and_see_the_picture(tmp_path: Path):
 def test_beam_search_is_asked_for_and_missed(tmp_path: Path):
     groups = rows(2, tmp_path)
     with serving(good) as server:
-        assert propose(source([server], tmp_path / "n", "beam"), groups) == {k: v[:3] for k, v in expected(2).items()}
+        assert served([server], tmp_path / "n", groups, "beam") == {k: v[:3] for k, v in expected(2).items()}
         assert server.bodies[0]["use_beam_search"] is True and server.bodies[0]["n"] == 3
     with (
         serving(lambda prompt, count: (200, answers("one"), {})) as server,
         pytest.raises(ServiceError, match=r"1 of 3 hypotheses came back; the server does no beam search \(vLLM does\)"),
     ):
-        propose(source([server], tmp_path / "m", "beam"), groups)
+        served([server], tmp_path / "m", groups, "beam")
 
 
 def test_a_server_that_gives_one_sample_a_request_is_asked_on(tmp_path: Path):
     with serving(lambda prompt, count: (200, answers(f"text {count}"), {})) as server:
-        found = propose(source([server], tmp_path / "n"), rows(1, tmp_path))
+        found = served([server], tmp_path / "n", rows(1, tmp_path))
         assert found == {"row-0": ["text 1", "text 2", "text 3", "text 4"]}
         assert [b["n"] for b in server.bodies] == [4, 3, 2, 1] and len({b["seed"] for b in server.bodies}) == 4
 
@@ -124,7 +121,7 @@ TROUBLES: dict[str, Answer] = {
 def test_another_server_stands_in_for_one_in_trouble(trouble: str, tmp_path: Path):
     status, body, headers = TROUBLES[trouble]
     with serving(lambda prompt, count: (status, body, dict(headers))) as bad, serving(good) as fine:
-        assert propose(source([bad, fine], tmp_path / "n", concurrency=1), rows(4, tmp_path)) == expected(4)
+        assert served([bad, fine], tmp_path / "n", rows(4, tmp_path), concurrency=1) == expected(4)
         assert fine.asked.total() == 4 and bad.asked.total() == 4
 
 
@@ -133,8 +130,7 @@ def test_a_recipe_with_servers_loads_no_model(tmp_path: Path):
     with serving(good) as server:
         generator = {"base_urls": [server.url], "model": "policy"}
         mix = SourceMix.model_validate({"dataset": 0, "beam": 1, "sample": 1, "beam_width": 3, "generator": generator})
-        nobody: Any = SimpleNamespace(digest="content")
-        found = build_negatives(groups, mix, seed=0, folder=tmp_path / "n", policy=nobody)
+        found = build(groups, mix, tmp_path / "n", NOBODY)
     assert sum(found.counts.values()) == 3 and set(found.counts) <= {"beam", "sample"}
     assert all(r.text.startswith("describe") for g in found.groups for r in g.by_role(REJECTED))
 

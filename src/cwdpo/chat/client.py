@@ -25,7 +25,8 @@ __all__ = ["ChatClient", "ServiceError"]
 
 _TRANSIENT = {408, 409, 425, 429}
 """Status codes worth another attempt, beside those from 500 on."""
-_LONGEST_PAUSE = 60.0
+FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between attempts, about."""
 _MOST_TOKENS = 10**9
 """A server that counts more does not count."""
 _REMEDIES = {
@@ -55,11 +56,10 @@ class ChatClient:
 
     Args:
         settings: Servers, model, key, limits.
-        pause: First pause before a request is sent again, in seconds; later ones grow up to a minute.
     """
 
-    def __init__(self, settings: EndpointSection, *, pause: float = 1.0) -> None:
-        self._settings, self._pause = settings, pause
+    def __init__(self, settings: EndpointSection) -> None:
+        self._settings = settings
         self._key = os.environ.get(settings.key_variable, "").strip()
         if not re.fullmatch(r"[!-~]*", self._key):  # httpx would repeat the key in its own error
             raise ServiceError(f"the key in {settings.key_variable} contains invalid characters; set it again")
@@ -110,7 +110,7 @@ class ChatClient:
                 many = f"{attempts} attempts failed, the last with: " if attempts > 1 else ""
                 kept = "what was answered is kept, run the command again to resume"
                 raise ServiceError(self._clean(f"{where}{many}{failure}; {kept}"))
-            growing = random.uniform(0, self._pause * 2**attempt)
+            growing = random.uniform(0, FIRST_PAUSE * 2**attempt)
             await self._sleep(min(growing if failure.pause is None else failure.pause, _LONGEST_PAUSE))
         raise AssertionError
 
@@ -180,7 +180,7 @@ class ChatClient:
 
     def _clean(self, text: str) -> str:
         """Return a message on one line, without the key."""
-        return one_line(_CONTROL.sub("", self._without_key(text)), 600)
+        return one_line(self._without_key(text), 600)
 
 
 def _read(content: bytes, body: Mapping[str, Any]) -> Reply:

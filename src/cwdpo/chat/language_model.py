@@ -37,7 +37,6 @@ class LanguageModel:
         path: JSON-lines file of the answers.
         note: Told how much is about to be asked, and its price.
         progress: Called with conversations done and their number.
-        pause: First pause before a failed request is sent again, in seconds.
     """
 
     def __init__(
@@ -47,9 +46,8 @@ class LanguageModel:
         *,
         note: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        pause: float = 1.0,
     ) -> None:
-        self._settings, self._note, self._progress, self._pause = settings, note, progress, pause
+        self._settings, self._note, self._progress = settings, note, progress
         self._cache, self.spent = TextCache(path), 0.0
         self._dearest, self._reserved = 0.0, list[float]()
         for kept in self._cache.values():
@@ -139,7 +137,7 @@ class LanguageModel:
                 if client.stopped:
                     return
 
-        async with ChatClient(self._settings, pause=self._pause) as client:
+        async with ChatClient(self._settings) as client:
             workers = [asyncio.create_task(work()) for _ in range(min(self._settings.concurrency, len(waiting)))]
             done: set[asyncio.Task[None]] = set()
             try:

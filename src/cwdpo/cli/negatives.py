@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cwdpo.errors import RunError
-from cwdpo.negatives.source_statistics import Sample, Survey
-from cwdpo.negatives.text import differences
+from cwdpo.negatives.source_statistics import NegativeStatistics, ShownPrompt
+from cwdpo.negatives.text import word_diff
 from cwdpo.outputs import output, require_replaceable
 from cwdpo.recipe.load_recipe import load_recipe
 
@@ -77,7 +77,7 @@ def sparkline(counts: list[int]) -> str:
     return "".join("·" if n == 0 else _LEVELS[min(7, n * 8 // (most + 1))] for n in counts)
 
 
-def _print_table(console: Console, survey: Survey, title: str, dropped: int) -> None:
+def _print_table(console: Console, survey: NegativeStatistics, title: str, dropped: int) -> None:
     exact = any(f.right is not None for f in survey.figures)
     table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("source")
@@ -103,13 +103,13 @@ def _print_table(console: Console, survey: Survey, title: str, dropped: int) -> 
         console.print(Text(", ".join(notes), style="dim"))
 
 
-def _print_sample(console: Console, sample: Sample) -> None:
+def _print_sample(console: Console, sample: ShownPrompt) -> None:
     console.print()
     console.print(Text.assemble((sample.group.chosen.text, "bold"), (f"  {sample.group.id}", "dim")))
     for negative in sample.negatives:
         line = Text("  ")
         styles = {"same": "", "new": "bold red", "gone": "dim strike"}
-        for kind, words in differences(sample.group.chosen.text, negative.response.text):
+        for kind, words in word_diff(sample.group.chosen.text, negative.response.text):
             shown = f"[-{words}-]" if kind == "gone" and not console.is_terminal else words
             line.append(shown if kind != "new" or console.is_terminal else f"{{+{words}+}}", style=styles[kind])
             line.append(" ")

@@ -41,7 +41,6 @@ class CaptionJudge:
         path: JSON-lines file where answers are kept.
         note: Told what is about to be asked, and its price.
         progress: Called with answers so far and their number.
-        pause: First pause before a failed request is sent again, in seconds.
     """
 
     def __init__(
@@ -51,10 +50,9 @@ class CaptionJudge:
         *,
         note: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        pause: float = 1.0,
     ) -> None:
         self._settings = settings
-        self._model = LanguageModel(settings, path, note=note, progress=progress, pause=pause)
+        self._model = LanguageModel(settings, path, note=note, progress=progress)
 
     @property
     def spent(self) -> float:

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError
-from cwdpo.files import read_jsonl, whole_file
-from cwdpo.negatives.candidates import Candidate, Source, seeded
-from cwdpo.negatives.filters import Finding, Judge
-from cwdpo.negatives.generating_model import NegativePolicy, Weigher
-from cwdpo.negatives.sources import make_sources
-from cwdpo.recipe import EditorSection, SourceMix
+from cwdpo.files import whole_file
+from cwdpo.negatives.filters import CandidateFilter, FilterResult
+from cwdpo.negatives.generating_model import ResponseScorer
+from cwdpo.negatives.source import Candidate, SourceContext, seeded
 
-__all__ = ["Builder", "Negatives", "Plan", "Tally", "Totals", "build_negatives", "make_negatives"]
+__all__ = ["BuildCounts", "Draw", "NegativeBuilder", "SourceCounts", "make_negatives"]
 
-_AT_ONCE = 4096
-"""Prompts that are worked on at once where no model has to write or weigh."""
+_CHUNK = 4096
+"""Prompts in memory at a time, unless a model has to write or score."""
 
 
 @dataclass
-class Tally:
-    """What became of the candidates of one source.
+class SourceCounts:
+    """What became of one source's candidates.
 
     Attributes:
         proposed: Candidates looked at.
-        identical: Of these, those that read like a gold response.
-        suspects: Of these, those that may be right (identical ones among them).
-        exact: Of these, those known to be right or wrong (on `scenes`).
-        right: On `scenes`, those that are right.
-        right_suspects: On `scenes`, those that are right and suspects.
+        identical: Those that read like a gold response.
+        suspects: Those that may be right (identical ones included).
+        exact: Those known to be right or wrong (on `scenes`).
+        right: Those that are right (on `scenes`).
+        right_suspects: Those that are right and suspects (on `scenes`).
         dropped: Candidates that a filter dropped.
         used: Negatives that came from this source.
-        length_ratio: Sum over candidates of their words to those of the chosen response.
+        length_ratio: Sum over candidates of their length in words relative to the chosen response.
     """
 
     proposed: int = 0
@@ -51,55 +47,65 @@ class Tally:
     used: int = 0
     length_ratio: float = 0.0
 
-    def add(self, finding: Finding) -> None:
+    def add(self, result: FilterResult) -> None:
         """Count one candidate."""
         self.proposed += 1
-        self.identical += finding.identical
-        self.suspects += finding.suspect
-        self.exact += finding.right is not None
-        self.right += bool(finding.right)
-        self.right_suspects += bool(finding.right) and finding.suspect
-        self.dropped += finding.reason is not None
-        self.length_ratio += finding.length_ratio
+        self.identical += result.identical
+        self.suspects += result.suspect
+        self.exact += result.right is not None
+        self.right += bool(result.right)
+        self.right_suspects += bool(result.right) and result.suspect
+        self.dropped += result.reason is not None
+        self.length_ratio += result.length_ratio
 
 
 @dataclass
-class Negatives:
-    """Prompts with their negatives, and where these came from.
+class BuildCounts:
+    """What is counted while negatives are made.
 
     Attributes:
-        groups: Each with its chosen response and its rejected ones; prompts that got none are left out.
-        counts: Negatives by source, and under `none` the prompts that got none.
-        tallies: What became of the candidates, by source.
-        dropped: A row for every candidate that a filter dropped, with the reason.
+        used: Negatives by source, and under `none` the prompts that got none.
+        by_source: What became of the candidates.
+        dropped: Candidates that a filter dropped.
     """
 
-    groups: list[PromptGroup]
-    counts: dict[str, int]
-    tallies: dict[str, Tally]
-    dropped: list[dict[str, Any]]
+    used: Counter[str] = field(default_factory=Counter[str])
+    by_source: dict[str, SourceCounts] = field(default_factory=dict[str, SourceCounts])
+    dropped: int = 0
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Return what became of the candidates, as plain values."""
+        return {name: asdict(counts) for name, counts in self.by_source.items()}
 
 
 @dataclass
-class _Draw:
-    """One prompt's draw: what is wished for, what is left, what was taken; strict: a wish goes to its source alone."""
+class Draw:
+    """The draw of one prompt's negatives.
+
+    Attributes:
+        group: The prompt.
+        wishes: Names of the sources that are still to give one.
+        left: Candidates left, by source.
+        strict: A wish goes to its source alone; otherwise any other source stands in.
+        taken: What was taken, by key.
+        refused: Keys that are not to be taken.
+    """
 
     group: PromptGroup
     wishes: list[str]
     left: dict[str, list[Candidate]]
-    strict: bool = False
+    strict: bool
+    refused: set[str]
     taken: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
-    refused: set[str] = field(default_factory=set[str])
 
     def take(self) -> list[Candidate]:
-        """Take one candidate per wish, from the wished source while it lasts, else from any other; no text twice."""
+        """Take one candidate per wish, from the source wished for while it lasts; no text twice."""
         new: list[Candidate] = []
         for wish in self.wishes:
-            for candidate in self._in_order(wish):
-                if candidate.key not in self.taken and candidate.key not in self.refused:
-                    self.taken[candidate.key] = candidate
-                    new.append(candidate)
-                    break
+            fresh = (c for c in self._in_order(wish) if c.key not in self.taken and c.key not in self.refused)
+            if (candidate := next(fresh, None)) is not None:
+                self.taken[candidate.key] = candidate
+                new.append(candidate)
         self.wishes = []
         return new
 
@@ -115,205 +121,150 @@ class _Draw:
         self.wishes.append(candidate.source)
 
 
-@dataclass
-class Plan:
-    """What is to be had for the prompts.
-
-    Attributes:
-        wishes: By row id, the source that each negative is to come from.
-        strict: A wish goes to its source alone; otherwise any other source stands in.
-        kept: By row id, texts that the prompt has already.
-    """
-
-    wishes: dict[str, list[str]]
-    strict: bool
-    kept: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-
-def _first_plan(groups: Sequence[PromptGroup], mix: SourceMix, seed: int) -> Plan:
-    """Wish for what a prompt is to keep: of every source where updates draw anew, else one draw by share."""
-    if mix.pooled:
-        every = [name for name in mix.sources() for _ in range(mix.most)]
-        return Plan({g.id: every for g in groups}, strict=True)
-    shares = mix.shares()
-    names, weights = list(shares), list(shares.values())
-    drawn = {g.id: seeded(seed, g.id, "source").choices(names, weights=weights, k=mix.per_prompt) for g in groups}
-    return Plan(drawn, strict=False)
-
-
-class Builder:
-    """What `make_negatives` does with some prompts, step by step.
+class NegativeBuilder:
+    """Asks sources for candidates of some prompts, filters them and draws.
 
     Args:
         groups: Prompts with chosen responses.
-        mix: Settings, filter.
-        seed: Fixes the draw.
-        plan: What is wished for.
-        names: The sources that will be asked.
-        tallies: Where candidates are counted; default an own count.
+        context: Settings, seed, models.
+        wishes: Names of the sources that the negatives of each prompt are to come from, by row id.
+        strict: A wish goes to its source alone; otherwise any other source stands in.
+        counts: Where candidates are counted.
     """
 
     def __init__(
         self,
         groups: Sequence[PromptGroup],
-        mix: SourceMix,
-        seed: int,
-        plan: Plan,
-        names: Sequence[str],
-        tallies: dict[str, Tally] | None = None,
+        context: SourceContext,
+        wishes: Mapping[str, list[str]],
+        strict: bool,
+        counts: BuildCounts,
     ) -> None:
-        self._groups, self._mix, self._seed, self._plan = groups, mix, seed, plan
-        self._judge = Judge(mix.filter)
-        self.tallies = {} if tallies is None else tallies
-        for name in names:
-            self.tallies.setdefault(name, Tally())
+        self._groups, self._context, self._wishes, self._strict = groups, context, wishes, strict
+        self._filter, self._counts = CandidateFilter(context.mix.filter), counts
         self.dropped: list[dict[str, Any]] = []
-        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in names} for g in groups}
+        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {} for g in groups}
 
-    def ask(self, sources: Mapping[str, Source]) -> None:
-        """Fill the pools: cheap sources for every prompt, costly ones where wished for, or where nothing else is."""
-        wishes, strict = self._plan.wishes, self._plan.strict
+    def ask(self, names: Sequence[str]) -> None:
+        """Ask cheap sources for every prompt, costly ones where wished for, or where there is nothing else."""
+        context, wishes = self._context, self._wishes
+        sources = {name: context.mix.sources[name] for name in names}
+        for name in names:
+            self._counts.by_source.setdefault(name, SourceCounts())
+            for pool in self._pools.values():
+                pool[name] = []
         for name, source in sorted(sources.items(), key=lambda item: item[1].costly):
             asked = [
                 group
                 for group in self._groups
-                if not source.costly or name in wishes[group.id] or not (strict or any(self._pools[group.id].values()))
+                if not source.costly
+                or name in wishes[group.id]
+                or not (self._strict or any(self._pools[group.id].values()))
             ]
-            # A costly source is asked for what is wished from it, a cheap one for spare ones too.
-            most = self._mix.most
-            wanted = {g.id: (wishes[g.id].count(name) if source.costly else 0) or most for g in asked}
-            proposed = source.propose(asked, wanted) if asked else {}
+            # Cheap sources are asked for as many as a prompt can take, costly ones for what is wished for.
+            wanted = {g.id: (wishes[g.id].count(name) if source.costly else 0) or context.mix.most for g in asked}
+            proposed = source.propose(asked, wanted, context) if asked else {}
             for group in asked:
                 for candidate in proposed.get(group.id, ()):
-                    finding = self._judge(group, candidate)
-                    self.tallies[name].add(finding)
-                    if finding.reason is None:
-                        self._pools[group.id][name].append(candidate)
-                    else:
-                        self._drop(group, candidate, finding.reason)
+                    self._sort_in(group, replace(candidate, source=name))
+
+    def _sort_in(self, group: PromptGroup, candidate: Candidate) -> None:
+        result = self._filter(group, candidate)
+        self._counts.by_source[candidate.source].add(result)
+        if result.reason is None:
+            self._pools[group.id][candidate.source].append(candidate)
+        else:
+            self._drop(group, candidate, result.reason)
 
     def _drop(self, group: PromptGroup, candidate: Candidate, reason: str) -> None:
         row: dict[str, Any] = {"id": group.id, "source": candidate.source, "text": candidate.text, "reason": reason}
-        if candidate.difficulty is not None:
-            row["difficulty"] = candidate.difficulty
-        self.dropped.append(row)
+        self.dropped.append(row | ({} if candidate.difficulty is None else {"difficulty": candidate.difficulty}))
+        self._counts.dropped += 1
 
-    def draw(self, weigher: Weigher | None, progress: Callable[[int, int], None] | None) -> list[_Draw]:
-        """Draw negatives; with a weigher, draw again where one is too easy, while there is something left."""
-        draws: list[_Draw] = []
+    def draw(self, taken: Mapping[str, Sequence[str]] | None = None) -> list[Draw]:
+        """Draw negatives; with a filter on ℓ̄, draw again where one is too easy, while any are left.
+
+        Args:
+            taken: Texts that a prompt already has, by row id.
+        """
+        draws: list[Draw] = []
         for group in self._groups:
-            rng: random.Random = seeded(self._seed, group.id, "order")
+            rng = seeded(self._context.seed, group.id, "order")
             left = {name: rng.sample(pool, len(pool)) for name, pool in self._pools[group.id].items()}
-            draw = _Draw(group, [*self._plan.wishes[group.id]], left, self._plan.strict)
-            draw.refused |= {Candidate(text, "").key for text in self._plan.kept.get(group.id, ())}
-            draws.append(draw)
+            refused = {Candidate(text).key for text in (taken or {}).get(group.id, ())}
+            draws.append(Draw(group, [*self._wishes[group.id]], left, self._strict, refused))
         fresh = [(draw, new) for draw in draws if (new := draw.take())]
-        while weigher is not None and fresh:
-            weighed = weigher.logp_means(
-                [draw.group.with_responses([c.response() for c in new]) for draw, new in fresh], progress
-            )
-            for (draw, new), values in zip(fresh, weighed, strict=True):
-                for candidate, value in zip(new, values, strict=True):
-                    reason = self._judge.too_easy(value)
-                    if reason is not None:
+        scorer = _scorer(self._context) if self._context.mix.filter.logp is not None else None
+        while scorer is not None and fresh:
+            groups = [draw.group.with_responses([c.response() for c in new]) for draw, new in fresh]
+            for (draw, new), logps in zip(fresh, scorer.logp_means(groups, self._context.progress), strict=True):
+                for candidate, logp in zip(new, logps, strict=True):
+                    if (reason := self._filter.too_easy(logp)) is not None:
                         draw.refuse(candidate)
                         self._drop(draw.group, candidate, reason)
-                        self.tallies[candidate.source].dropped += 1
+                        self._counts.by_source[candidate.source].dropped += 1
             fresh = [(draw, new) for draw, _ in fresh if (new := draw.take())]
         return draws
 
 
-@dataclass
-class Totals:
-    """What is counted while negatives are made.
-
-    Attributes:
-        counts: Negatives by source, and under `none` the prompts that got none.
-        tallies: What became of the candidates, by source.
-        dropped: Candidates that a filter dropped.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter[str])
-    tallies: dict[str, Tally] = field(default_factory=dict[str, Tally])
-    dropped: int = 0
-
-    def tally_rows(self) -> dict[str, dict[str, Any]]:
-        """Return the tallies as plain values."""
-        return {name: asdict(tally) for name, tally in self.tallies.items()}
+def _scorer(context: SourceContext) -> ResponseScorer:
+    return ResponseScorer(context.policy, context.folder, context.mix.batch_size)
 
 
-def make_negatives(
-    groups: Sequence[PromptGroup],
-    mix: SourceMix,
-    totals: Totals,
-    *,
-    seed: int,
-    folder: Path,
-    policy: NegativePolicy,
-    editor: EditorSection | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    note: Callable[[str], None] | None = None,
-) -> Iterator[PromptGroup]:
-    """Yield every prompt with its chosen response and `mix.per_prompt` rejected ones; those that got none are left out.
+def make_negatives(context: SourceContext, counts: BuildCounts) -> Iterator[PromptGroup]:
+    """Yield every prompt with its chosen response and `per_prompt` rejected ones; prompts that got none are left out.
 
     The draw among sources depends on the seed and the row's id alone. A prompt that a source has nothing for (no
     rejected response in the data, every hypothesis a gold one, all of them filtered) draws from the others. Where every
-    update draws anew (`mix.pooled`), a prompt gets up to `mix.most` of every source instead.
+    update draws again (`mix.pooled`), a prompt gets up to `mix.most` of every source instead.
 
-    Where no model writes or weighs, prompts are worked on some thousands at a time, and memory does not grow with them.
+    If no model writes or scores, prompts are worked on some thousands at a time, and memory does not grow with them.
 
     Args:
-        groups: Prompts with chosen (and, for `dataset`, rejected) responses.
-        mix: Shares, settings, filter.
-        totals: Is filled.
-        seed: Fixes the draw.
-        folder: Where texts written by models and their scores are kept, so that a killed run goes on from there, and
-            `dropped.jsonl`.
-        policy: Who writes on-policy negatives, and weighs all of them for the filter on ℓ̄.
-        editor: Who writes the source `edit`.
-        progress: Called with prompts done so far (generated, edited, scored) and their number.
-        note: Told what is worth knowing before it happens, such as what edits will cost.
+        context: The prompts, settings, seed and models. Texts, scores and `dropped.jsonl` go to its folder, so that a
+            killed run resumes there.
+        counts: Is filled.
 
     Raises:
         DataError: No prompt got a negative.
-        ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
+        ServiceError: An endpoint cannot be used, or its cap is reached; what was answered is kept.
     """
-    common: dict[str, Any] = {"seed": seed, "folder": folder, "policy": policy, "progress": progress, "note": note}
-    sources = make_sources(groups, mix, editor=editor or EditorSection(), **common)
-    weigher = Weigher(policy, folder, mix.batch_size) if mix.filter.logp is not None else None
-    cheap = weigher is None and not any(source.costly for source in sources.values())
-    size, found = (_AT_ONCE if cheap else max(1, len(groups))), 0
-    with whole_file(folder / "dropped.jsonl") as listed:
-        for start in range(0, len(groups), size):
-            part = groups[start : start + size]
-            builder = Builder(part, mix, seed, _first_plan(part, mix, seed), mix.sources(), totals.tallies)
-            builder.ask(sources)
-            for draw in builder.draw(weigher, progress):
+    mix, rows = context.mix, context.rows
+    cheap = mix.filter.logp is None and not any(source.costly for source in mix.sources.values())
+    size, found = (_CHUNK if cheap else max(1, len(rows))), 0
+    with whole_file(context.folder / "dropped.jsonl") as drops:
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            builder = NegativeBuilder(part, context, _wishes(part, context), mix.pooled, counts)
+            builder.ask([*mix.sources])
+            for draw in builder.draw():
                 if not draw.taken:
-                    totals.counts["none"] += 1
+                    counts.used["none"] += 1
                     continue
                 found += 1
-                totals.counts.update(c.source for c in draw.taken.values())
+                counts.used.update(candidate.source for candidate in draw.taken.values())
                 chosen = draw.group.by_role(CHOSEN)[:1]
                 yield draw.group.with_responses((*chosen, *(c.response() for c in draw.taken.values())))
-            listed.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in builder.dropped)
-            totals.dropped += len(builder.dropped)
-            if progress is not None and size < len(groups):
-                progress(min(start + size, len(groups)), len(groups))
-    for name, tally in totals.tallies.items():
-        tally.used = totals.counts[name]
+            drops.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in builder.dropped)
+            if context.progress is not None and size < len(rows):
+                context.progress(min(start + size, len(rows)), len(rows))
+    for name, source in counts.by_source.items():
+        source.used = counts.used[name]
     if not found:
-        dropped = f" ({totals.dropped} candidates were dropped: {folder / 'dropped.jsonl'})"
+        listed = f" ({counts.dropped} candidates were dropped: {context.folder / 'dropped.jsonl'})"
         raise DataError(
-            f"none of {len(groups)} prompts got a negative from {', '.join(mix.sources())}"
-            f"{dropped if totals.dropped else ''}; give the data rejected responses, "
-            "or set another source in negatives.stage1 and negatives.stage2, for instance beam: 1 or other: 1"
+            f"none of {len(rows)} prompts got a negative from {', '.join(mix.sources)}{listed * bool(counts.dropped)}"
+            "; give the data rejected responses, or set another source in negatives.stage1 and negatives.stage2, for "
+            "instance beam: 1 or other: 1"
         )
 
 
-def build_negatives(groups: Sequence[PromptGroup], mix: SourceMix, *, folder: Path, **settings: Any) -> Negatives:
-    """Return what `make_negatives` yields, in memory, with what was counted and dropped."""
-    totals = Totals()
-    found = list(make_negatives(groups, mix, totals, folder=folder, **settings))
-    counts = {name: count for name, count in totals.counts.items() if count}
-    return Negatives(found, counts, totals.tallies, list(read_jsonl(folder / "dropped.jsonl")))
+def _wishes(groups: Sequence[PromptGroup], context: SourceContext) -> dict[str, list[str]]:
+    """Return the sources wished for by row id: all of them where updates draw again, else one draw by share."""
+    mix = context.mix
+    if mix.pooled:
+        every = [name for name in mix.sources for _ in range(mix.most)]
+        return {g.id: every for g in groups}
+    names, shares = list(mix.shares()), list(mix.shares().values())
+    rngs = {g.id: seeded(context.seed, g.id, "source") for g in groups}
+    return {identity: rng.choices(names, weights=shares, k=mix.per_prompt) for identity, rng in rngs.items()}

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.negatives.candidates import Candidate, gold_texts
 from cwdpo.negatives.lexicon import Lexicon, default_lexicon
-from cwdpo.negatives.text import normalise, rouge_l, words
-from cwdpo.recipe import FilterSection
+from cwdpo.negatives.source import Candidate, gold_texts
+from cwdpo.negatives.text import normalise, rouge_l
+from cwdpo.recipe.negatives_section import FilterSection
 from cwdpo.scenes.grammar import count_errors, parse
 from cwdpo.scenes.world import Scene
 
-__all__ = ["IDENTICAL", "Finding", "Judge", "support", "true_of_scene"]
+__all__ = ["IDENTICAL", "CandidateFilter", "FilterResult", "support", "true_of_scene"]
 
 IDENTICAL = "identical to a gold response"
-"""Why a candidate is dropped that reads like a gold response. Rejected responses of the data are taken as they are."""
+"""Why a candidate that reads like a gold response is dropped. Rejected responses of the data are taken as they are."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found out about a candidate.
+class FilterResult:
+    """What a filter says about a candidate.
 
     Attributes:
         reason: Why it is dropped, or None.
         identical: It reads like a gold response.
-        similarity: 0 to 1, by the measure of the recipe; None where the measure says nothing of this source.
+        similarity: 0 to 1, by the recipe's measure; None if the measure does not apply to its source.
         suspect: It may be right: `similarity` is at the threshold or above, or it is identical.
-        length_ratio: Its words to those of the chosen response.
+        length_ratio: Its length in words relative to the chosen response.
         right: On `scenes`, whether what it says is true of the picture; None elsewhere.
     """
 
@@ -40,33 +40,34 @@ class Finding:
     right: bool | None
 
 
-class Judge:
-    """Looks at candidates as a recipe's filter says.
+class CandidateFilter:
+    """A recipe's filter.
 
     Args:
-        rules: The filter.
+        rules: The filter's settings.
         lexicon: The words; default those that ship with cwdpo.
     """
 
     def __init__(self, rules: FilterSection, lexicon: Lexicon | None = None) -> None:
         self._rules, self._lexicon = rules, lexicon or default_lexicon()
-        self._said: tuple[str, set[str]] = ("", set())
+        self._gold_concepts: tuple[str, set[str]] = ("", set())
 
-    def __call__(self, group: PromptGroup, candidate: Candidate) -> Finding:
-        """Return what is found out about a candidate for a prompt, and why it is to be dropped."""
+    def __call__(self, group: PromptGroup, candidate: Candidate) -> FilterResult:
+        """Look at a candidate for a prompt."""
         rules, golds = self._rules, gold_texts(group)
         identical = candidate.key in {normalise(gold) for gold in golds}
         right = true_of_scene(candidate.text, group)
         similarity = 1.0 if identical else self._similarity(group, golds, candidate, right)
         threshold = 1.0 if rules.similarity is None else rules.similarity
         suspect = similarity is not None and similarity >= threshold
-        ratio = len(words(candidate.text)) / max(1, len(words(group.chosen.text)))
+        length = len(normalise(candidate.text).split())
+        ratio = length / max(1, len(normalise(group.chosen.text).split()))
         reason = candidate.problem
         if reason is not None:
             pass
         elif identical and candidate.source != "dataset":
             reason = IDENTICAL
-        elif not words(candidate.text) and candidate.source != "dataset":
+        elif not length and candidate.source != "dataset":
             reason = "no words"
         elif rules.similarity is not None and suspect:
             reason = f"similarity to gold {similarity:.2f} (negatives filter: similarity {rules.similarity:g})"
@@ -74,14 +75,14 @@ class Judge:
             reason = f"length ratio {ratio:.2f} (negatives filter: shortest {rules.shortest:g})"
         elif rules.longest is not None and ratio > rules.longest:
             reason = f"length ratio {ratio:.2f} (negatives filter: longest {rules.longest:g})"
-        return Finding(reason, identical, similarity, suspect, ratio, right)
+        return FilterResult(reason, identical, similarity, suspect, ratio, right)
 
     def too_easy(self, logp_mean: float) -> str | None:
         """Return why a candidate of this ℓ̄ is dropped, or None."""
-        least = self._rules.logp
-        if least is None or logp_mean >= least:
+        lowest = self._rules.logp
+        if lowest is None or logp_mean >= lowest:
             return None
-        return f"mean log-probability {logp_mean:.2f} (negatives filter: logp {least:g})"
+        return f"mean log-probability {logp_mean:.2f} (negatives filter: logp {lowest:g})"
 
     def _similarity(
         self, group: PromptGroup, golds: Sequence[str], candidate: Candidate, right: bool | None
@@ -90,21 +91,21 @@ class Judge:
         if measure == "exact":
             return None if right is None else float(right)
         if measure == "rouge_l":
-            return max(rouge_l(words(candidate.text), words(gold)) for gold in golds)
+            return max(rouge_l(normalise(candidate.text).split(), normalise(gold).split()) for gold in golds)
         if candidate.source == "shuffle":
             return None  # the same words in another order: support looks at words alone
-        if self._said[0] != group.id:
-            self._said = (group.id, set[str]().union(*(self._lexicon.concepts(gold) for gold in golds)))
-        return support(self._lexicon.concepts(candidate.text), self._said[1])
+        if self._gold_concepts[0] != group.id:
+            self._gold_concepts = (group.id, set[str]().union(*(self._lexicon.concepts(gold) for gold in golds)))
+        return support(self._lexicon.concepts(candidate.text), self._gold_concepts[1])
 
 
-def support(concepts: set[str], said: set[str]) -> float:
-    """Return the share of what a text speaks of that the gold responses speak of too; 1 where it adds nothing."""
-    return len(concepts & said) / len(concepts) if concepts else 1.0
+def support(concepts: set[str], gold: set[str]) -> float:
+    """Return the fraction of a text's concepts that the gold responses mention too; 1 if it adds none."""
+    return len(concepts & gold) / len(concepts) if concepts else 1.0
 
 
 def true_of_scene(text: str, group: PromptGroup) -> bool | None:
-    """Return whether all that a text says is true of the row's scene; None where the row has no scene."""
+    """Return whether all that a text says is true of the row's scene; None if the row has no scene."""
     if "scene" not in group.facts:
         return None
     meaning = parse(text)

@@ -16,18 +16,12 @@ from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.reference import ReferenceCache
 from cwdpo.scoring.scorer import AutoScorer, Scorer
 
-__all__ = ["Asked", "NegativePolicy", "Weighed", "Weigher", "has_images"]
+__all__ = ["GenerationJob", "NegativePolicy", "ResponseScorer", "ScoringJob", "has_images"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A batch of prompts to answer.
-
-    Attributes:
-        prompts: The prompts.
-        seed: Fixes the sampling.
-        settings: Arguments of `generate`.
-    """
+class GenerationJob:
+    """A batch of prompts to answer, with the seed and arguments of `generate`."""
 
     prompts: Sequence[PromptGroup]
     seed: int
@@ -35,31 +29,26 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """A batch of prompts whose responses are to be scored.
-
-    Attributes:
-        prompts: The prompts.
-        scores: The file in which the scores are kept.
-    """
+class ScoringJob:
+    """A batch of prompts whose responses are to be scored, and the file of the scores."""
 
     prompts: Sequence[PromptGroup]
     scores: Path
 
 
-def has_images(asked: Asked | Weighed) -> bool:
-    """Whether there is a picture in a batch."""
-    return any(group.images for group in asked.prompts)
+def has_images(job: GenerationJob | ScoringJob) -> bool:
+    """Whether a batch has an image."""
+    return any(group.images for group in job.prompts)
 
 
 @dataclass(frozen=True)
 class NegativePolicy:
-    """The model that writes on-policy negatives and weighs all of them.
+    """The model that writes on-policy negatives and scores all of them.
 
     Attributes:
         load: Loads the model; called only if something has to be generated or scored.
         encoder: Its prompt encoder.
-        digest: Content of the model, so that what another policy wrote is not taken for its own.
+        digest: Content of the model; texts of another policy are not mistaken for its own.
         scorer: How responses are scored.
     """
 
@@ -75,43 +64,43 @@ class NegativePolicy:
 
     @property
     def help(self) -> dict[str, Callable[[Any], Any]]:
-        """What other processes help with, see `Processes.lead`; rank 0 weighs by itself where it holds the model."""
-        return {"generate": self.write, **({"weigh": self.weigh} if processes().in_step else {})}
+        """What other processes help with (`Processes.lead`); rank 0 scores alone unless weights are sharded."""
+        return {"generate": self.write, **({"score": self.score} if processes().in_step else {})}
 
-    def write(self, asked: Asked) -> list[list[str]]:
+    def write(self, job: GenerationJob) -> list[list[str]]:
         """Return what the model says to each prompt."""
         return generate(
             self.model,
             self.encoder.tokenizer,
             lambda prompts: processes().each(lambda: self.encoder.prompt_inputs(prompts, padding=True)),
-            asked.prompts,
-            seed=asked.seed,
-            **asked.settings,
+            job.prompts,
+            seed=job.seed,
+            **job.settings,
         )
 
-    def weigh(self, asked: Weighed) -> list[list[tuple[str, int]]]:
-        """Score every response of the prompts that was not scored before.
+    def score(self, job: ScoringJob) -> list[list[tuple[str, int]]]:
+        """Score every response that was not scored before.
 
         Returns:
-            For each prompt, under which keys its responses' scores are kept, and how many tokens they have.
+            Cache key and number of tokens of each response of each prompt.
 
         Raises:
             NonFiniteError: A log-probability is NaN or infinite.
         """
-        team, cache = processes(), ReferenceCache(asked.scores)
-        groups = team.each(lambda: [self.encoder.encode(g) for g in asked.prompts])
+        team, cache = processes(), ReferenceCache(job.scores)
+        groups = team.each(lambda: [self.encoder.encode(g) for g in job.prompts])
         if any(team.gather(cache.missing([r.key for g in groups for r in g.responses]))):
             cache.fill(self.model, self.scorer, [Batch(tuple(groups))])
         return [[(r.key, len(r.ids)) for r in g.responses] for g in groups]
 
 
-class Weigher:
-    """ℓ̄ of responses under the policy, kept on disk by content: scored once, in fixed batches.
+class ResponseScorer:
+    """ℓ̄ of responses under the policy, cached on disk by content: scored once, in fixed batches.
 
     Args:
         policy: The model.
-        folder: Where the scores are kept, one file a model.
-        batch_size: Prompts at once.
+        folder: Where the scores are kept, one file per model.
+        batch_size: Prompts per batch.
     """
 
     def __init__(self, policy: NegativePolicy, folder: Path, batch_size: int) -> None:
@@ -120,7 +109,7 @@ class Weigher:
 
     @staticmethod
     def path(folder: Path, digest: str) -> Path:
-        """Return the file in which the scores of a model are kept."""
+        """Return the file of a model's scores."""
         return folder / f"logps-{digest[:16]}.sqlite"
 
     def logp_means(
@@ -131,12 +120,12 @@ class Weigher:
         Raises:
             NonFiniteError: A log-probability is NaN or infinite.
         """
-        found: list[list[float]] = []
+        means: list[list[float]] = []
         starts = range(0, len(groups), self._batch_size)
-        asked = [Weighed(groups[start : start + self._batch_size], self._path) for start in starts]
-        for kept in processes().map("weigh", asked, self._policy.weigh, has_images):
-            sums = iter(self._cache.sums([key for row in kept for key, _ in row]).tolist())
-            found += [[next(sums) / tokens for _, tokens in row] for row in kept]
+        jobs = [ScoringJob(groups[start : start + self._batch_size], self._path) for start in starts]
+        for scored in processes().map("score", jobs, self._policy.score, has_images):
+            sums = iter(self._cache.sums([key for responses in scored for key, _ in responses]).tolist())
+            means += [[next(sums) / tokens for _, tokens in responses] for responses in scored]
             if progress is not None:
-                progress(len(found), len(groups))
-        return found
+                progress(len(means), len(groups))
+        return means

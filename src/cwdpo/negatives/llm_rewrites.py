@@ -9,9 +9,9 @@ from cwdpo.chat.language_model import LanguageModel
 from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, read_json, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
-from cwdpo.negatives.candidates import gold_texts
 from cwdpo.negatives.rule_rewrites import REWRITES, source_text
-from cwdpo.negatives.text import edit_distance, normalise, words
+from cwdpo.negatives.source import gold_texts
+from cwdpo.negatives.text import edit_distance, normalise
 from cwdpo.recipe import EditorSection
 
 __all__ = ["LLMRewriter", "require_rewrite"]
@@ -49,7 +49,7 @@ def require_rewrite(new: str, old: str, golds: Sequence[str], how: str) -> None:
     Raises:
         UnusableAnswer: It is none.
     """
-    before, after = words(old), words(new)
+    before, after = normalise(old).split(), normalise(new).split()
     changes = edit_distance(before, after)
     problem = ""
     if not after:
@@ -75,14 +75,11 @@ class LLMRewriter:
         settings: The endpoint.
         folder: Where answers are kept.
         note: Told what is about to be asked.
-        pause: First pause before a failed request is sent again, in seconds.
     """
 
-    def __init__(
-        self, settings: EditorSection, folder: Path, note: Callable[[str], None] | None = None, pause: float = 1.0
-    ) -> None:
+    def __init__(self, settings: EditorSection, folder: Path, note: Callable[[str], None] | None = None) -> None:
         self._settings = settings
-        self._model = LanguageModel(settings, folder / "rewrites.jsonl", note=note, pause=pause)
+        self._model = LanguageModel(settings, folder / "rewrites.jsonl", note=note)
 
     def rewrite(self, groups: Sequence[PromptGroup], kind: str) -> dict[str, str]:
         """Return rewritten responses by prompt id; a prompt whose answers were unusable has none.

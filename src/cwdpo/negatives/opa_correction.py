@@ -10,10 +10,10 @@ from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.negatives.generating_model import NegativePolicy
 from cwdpo.negatives.llm_rewrites import LLMRewriter
-from cwdpo.negatives.sources.on_policy import OnPolicySource
+from cwdpo.negatives.policy_texts import write_texts
 from cwdpo.negatives.sources.perturb import caption_of
 from cwdpo.negatives.text import normalise
-from cwdpo.recipe import CorrectionSection, EditorSection, SourceMix
+from cwdpo.recipe import CorrectionSection, EditorSection
 from cwdpo.scenes.scene_correction import corrected
 from cwdpo.scenes.world import Scene
 
@@ -28,9 +28,9 @@ class Corrections:
     """Prompts with the model's own answers beside the data's chosen responses.
 
     Attributes:
-        groups: All prompts. Where the answer was wrong, with the corrected answer as a chosen response and the answer
-            as the only rejected one; elsewhere with the data's chosen responses alone.
-        counts: Answers by what became of them: `corrected`, `right`, and `lost` where no correction could be used.
+        groups: All prompts. If the answer was wrong, the corrected one is a chosen response and the answer the only
+            rejected one; otherwise a prompt has the data's chosen responses alone.
+        counts: Answers by outcome: `corrected`, `right`, and `lost` if no correction was usable.
     """
 
     groups: list[PromptGroup]
@@ -53,55 +53,56 @@ def correct_answers(
     Args:
         groups: Prompts with chosen responses.
         settings: How it answers, and who corrects.
-        seed: Of the sampling.
-        folder: Where answers are kept as they come, so that a killed run goes on from there.
+        seed: Seed of the sampling.
+        folder: Where answers are kept as they come, so that a killed run resumes.
         policy: The model.
-        editor: The language model that corrects, where that is wanted.
+        editor: The language model that corrects with `by: editor`.
         progress: Called with prompts answered and their number.
         note: Told what is about to be asked of the editor.
 
     Raises:
-        DataError: `exact`, and rows that are not of `scenes`.
+        DataError: `by: exact`, and rows that are not of `scenes`.
         ServiceError: The editor's endpoint cannot be used, or its cap is reached; what was answered is kept.
     """
-    if settings.by == "exact" and (strange := next((g for g in groups if "scene" not in g.facts), None)) is not None:
+    if settings.by == "exact" and (foreign := next((g for g in groups if "scene" not in g.facts), None)) is not None:
         raise DataError(
-            f"{strange.origin}: negatives.correction.by: exact knows the grammar of scenes only, and this row has no "
+            f"{foreign.origin}: negatives.correction.by: exact knows the grammar of scenes only, and this row has no "
             "scene; use by: editor"
         )
-    mix = SourceMix(
-        dataset=0,
-        sample=1,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "num_return_sequences": 1}
+    said = write_texts(
+        "sample",
+        groups,
+        {"max_new_tokens": settings.max_new_tokens, **sampling},
+        seed=str(seed),
+        folder=folder,
+        policy=policy,
         batch_size=settings.batch_size,
+        progress=progress,
     )
-    source = OnPolicySource("sample", mix, seed=seed, folder=folder, policy=policy, progress=progress, samples=1)
-    said = source.propose(groups, {g.id: 1 for g in groups})
-    answers = {g.id: said[g.id][0].text for g in groups if said[g.id]}
+    answers = {identity: texts[0] for identity, texts in said.items() if texts}
     if settings.by == "exact":
         right = _corrected_exactly(groups, answers)
     else:
         right = LLMRewriter(editor, folder, note).correct(groups, answers)
     counts = {CORRECTED: 0, "right": 0, "lost": 0}
-    found: list[PromptGroup] = []
+    corrections: list[PromptGroup] = []
     for group in groups:
-        mended, responses = right.get(group.id), group.by_role(CHOSEN)
-        same = mended is not None and normalise(mended) == normalise(answers[group.id])
-        counts["lost" if mended is None else "right" if same else CORRECTED] += 1
-        if mended is not None and not same:
+        text, responses = right.get(group.id), group.by_role(CHOSEN)
+        same = text is not None and normalise(text) == normalise(answers[group.id])
+        counts["lost" if text is None else "right" if same else CORRECTED] += 1
+        if text is not None and not same:
             own = Response(answers[group.id], REJECTED, OWN)
-            responses = (*responses, Response(mended, CHOSEN, CORRECTED), own)
-        found.append(group.with_responses(responses))
-    return Corrections(found, {name: count for name, count in counts.items() if count})
+            responses = (*responses, Response(text, CHOSEN, CORRECTED), own)
+        corrections.append(group.with_responses(responses))
+    return Corrections(corrections, {name: count for name, count in counts.items() if count})
 
 
 def _corrected_exactly(groups: Sequence[PromptGroup], answers: Mapping[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for group in groups:
         caption = caption_of(answers.get(group.id, ""))
         right = corrected(caption, Scene.from_json(group.facts["scene"])) if caption is not None else None
         if right is not None:
-            found[group.id] = right.text
-    return found
+            texts[group.id] = right.text
+    return texts

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED, PromptGroup
-from cwdpo.negatives.candidates import gold_texts, seeded
 from cwdpo.negatives.lexicon import Lexicon, default_lexicon
+from cwdpo.negatives.source import gold_texts, seeded
 from cwdpo.negatives.sources.perturb import Slot, caption_of, change, slots
 from cwdpo.scenes.grammar import Caption, Meaning, Mention
 from cwdpo.scenes.world import COLOURS, KINDS, RELATIONS, SIZES, Scene

@@ -1,4 +1,4 @@
-"""What a stage's negatives are worth: figures by source, and some of them to look at."""
+"""What a stage's negatives are worth: statistics by source, and some of them to look at."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import torch
 
 from cwdpo.data.schema import REJECTED, PromptGroup, Response
 from cwdpo.methods.cooling import cooling_weight
-from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
-from cwdpo.negatives.filters import Judge
-from cwdpo.negatives.generating_model import Weigher
+from cwdpo.negatives.filters import CandidateFilter
+from cwdpo.negatives.generating_model import ResponseScorer
+from cwdpo.negatives.source import Candidate, gold_texts, seeded
 
-__all__ = ["Negative", "Sample", "SourceFigures", "Survey", "survey"]
+__all__ = ["NegativeStatistics", "ShownNegative", "ShownPrompt", "SourceStatistics", "collect_statistics"]
 
 BINS = 10
 """Bins of the histogram of w_c, from 0 to 1."""
 
 
 @dataclass
-class SourceFigures:
-    """One source: its candidates, and its negatives that are used.
+class SourceStatistics:
+    """One source: its candidates, and its negatives in use.
 
     Attributes:
         name: The source.
         used: Negatives from it.
         proposed: Candidates looked at.
         dropped: Candidates that a filter dropped.
-        identical: Share of the candidates that read like a gold response.
-        suspects: Share of the candidates that may be right.
-        right: On `scenes`, share of the candidates that are right; None elsewhere.
-        precision: On `scenes`, share of the suspects that are right; None where there are none.
-        recall: On `scenes`, share of the right ones that are suspects; None where there are none.
-        length_ratio: Mean over candidates of their words to those of the chosen response.
-        logp_mean: Mean ℓ̄ of its negatives, nats per token; None where nothing was scored.
+        identical: Fraction of the candidates that read like a gold response.
+        suspects: Fraction of the candidates that may be right.
+        right: On `scenes`, fraction of the candidates that are right; None elsewhere.
+        precision: On `scenes`, fraction of the suspects that are right; None if there are none.
+        recall: On `scenes`, fraction of the right ones that are suspects; None if there are none.
+        length_ratio: Mean over candidates of their length in words relative to the chosen response.
+        logp_mean: Mean ℓ̄ of its negatives, nats per token; None if nothing was scored.
         cooling_weight: Mean w_c of its negatives.
         histogram: Of w_c, `BINS` bins.
     """
@@ -56,7 +56,7 @@ class SourceFigures:
 
 
 @dataclass(frozen=True)
-class Negative:
+class ShownNegative:
     """A negative to look at."""
 
     response: Response
@@ -67,11 +67,11 @@ class Negative:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownPrompt:
     """A prompt to look at."""
 
     group: PromptGroup
-    negatives: list[Negative]
+    negatives: list[ShownNegative]
     logp_mean: float | None
 
     @property
@@ -81,22 +81,22 @@ class Sample:
 
 
 @dataclass
-class Survey:
+class NegativeStatistics:
     """What is known of a stage's negatives.
 
     Attributes:
         figures: By source, in the order of the recipe.
         samples: Some prompts, every source among them.
         prompts: Prompts with negatives.
-        scored: Of these, those whose responses were scored.
+        scored: Those whose responses were scored.
         chosen_logp: Mean ℓ̄ of the chosen responses.
         without: Prompts that got no negative.
         floor: ℓ_floor of w_c.
         tau: Its τ.
     """
 
-    figures: list[SourceFigures]
-    samples: list[Sample]
+    figures: list[SourceStatistics]
+    samples: list[ShownPrompt]
     prompts: int
     scored: int
     chosen_logp: float | None
@@ -105,28 +105,28 @@ class Survey:
     tau: float
 
 
-def survey(
+def collect_statistics(
     groups: Sequence[PromptGroup],
-    tallies: Mapping[str, Mapping[str, Any]],
+    counts: Mapping[str, Mapping[str, Any]],
     *,
-    judge: Judge,
+    judge: CandidateFilter,
     without: int = 0,
-    weigher: Weigher | None = None,
+    scorer: ResponseScorer | None = None,
     scored: int = 500,
     floor: float = -3.0,
     tau: float = 1.0,
     samples: int = 12,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Survey:
+) -> NegativeStatistics:
     """Look at the negatives of a stage.
 
     Args:
         groups: Prompts with their negatives.
-        tallies: What became of the candidates, by source (`Negatives.tally_rows`).
+        counts: What became of the candidates, by source (`BuildCounts.to_json`).
         judge: Says which negatives may be right.
         without: Prompts that got no negative.
-        weigher: Scores responses; None leaves ℓ̄ and w_c out.
+        scorer: Scores responses; None leaves ℓ̄ and w_c out.
         scored: Most prompts that are scored, drawn at random.
         floor: ℓ_floor of w_c.
         tau: Its τ.
@@ -136,22 +136,19 @@ def survey(
     """
     order = list(range(len(groups)))
     seeded(seed, "survey", "order").shuffle(order)
-    figures = {name: _figures(name, tally) for name, tally in tallies.items()}
-    mixed = [groups[i] for i in order]
-    shown = _varied(mixed, list(figures), samples)
-    part = sorted(order[:scored]) if weigher is not None else []
-    ids = {groups[i].id for i in part}
-    part_groups = [groups[i] for i in part]
-    if weigher is not None and part:
-        part_groups += [g for g in shown if g.id not in ids]
-    values = weigher.logp_means(part_groups, progress) if weigher is not None else []
-    logps = {group.id: row for group, row in zip(part_groups, values, strict=True)}
+    figures = {name: _of_source(name, source) for name, source in counts.items()}
+    shown = _every_source([groups[i] for i in order], list(figures), samples)
+    part = [groups[i] for i in sorted(order[:scored])] if scorer is not None else []
+    logps: dict[str, list[float]] = {}
+    if scorer is not None:
+        asked = {group.id: group for group in (*part, *(shown if part else ()))}
+        logps = dict(zip(asked, scorer.logp_means(list(asked.values()), progress), strict=True))
     weights = {key: cooling_weight(torch.tensor(row), floor=floor, tau=tau).tolist() for key, row in logps.items()}
-    _add_scores(figures, [groups[i] for i in part], logps, weights)
-    chosen = [logps[groups[i].id][0] for i in part]
-    return Survey(
+    _add_scores(figures, part, logps, weights)
+    chosen = [logps[group.id][0] for group in part]
+    return NegativeStatistics(
         figures=list(figures.values()),
-        samples=[_sample(group, judge, logps.get(group.id), weights.get(group.id)) for group in shown],
+        samples=[_shown(group, judge, logps.get(group.id), weights.get(group.id)) for group in shown],
         prompts=len(groups),
         scored=len(part),
         chosen_logp=sum(chosen) / len(chosen) if chosen else None,
@@ -161,59 +158,58 @@ def survey(
     )
 
 
-def _figures(name: str, tally: Mapping[str, Any]) -> SourceFigures:
-    many = max(1, tally["proposed"])
-    found = SourceFigures(name, tally["used"], tally["proposed"], tally["dropped"])
-    found.identical, found.suspects = tally["identical"] / many, tally["suspects"] / many
-    found.length_ratio = tally["length_ratio"] / many
-    if tally["exact"]:
-        found.right = tally["right"] / many
-        found.precision = tally["right_suspects"] / tally["suspects"] if tally["suspects"] else None
-        found.recall = tally["right_suspects"] / tally["right"] if tally["right"] else None
-    return found
+def _of_source(name: str, counts: Mapping[str, Any]) -> SourceStatistics:
+    proposed = max(1, counts["proposed"])
+    statistics = SourceStatistics(name, counts["used"], counts["proposed"], counts["dropped"])
+    statistics.identical, statistics.suspects = counts["identical"] / proposed, counts["suspects"] / proposed
+    statistics.length_ratio = counts["length_ratio"] / proposed
+    if counts["exact"]:
+        right = counts["right_suspects"]
+        statistics.right = counts["right"] / proposed
+        statistics.precision = right / counts["suspects"] if counts["suspects"] else None
+        statistics.recall = right / counts["right"] if counts["right"] else None
+    return statistics
 
 
 def _add_scores(
-    figures: Mapping[str, SourceFigures],
+    figures: Mapping[str, SourceStatistics],
     groups: Sequence[PromptGroup],
     logps: Mapping[str, Sequence[float]],
     weights: Mapping[str, Sequence[float]],
 ) -> None:
-    rows: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[tuple[float, float]]] = {}
     for group in groups:
         for response, logp, weight in zip(group.responses, logps[group.id], weights[group.id], strict=True):
-            if response.role == REJECTED:
-                rows.setdefault(response.source, []).append((logp, weight))
-    for name, values in rows.items():
-        if name not in figures:
-            continue  # a data set may name sources of its own
-        found = figures[name]
-        found.logp_mean = sum(logp for logp, _ in values) / len(values)
-        found.cooling_weight = sum(weight for _, weight in values) / len(values)
+            if response.role == REJECTED and response.source in figures:  # a data set may name sources of its own
+                scores.setdefault(response.source, []).append((logp, weight))
+    for name, values in scores.items():
+        figures[name].logp_mean = sum(logp for logp, _ in values) / len(values)
+        figures[name].cooling_weight = sum(weight for _, weight in values) / len(values)
         for _, weight in values:
-            found.histogram[min(BINS - 1, int(weight * BINS))] += 1
+            figures[name].histogram[min(BINS - 1, int(weight * BINS))] += 1
 
 
-def _varied(groups: Sequence[PromptGroup], sources: Sequence[str], count: int) -> list[PromptGroup]:
+def _every_source(groups: Sequence[PromptGroup], sources: Sequence[str], count: int) -> list[PromptGroup]:
     """Take the first prompts, every source in turn, so that a rare one is seen too."""
     waiting = {name: [g for g in groups if any(r.source == name for r in g.by_role(REJECTED))] for name in sources}
-    found: dict[str, PromptGroup] = {}
-    while len(found) < count and any(waiting.values()):
+    shown: dict[str, PromptGroup] = {}
+    while len(shown) < count and any(waiting.values()):
         for rows in waiting.values():
-            while rows and rows[0].id in found:
+            while rows and rows[0].id in shown:
                 rows.pop(0)
-            if rows and len(found) < count:
+            if rows and len(shown) < count:
                 group = rows.pop(0)
-                found[group.id] = group
-    return list(found.values())
+                shown[group.id] = group
+    return list(shown.values())
 
 
-def _sample(group: PromptGroup, judge: Judge, logps: Sequence[float] | None, weights: Sequence[float] | None) -> Sample:
-    negatives: list[Negative] = []
+def _shown(
+    group: PromptGroup, judge: CandidateFilter, logps: Sequence[float] | None, weights: Sequence[float] | None
+) -> ShownPrompt:
+    negatives: list[ShownNegative] = []
     for i, response in enumerate(group.responses):
-        if response.role != REJECTED:
-            continue
-        finding = judge(group, Candidate(response.text, response.source, response.difficulty))
-        scores = (logps[i], weights[i]) if logps is not None and weights is not None else (None, None)
-        negatives.append(Negative(response, finding.suspect, finding.right, *scores))
-    return Sample(group, negatives, None if logps is None else logps[0])
+        if response.role == REJECTED:
+            result = judge(group, Candidate(response.text, response.difficulty, source=response.source))
+            scores = (logps[i], weights[i]) if logps is not None and weights is not None else (None, None)
+            negatives.append(ShownNegative(response, result.suspect, result.right, *scores))
+    return ShownPrompt(group, negatives, None if logps is None else logps[0])

@@ -5,17 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-__all__ = ["differences", "edit_distance", "normalise", "rouge_l", "words"]
+__all__ = ["edit_distance", "normalise", "rouge_l", "word_diff"]
 
 
 def normalise(text: str) -> str:
     """Return a text as negatives are compared with gold responses: lower case, words only."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text as `normalise` finds them."""
-    return normalise(text).split()
 
 
 def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
@@ -42,7 +37,7 @@ def rouge_l(candidate: Sequence[str], gold: Sequence[str]) -> float:
     return 2 * previous[-1] / (len(candidate) + len(gold))
 
 
-def differences(gold: str, text: str) -> list[tuple[str, str]]:
+def word_diff(gold: str, text: str) -> list[tuple[str, str]]:
     """Return `text` against `gold` as runs of words: (`same`, words), (`new`, words), (`gone`, words of `gold`).
 
     A text that has less than half of its words in common with `gold`, in order, is one run of new words: word by word
@@ -57,7 +52,7 @@ def differences(gold: str, text: str) -> list[tuple[str, str]]:
         if kind == "equal":
             found.append(("same", " ".join(other[c:d])))
             continue
-        if words(" ".join(one[a:b])):
+        if normalise(" ".join(one[a:b])):
             found.append(("gone", " ".join(one[a:b])))
         if d > c:
             found.append(("new", " ".join(other[c:d])))

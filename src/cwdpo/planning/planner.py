@@ -18,7 +18,7 @@ from cwdpo.planning.gpus import Gpus, Layout
 from cwdpo.planning.memory import GIB, gathered_layers, held, moving, standing, together, weights
 from cwdpo.planning.meta_models import Size, bare_model, depths_of, model_config, size_of
 from cwdpo.planning.step_cost import Taken, Work, take
-from cwdpo.recipe import ON_POLICY, Recipe, SourceMix, StageSection
+from cwdpo.recipe import Recipe, SourceMix, StageSection
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 
 __all__ = ["Assumptions", "Planner", "Step"]
@@ -279,14 +279,14 @@ class Planner:
     # -- generation ------------------------------------------------------------------------------------------------
 
     def _negatives(self, stage: str, mix: SourceMix) -> Step | None:
-        written = [name for name in mix.sources() if name in ON_POLICY]
+        written = mix.on_policy
         if not written or mix.generator.base_urls:
             return None
         shares = mix.shares_at(0.5)
         prompts = self.rows.counts[stage]
         if not mix.pooled:
             prompts = math.ceil(prompts * sum(shares.get(n, 0) for n in written) / sum(shares.values()))
-        copies = mix.beam_width if "beam" in written else mix.most
+        copies = max(mix.sources[name].copies(mix.most) for name in written)
         what = f"{' and '.join(written)} for {prompts} prompts, {mix.batch_size} at once"
         return self._generation(f"negatives {stage}", what, prompts, mix.batch_size, copies, mix.max_new_tokens)
 

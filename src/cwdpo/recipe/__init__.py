@@ -12,7 +12,6 @@ from cwdpo.recipe.endpoint_sections import (
 from cwdpo.recipe.measure_sections import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.model_section import LoraSection, ModelSection
 from cwdpo.recipe.negatives_section import (
-    ON_POLICY,
     CorrectionSection,
     FilterSection,
     NegativesSection,
@@ -26,7 +25,6 @@ from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSecti
 
 __all__ = [
     "HOW_TO_ASK",
-    "ON_POLICY",
     "CorrectionSection",
     "DataSection",
     "EarlyStopSection",

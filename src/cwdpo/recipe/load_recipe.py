@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.recipe import Recipe
 from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.section import Section
 
 __all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
 
@@ -94,7 +97,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = parse_yaml(raw)
     except yaml.YAMLError:
         raise RecipeError(f"--set {shown}: the value is not YAML; quote it") from None
-    *sections, last = key.strip().split(".")
+    *sections, last = re.split(r"\.(?!py:)", key.strip())  # `my_file.py:Name` is one key
     node: Any = values
     for name in sections:
         below: Any = {} if node.get(name) is None else node[name]
@@ -126,25 +129,37 @@ def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe)
 def _known_part(location: Sequence[str], root: type[BaseModel]) -> Sequence[str]:
     """Return a location up to its last field: what follows is the item of a list, or a member of a union."""
     for end in range(len(location), 0, -1):
-        if location[end - 1] in _fields_at(location[: end - 1], root):
+        section = _section_at(location[: end - 1], root)
+        open_ended = section is not None and section.model_config.get("extra") == "allow"
+        if section is not None and (open_ended or location[end - 1] in _fields(section)):
             return location[:end]
     return location
 
 
 def _fields_at(location: Sequence[str], root: type[BaseModel]) -> Mapping[str, Any]:
+    section = _section_at(location, root)
+    return {} if section is None else _fields(section)
+
+
+def _section_at(location: Sequence[str], root: type[BaseModel]) -> type[BaseModel] | None:
     model = root
     for name in location:
         if name.isdigit():
             continue  # an item of a list
-        field = model.model_fields.get(name)
+        field = _fields(model).get(name)
         if field is None:
-            return {}
+            return None
         options = [field.annotation, *typing.get_args(field.annotation)]
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not found:
-            return {}
+            return None
         model = found[0]
-    return model.model_fields
+    return model
+
+
+def _fields(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
+    """Return every key that may stand in a section."""
+    return model.known_fields() if issubclass(model, Section) else model.model_fields
 
 
 def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -171,11 +186,11 @@ def commented_yaml(recipe: Recipe) -> str:
 
 def _commented(model: BaseModel, name: str, depth: int) -> list[str]:
     pad, value = "  " * depth, getattr(model, name)
-    description = " ".join((type(model).model_fields[name].description or "").split())
+    description = " ".join((_fields(type(model))[name].description or "").split())
     lines = [f"{pad}# {line}" for line in textwrap.wrap(description, 110 - len(pad))]
     if isinstance(value, BaseModel):
         lines.append(f"{pad}{name}:")
-        for child in type(value).model_fields:
+        for child in _fields(type(value)):
             lines += _commented(value, child, depth + 1)
         return lines
     plain = model.model_dump(mode="json")[name]

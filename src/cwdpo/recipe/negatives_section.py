@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
 
+from cwdpo.plugins import user_file
 from cwdpo.recipe.endpoint_sections import EditorSection, GeneratorSection
 from cwdpo.section import Section
 
 __all__ = [
-    "ON_POLICY",
     "CorrectionSection",
     "FilterSection",
     "NegativesSection",
@@ -21,10 +25,6 @@ __all__ = [
     "SourceMix",
     "Stage2Mix",
 ]
-
-_SOURCES = ("dataset", "other", "beam", "sample", "perturb", "shuffle", "edit")
-ON_POLICY = ("beam", "sample")
-"""Sources that the model itself writes."""
 
 
 class FilterSection(Section):
@@ -45,35 +45,68 @@ class FilterSection(Section):
     """Drop negatives with more words than this times the chosen response's. null drops none."""
 
 
-class Shares(Section):
-    """How much of each source, as shares that need not add up to 1."""
+def _sources(own: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the sources that can be named, by key: ours, those of packages, and those in the user's files `own`.
 
-    dataset: float = Field(default=0.0, ge=0)
-    """The rejected responses that came with the data."""
-    other: float = Field(default=0.0, ge=0)
-    """The chosen response of another image: easy, but there for any data."""
-    beam: float = Field(default=0.0, ge=0)
-    """On-policy: one hypothesis of a width-5 beam search that is not a gold response (paper, D.1)."""
-    sample: float = Field(default=0.0, ge=0)
-    """On-policy: a sample at `temperature` that is not a gold response."""
-    perturb: float = Field(default=0.0, ge=0)
-    """The chosen response with facts changed by a lexicon (objects, colours, numbers, actions, relations); exact on
-    `scenes`."""
-    shuffle: float = Field(default=0.0, ge=0)
-    """The words of the chosen response in another order."""
-    edit: float = Field(default=0.0, ge=0)
-    """The chosen response with one fact changed by a language model (`negatives.editor`)."""
+    The registry is looked up when a recipe is read: recipes import no source.
+    """
+    registry: Any = importlib.import_module("cwdpo.negatives.source").SOURCES
+    kinds = {**registry.all(), **{name: registry.find(name) for name in own}}
+    return dict(sorted(kinds.items(), key=lambda item: (item[1].order, item[0])))
+
+
+@functools.cache
+def _keys(sources: tuple[tuple[str, Any], ...], whole_mix: bool) -> type[Section]:
+    """Return a section of the keys that sources bring: a share each, and in a mix their settings too."""
+    fields: dict[str, Any] = {
+        name: (float, Field(default=kind.default_share * whole_mix, ge=0, description=kind.words()))
+        for name, kind in sources
+    }
+    for _, kind in sources if whole_mix else ():
+        fields |= {name: (info.annotation, info) for name, info in kind.model_fields.items()}
+    return create_model("SourceKeys", __base__=Section, **fields)
+
+
+class Shares(Section):
+    """Shares of sources, which need not add up to 1: a key for each source, and in a mix for each of their settings."""
+
+    model_config = ConfigDict(extra="allow")
+    whole_mix: ClassVar[bool] = True
+    """Whether settings may stand beside the shares."""
+
+    @classmethod
+    def known_fields(cls) -> Mapping[str, FieldInfo]:
+        """Return every key that may stand here (and sources of the user's own)."""
+        return {**_keys(tuple(_sources().items()), cls.whole_mix).model_fields, **cls.model_fields}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        parts: list[Any] = [values, *(values.get("schedule") or ())]
+        files = {key for part in parts if isinstance(part, dict) for key in part if user_file(str(key))}
+        others = {key: value for key, value in values.items() if key not in own}
+        return {**_keys(tuple(_sources(files).items()), cls.whole_mix).model_validate(others).model_dump(), **own}
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, Any]:
+        """The sources that can be named here, by the key of their share."""
+        return _sources(name for name in self.model_extra or () if user_file(name))
 
     def shares(self) -> dict[str, float]:
-        """Return the shares above 0, by source."""
-        return {name: share for name in _SOURCES if (share := getattr(self, name)) > 0}
+        """Return the shares above 0, by the name of the source."""
+        return {kind.name: share for key, kind in self.kinds.items() if (share := getattr(self, key, 0.0)) > 0}
 
 
 class SchedulePoint(Shares):
     """The shares at one moment of a stage."""
 
+    whole_mix: ClassVar[bool] = False
+
     at: float = Field(ge=0, le=1)
-    """The moment, as a share of the stage's updates: 0 is the first, 1 the last."""
+    """The moment as a fraction of the stage's updates: 0 is the first, 1 the last."""
 
     @model_validator(mode="after")
     def _some_source(self) -> SchedulePoint:
@@ -82,44 +115,34 @@ class SchedulePoint(Shares):
         return self
 
     def portions(self) -> dict[str, float]:
-        """Return the shares above 0 so that they add up to 1."""
+        """Return the shares above 0, scaled so that they add up to 1."""
         shares = self.shares()
         return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
 class SourceMix(Shares):
-    """Which negatives a stage gets, as shares that need not add up to 1."""
+    """Which negatives a stage gets."""
 
-    dataset: float = Field(default=1.0, ge=0)
-    """The rejected responses that came with the data."""
     schedule: list[SchedulePoint] = Field(default=[])
-    """Shares that change over the updates of the stage, in place of those above, linear between points and constant
-    outside of them: [{at: 0, perturb: 1}, {at: 1, beam: 1}] goes from one to the other."""
+    """Shares that change over the stage's updates, in place of those above; linear between points and constant outside:
+    [{at: 0, perturb: 1}, {at: 1, beam: 1}] goes from one to the other."""
     per_prompt: int = Field(default=1, ge=1)
-    """How many negatives a prompt gets in an update."""
+    """Negatives per prompt and update."""
     candidates: int = Field(default=0, ge=0)
     """0: a prompt's negatives are drawn once, before training. Above 0: so many are kept of every source, and every
-    update draws anew among them. With a schedule at least `per_prompt` are kept."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Temperature of `sample`."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of `sample`: the likeliest tokens that have this probability together."""
-    beam_width: int = Field(default=5, ge=2)
-    """Width of `beam`."""
+    update draws again. With a schedule at least `per_prompt` are kept."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest generated negative, in tokens."""
     batch_size: int = Field(default=16, ge=1)
-    """Prompts generated at once."""
+    """Prompts per batch when generating and scoring."""
     generator: GeneratorSection = GeneratorSection()
     """Servers that write `beam` and `sample`, for many GPUs."""
-    perturb_difficulty: list[Literal["hard", "medium", "easy"]] = Field(default=["hard"], min_length=1)
-    """What `perturb` makes, drawn from this list: one fact changed, two, or all that can be."""
     filter: FilterSection = FilterSection()
     """Which negatives are dropped."""
 
     @property
     def pooled(self) -> bool:
-        """Whether every update draws anew among the candidates of a prompt."""
+        """Whether every update draws again among a prompt's candidates."""
         return bool(self.schedule) or self.candidates > 0
 
     @property
@@ -127,10 +150,18 @@ class SourceMix(Shares):
         """Most negatives of one source that a prompt keeps."""
         return max(self.per_prompt, self.candidates)
 
-    def sources(self) -> list[str]:
-        """Return the sources that have a share, at any moment."""
-        points: list[Shares] = [*self.schedule] or [self]
-        return [name for name in _SOURCES if any(name in point.shares() for point in points)]
+    @functools.cached_property
+    def sources(self) -> dict[str, Any]:
+        """The sources with a share at any moment, by name (`cwdpo.negatives.source.Source`)."""
+        points: Sequence[Shares] = self.schedule or [self]
+        used = {name for point in points for name in point.shares()}
+        kinds = [kind for kind in self.kinds.values() if kind.name in used]
+        return {kind.name: kind(**{key: getattr(self, key) for key in kind.model_fields}) for kind in kinds}
+
+    @property
+    def on_policy(self) -> list[str]:
+        """Names of the sources in use that the model itself writes."""
+        return [name for name, source in self.sources.items() if source.on_policy]
 
     def shares_at(self, moment: float) -> dict[str, float]:
         """Return the shares at a moment of the stage, 0 the first update and 1 the last."""
@@ -142,13 +173,13 @@ class SourceMix(Shares):
             if moment < after.at:
                 way = (moment - before.at) / (after.at - before.at)
                 one, other = before.portions(), after.portions()
-                mixed = {n: (1 - way) * one.get(n, 0.0) + way * other.get(n, 0.0) for n in self.sources()}
+                mixed = {n: (1 - way) * one.get(n, 0.0) + way * other.get(n, 0.0) for n in self.sources}
                 return {name: share for name, share in mixed.items() if share > 0}
         return self.schedule[-1].portions()
 
     @model_validator(mode="after")
     def _some_source(self) -> SourceMix:
-        if not self.sources():
+        if not self.sources:
             raise ValueError("every share is 0; give at least one source a share above 0")
         return self
 
@@ -159,7 +190,8 @@ class SourceMix(Shares):
             raise ValueError("schedule: has one point; give two or more, or set constant shares without a schedule")
         if any(b <= a for a, b in pairwise(moments)):
             raise ValueError(f"schedule: the points are at {moments}; `at` must grow from each to the next")
-        beside = {name: share for name, share in self.shares().items() if (name, share) != ("dataset", 1.0)}
+        defaults = {kind.name: kind.default_share for kind in self.kinds.values()}
+        beside = {name: share for name, share in self.shares().items() if share != defaults[name]}
         if moments and beside:
             name, share = next(iter(beside.items()))
             raise ValueError(f"{name} = {share:g} stands beside a schedule; write the shares into its points")
@@ -200,8 +232,10 @@ class Stage2Mix(SourceMix):
                 "negatives.stage2.curriculum: frontier chooses among candidates; set negatives.stage2.candidates to 2 "
                 "or more"
             )
-        if self.refresh is not None and not set(self.sources()) & set(ON_POLICY):
-            raise ValueError("negatives.stage2.refresh writes beam and sample anew; give one of them a share above 0")
+        if self.refresh is not None and not self.on_policy:
+            raise ValueError(
+                "negatives.stage2.refresh has the model write beam and sample again; give one of them a share above 0"
+            )
         if self.refresh is not None and self.generator.base_urls:
             raise ValueError(
                 "negatives.stage2.refresh needs the model in training, which generator.base_urls do not serve; "
@@ -235,9 +269,9 @@ class CorrectionSection(Section):
 class NegativesSection(Section):
     """Where the rejected responses of each stage come from."""
 
-    stage1: SourceMix = SourceMix()
+    stage1: SourceMix = Field(default_factory=SourceMix)
     """Negatives of SFT-C."""
-    stage2: Stage2Mix = Stage2Mix()
+    stage2: Stage2Mix = Field(default_factory=Stage2Mix)
     """Negatives of the preference stage."""
     editor: EditorSection = EditorSection()
     """Who writes the source `edit`, rewrites probes and corrects answers."""
@@ -248,11 +282,9 @@ class NegativesSection(Section):
 
     @model_validator(mode="after")
     def _has_editor(self) -> NegativesSection:
-        asked = "edit" in (*self.stage1.sources(), *self.stage2.sources())
-        if asked and not (self.editor.base_url and self.editor.model):
-            raise ValueError("the source edit needs negatives.editor.base_url and negatives.editor.model")
-        if self.correction.by == "editor" and not (self.editor.base_url and self.editor.model):
-            raise ValueError(
-                "negatives.correction.by: editor needs negatives.editor.base_url and negatives.editor.model"
-            )
+        asking = [f"the source {n}" for m in (self.stage1, self.stage2) for n, s in m.sources.items() if s.needs_editor]
+        if self.correction.by == "editor":
+            asking.append("negatives.correction.by: editor")
+        if asking and not self.editor.usable:
+            raise ValueError(f"{asking[0]} needs negatives.editor.base_url and negatives.editor.model")
         return self

@@ -26,7 +26,7 @@ class Recipe(Section):
     """The model."""
     data: DataSection = DataSection()
     """The data."""
-    negatives: NegativesSection = NegativesSection()
+    negatives: NegativesSection = Field(default_factory=NegativesSection)
     """The negatives."""
     stage1: Stage1Section = Stage1Section()
     """Stage 1."""
@@ -82,8 +82,7 @@ class Recipe(Section):
             )
         if (self.data.path == "scenes") != (self.data.format in ("scenes",)) and self.data.format != "auto":
             raise ValueError("data.format: scenes goes with data.path: scenes and with no other; use format: auto")
-        editor = self.negatives.editor
-        if self.probes.rewriter == "editor" and not (editor.base_url and editor.model):
+        if self.probes.rewriter == "editor" and not self.negatives.editor.usable:
             raise ValueError("probes.rewriter: editor needs negatives.editor.base_url and negatives.editor.model")
         return self._fitting_negatives()
 

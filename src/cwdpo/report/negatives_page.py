@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.errors import printable
-from cwdpo.negatives.source_statistics import Sample, SourceFigures, Survey
-from cwdpo.negatives.text import differences
+from cwdpo.negatives.source_statistics import NegativeStatistics, ShownPrompt, SourceStatistics
+from cwdpo.negatives.text import word_diff
 from cwdpo.report.negatives_section import SHARES
 from cwdpo.report.page_blocks import Absent, Block, Cell, Section, Table
 from cwdpo.report.pictures import Card, Gallery, Remark, Thumbnails
@@ -25,7 +25,13 @@ _FIGURE = re.compile(r"-?\d+(\.\d+)?")
 
 
 def write_negatives_page(
-    survey: Survey, dropped: Sequence[Mapping[str, Any]], out: Path, *, title: str, facts: Sequence[str], folder: Path
+    survey: NegativeStatistics,
+    dropped: Sequence[Mapping[str, Any]],
+    out: Path,
+    *,
+    title: str,
+    facts: Sequence[str],
+    folder: Path,
 ) -> Path:
     """Write the page.
 
@@ -51,7 +57,7 @@ def write_negatives_page(
     return write_page(out, title, sections, facts=facts)
 
 
-def _sources(survey: Survey) -> Table:
+def _sources(survey: NegativeStatistics) -> Table:
     exact = any(f.right is not None for f in survey.figures)
     names = {name: SHARES[name] for name in ("identical", "suspects", *(["right"] if exact else []))}
     if exact:
@@ -74,14 +80,14 @@ def _sources(survey: Survey) -> Table:
     return Table("Sources", text, header, rows)
 
 
-def _row(f: SourceFigures, shares: Mapping[str, Any], scored: bool) -> list[str]:
+def _row(f: SourceStatistics, shares: Mapping[str, Any], scored: bool) -> list[str]:
     values = [getattr(f, name) for name in shares]
     cells = [*map(str, (f.used, f.proposed, f.dropped)), *("–" if v is None else f"{v:.1%}" for v in values)]
     more = [text_of(f.logp_mean, 2), text_of(f.cooling_weight, 2), sparkline(f.histogram)] if scored else []
     return [*cells, text_of(f.length_ratio, 2), *more]
 
 
-def _samples(survey: Survey, folder: Path) -> Block:
+def _samples(survey: NegativeStatistics, folder: Path) -> Block:
     thumbnails = Thumbnails()
     text = (
         "Drawn at random, every source in turn. Words that are new against the chosen response stand out, those that "
@@ -90,7 +96,7 @@ def _samples(survey: Survey, folder: Path) -> Block:
     return Gallery(text, [_card(sample, folder, thumbnails) for sample in survey.samples], "negatives")
 
 
-def _card(sample: Sample, folder: Path, thumbnails: Thumbnails) -> Card:
+def _card(sample: ShownPrompt, folder: Path, thumbnails: Thumbnails) -> Card:
     image, gold = next(iter(sample.group.images), None), printable(sample.group.chosen.text)
     # The rows are the user's own, read a moment ago: whatever picture they name is theirs.
     digest = image.digest() if image is not None and image.path is not None and Path(image.path).is_file() else None
@@ -100,7 +106,7 @@ def _card(sample: Sample, folder: Path, thumbnails: Thumbnails) -> Card:
         if n.logp_mean is not None:
             tags += [f"ℓ̄ {text_of(n.logp_mean, 2)}", f"w_c {text_of(n.cooling_weight, 2)}"]
         flag = "is right" if n.right else "may be right" if n.suspect else ""
-        words = differences(gold, printable(n.response.text))
+        words = word_diff(gold, printable(n.response.text))
         remarks.append(Remark(" · ".join(map(printable, filter(None, tags))), words, flag=flag))
     title = gold if sample.logp_mean is None else f"{gold} (ℓ̄ {text_of(sample.logp_mean, 2)})"
     thumbnail = thumbnails(folder, image.path if image is not None else None, digest)

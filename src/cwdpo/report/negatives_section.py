@@ -8,7 +8,7 @@ from typing import Any
 
 from cwdpo.errors import one_line
 from cwdpo.files import read_jsonl
-from cwdpo.negatives.text import differences
+from cwdpo.negatives.text import word_diff
 from cwdpo.report.page_blocks import Block, Cell, Table
 from cwdpo.report.pictures import Card, Gallery, Remark, Thumbnails
 from cwdpo.report.run_record import STAGES, RunRecord
@@ -130,5 +130,5 @@ def _card(run: RunRecord, row: Mapping[str, Any], digests: Mapping[str, Any], th
     remarks: list[Remark] = []
     for response in _responses(row, "rejected")[:4]:
         tags = [str(response[key]) for key in ("source", "difficulty") if response.get(key)]
-        remarks.append(Remark(" · ".join(tags), differences(gold, str(response.get("text", ""))[:_LONGEST])))
+        remarks.append(Remark(" · ".join(tags), word_diff(gold, str(response.get("text", ""))[:_LONGEST])))
     return Card(*image, gold, (), remarks)

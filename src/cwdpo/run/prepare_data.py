@@ -233,7 +233,7 @@ def require_negatives(recipe: Recipe, roles: Mapping[str, Mapping[str, int]]) ->
         return  # the model's own answers are the rejected ones
     for stage, needed in (("stage1", takes_negatives(recipe)), ("stage2", takes_pairs(recipe))):
         mix: SourceMix = getattr(recipe.negatives, stage)
-        if needed and mix.sources() == ["dataset"] and not roles[stage][REJECTED]:
+        if needed and [*mix.sources] == ["dataset"] and not roles[stage][REJECTED]:
             raise DataError(
                 f"{recipe.data.path}: no row of {stage} has a rejected response, and negatives.{stage} takes them from "
                 f"the data alone; set another source, for instance negatives.{stage}.beam=1 (written by the model) or "

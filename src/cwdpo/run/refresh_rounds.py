@@ -18,10 +18,10 @@ from cwdpo.files import append_jsonl, read_json
 from cwdpo.methods.cooling import cooling_weight
 from cwdpo.models.identity import state_digest
 from cwdpo.models.meta_init import is_bare
-from cwdpo.negatives.candidates import seeded
-from cwdpo.negatives.generating_model import NegativePolicy, Weigher
-from cwdpo.negatives.per_update_draw import Picker, frontier, uniform
-from cwdpo.negatives.regenerate import is_on_policy, refresh_negatives
+from cwdpo.negatives.generating_model import NegativePolicy, ResponseScorer
+from cwdpo.negatives.per_update_draw import NegativeSampler, frontier, uniform
+from cwdpo.negatives.regenerate import regenerate_negatives
+from cwdpo.negatives.source import SourceContext, seeded
 from cwdpo.processes import processes
 from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
 from cwdpo.run.run_dir import RunDirectory, placed
@@ -38,7 +38,7 @@ _MEASURED = 500
 """Prompts on whose negatives mean w_c is measured, where the curriculum does not need all of them."""
 
 
-def make_picker(run: RunDirectory, mix: SourceMix, scores: Path) -> Picker | None:
+def make_picker(run: RunDirectory, mix: SourceMix, scores: Path) -> NegativeSampler | None:
     """Return what draws an update's negatives, or None where they are drawn before training.
 
     Args:
@@ -51,7 +51,7 @@ def make_picker(run: RunDirectory, mix: SourceMix, scores: Path) -> Picker | Non
     two, weigh = run.recipe.stage2, uniform
     if isinstance(mix, Stage2Mix) and mix.curriculum == "frontier":
         weigh = frontier(ReferenceCache(scores), two.floor, two.tau)
-    return Picker(mix, run.recipe.negatives.seed, weigh)
+    return NegativeSampler(mix, run.recipe.negatives.seed, weigh)
 
 
 class Rounds:
@@ -122,7 +122,7 @@ class Refresher(Rounds):
         if not self._rows:
             return self._first_scores
         row = self._rows[-1]
-        return Weigher.path(self._folder(row["step"]), row["policy"])
+        return ResponseScorer.path(self._folder(row["step"]), row["policy"])
 
     def moment(self) -> RefreshMoment:
         """Return the callback that ends this round."""
@@ -142,7 +142,7 @@ class Refresher(Rounds):
         team = processes()
         help: dict[str, Callable[[Any], Any]] = {"generate": lambda asked: policy().write(asked)}
         if team.in_step:
-            help["weigh"] = lambda asked: policy().weigh(asked)
+            help["score"] = lambda job: policy().score(job)
         self._rows = team.lead(lambda: self._refreshed(checkpoint, policy), **help)
 
     def _refreshed(self, checkpoint: Path | None, policy: Callable[[], NegativePolicy]) -> list[dict[str, Any]]:
@@ -160,21 +160,22 @@ class Refresher(Rounds):
     def _refresh(self, policy: NegativePolicy, step: int) -> None:
         run, mix, folder = self._run, self._mix, self._folder(step)
         run.reporter.step("refresh", f"Stage 2, update {step}: the model writes its negatives anew")
-        weigher = Weigher(policy, folder, mix.batch_size)
+        scorer = ResponseScorer(policy, folder, mix.batch_size)
         old = self.groups
-        built = refresh_negatives(
-            old,
-            mix,
+        context = SourceContext(
+            rows=old,
+            mix=mix,
             seed=run.recipe.negatives.seed,
             folder=folder,
             policy=policy,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
         )
-        before, after = (self._mean_weight(weigher, groups) for groups in (old, built.groups))
+        built = regenerate_negatives(context)
+        before, after = (self._mean_weight(scorer, groups) for groups in (old, built.groups))
         write_part(run, folder / "groups.jsonl", built.groups)
-        made = {source: n for source, n in built.counts.items() if source != "old"}
-        row: dict[str, Any] = {"step": step, "policy": policy.digest, "new": made, "old": built.counts["old"]}
-        row |= {"dropped": len(built.dropped), "w_c_before": before, "w_c_after": after}
+        made = dict(built.counts.used)
+        row: dict[str, Any] = {"step": step, "policy": policy.digest, "new": made, "old": built.old}
+        row |= {"dropped": built.counts.dropped, "w_c_before": before, "w_c_after": after}
         append_jsonl(self._path, row)
         self._rows.append(row)
         new = ", ".join(f"{n} new from {source}" for source, n in made.items()) or "nothing new"
@@ -195,21 +196,24 @@ class Refresher(Rounds):
             scorer=AutoScorer.of(m),
         )
 
-    def _mean_weight(self, weigher: Weigher, groups: Sequence[PromptGroup]) -> float:
+    def _mean_weight(self, scorer: ResponseScorer, groups: Sequence[PromptGroup]) -> float:
         """Return mean w_c of on-policy negatives; where the curriculum needs it, score all candidates on the way."""
         two, everything = self._run.recipe.stage2, self._mix.curriculum == "frontier"
-        asked = [g.with_responses([r for r in g.by_role(REJECTED) if everything or is_on_policy(r)]) for g in groups]
+        asked = [
+            g.with_responses([r for r in g.by_role(REJECTED) if everything or r.source in self._mix.on_policy])
+            for g in groups
+        ]
         asked = [g for g in asked if g.responses]
         if not everything:
             chance = seeded(self._run.recipe.negatives.seed, "refresh", "measured")
             asked = chance.sample(asked, min(_MEASURED, len(asked)))
-        values = weigher.logp_means(
+        values = scorer.logp_means(
             asked, lambda done, total: self._run.reporter.progress("scoring negatives", done, total)
         )
         logps = [
             value
             for group, row in zip(asked, values, strict=True)
             for response, value in zip(group.responses, row, strict=True)
-            if is_on_policy(response)
+            if response.source in self._mix.on_policy
         ]
         return float(cooling_weight(torch.tensor(logps), floor=two.floor, tau=two.tau).mean())

@@ -12,9 +12,11 @@ from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 from cwdpo.errors import RunError
 from cwdpo.files import file_digest, read_json, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
-from cwdpo.negatives import NegativePolicy, Totals, make_negatives
+from cwdpo.negatives.build import BuildCounts, make_negatives
+from cwdpo.negatives.generating_model import NegativePolicy
+from cwdpo.negatives.source import SourceContext
 from cwdpo.processes import processes
-from cwdpo.recipe import ON_POLICY, SourceMix
+from cwdpo.recipe import SourceMix
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.scoring.scorer import AutoScorer
 
@@ -87,35 +89,35 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
 def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
     folder = run.folder / "negatives" / stage
     run.reporter.step("negatives", f"negatives of {stage}")
-    totals = Totals()
+    counts = BuildCounts()
 
     def made() -> Iterator[PromptGroup]:
         rows, digests = 0, dict[str, str]()
-        for group in make_negatives(
-            groups_of(run, stage),
-            mix,
-            totals,
+        context = SourceContext(
+            rows=groups_of(run, stage),
+            mix=mix,
             seed=run.recipe.negatives.seed,
             folder=folder,
             policy=policy,
             editor=run.recipe.negatives.editor,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
             note=run.reporter.note,
-        ):
+        )
+        for group in make_negatives(context, counts):
             rows += 1
             if rows <= _SHOWN:
                 digests |= _pictures_elsewhere(run, group)
             yield group
         # Before the groups stand: whoever finds these, finds the counts too.
-        write_json(folder / "counts.json", {source: n for source, n in totals.counts.items() if n})
+        write_json(folder / "counts.json", {source: n for source, n in counts.used.items() if n})
         write_json(folder / "pictures.json", digests)
-        write_json(folder / "tallies.json", {"policy": policy.digest, "rows": rows, "sources": totals.tally_rows()})
+        write_json(folder / "tallies.json", {"policy": policy.digest, "rows": rows, "sources": counts.to_json()})
 
     write_part(run, folder / "groups.jsonl", made())
     kept = " to draw from at every update" if mix.pooled else ""
-    run.reporter.note(", ".join(f"{n} from {source}" for source, n in totals.counts.items() if n) + kept)
-    if totals.dropped:
-        run.reporter.note(f"{totals.dropped} candidates dropped, listed in {folder / 'dropped.jsonl'}")
+    run.reporter.note(", ".join(f"{n} from {source}" for source, n in counts.used.items() if n) + kept)
+    if counts.dropped:
+        run.reporter.note(f"{counts.dropped} candidates dropped, listed in {folder / 'dropped.jsonl'}")
 
 
 def _pictures_elsewhere(run: RunDirectory, group: PromptGroup) -> dict[str, str]:
@@ -168,7 +170,7 @@ def _strangers(row: str) -> RunError:
 
 def _written_by_another(folder: Path, mix: SourceMix, digest: str) -> bool:
     """Whether negatives were made with another model than the one the stage now starts from (`cwdpo negatives`)."""
-    if not (set(mix.sources()) & set(ON_POLICY) or mix.filter.logp is not None):
+    if not mix.on_policy and mix.filter.logp is None:
         return False
     return _tallies(folder).get("policy", digest) != digest
 

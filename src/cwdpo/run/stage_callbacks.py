@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, RecipeError, RunError
 from cwdpo.files import read_jsonl, write_jsonl
-from cwdpo.negatives.generating_model import Asked, NegativePolicy, has_images
+from cwdpo.negatives.generating_model import GenerationJob, NegativePolicy, has_images
 from cwdpo.negatives.llm_rewrites import LLMRewriter
 from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.diagnosis.rules import StageFacts
@@ -232,8 +232,8 @@ def _own_answers(run: RunDirectory, first: NegativePolicy, groups: list[PromptGr
     run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
     how = {"max_new_tokens": run.recipe.evaluation.max_new_tokens, "temperature": 1.0}
     starts = range(0, len(groups), p.batch_size)
-    asked = [Asked(groups[start : start + p.batch_size], p.seed + start, how) for start in starts]
-    answers = [answer for texts in processes().map("generate", asked, first.write, has_images) for answer in texts]
+    jobs = [GenerationJob(groups[start : start + p.batch_size], p.seed + start, how) for start in starts]
+    answers = [answer for texts in processes().map("generate", jobs, first.write, has_images) for answer in texts]
     found = {group.id: answer[0] for group, answer in zip(groups, answers, strict=True)}
     write_jsonl(path, [{"id": name, "seed": p.seed, "text": text} for name, text in found.items()])
     return found

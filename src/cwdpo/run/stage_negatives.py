@@ -11,9 +11,9 @@ import yaml
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import RecipeError
 from cwdpo.files import read_json, read_jsonl, remove, write_text
-from cwdpo.negatives.filters import Judge
-from cwdpo.negatives.generating_model import Weigher
-from cwdpo.negatives.source_statistics import Survey, survey
+from cwdpo.negatives.filters import CandidateFilter
+from cwdpo.negatives.generating_model import ResponseScorer
+from cwdpo.negatives.source_statistics import NegativeStatistics, collect_statistics
 from cwdpo.recipe import SourceMix
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.prepare_data import prepare_data, takes_negatives, takes_pairs
@@ -29,13 +29,13 @@ class StageNegatives:
 
     Attributes:
         groups: Prompts with their negatives.
-        survey: What is known of them.
+        survey: Their statistics.
         dropped: Rows of `dropped.jsonl`.
-        model: The model that wrote on-policy ones and weighed all.
+        model: The model that wrote on-policy ones and scored all.
     """
 
     groups: Sequence[PromptGroup]
-    survey: Survey
+    survey: NegativeStatistics
     dropped: list[dict[str, Any]]
     model: str
 
@@ -45,8 +45,8 @@ def negatives_of(
 ) -> StageNegatives:
     """Make the negatives of a stage in a run directory and look at them.
 
-    In a directory where no training has begun, a recipe with other negatives makes them anew; what models have written
-    is kept, and taken where it fits.
+    In a directory where no training has begun, a recipe with other negatives replaces them; texts that models have
+    written are kept, and reused where they fit.
 
     Args:
         run: The directory and its recipe.
@@ -55,47 +55,47 @@ def negatives_of(
         samples: Prompts to look at.
 
     Raises:
-        UserError: What has to be mended, in one line.
+        UserError: What has to be fixed, in one line.
     """
-    if stage == "stage1" and not takes_negatives(run.recipe):
+    recipe = run.recipe
+    if stage == "stage1" and not takes_negatives(recipe):
         raise RecipeError("stage1 takes no negatives: it is off, plain sft, or smooths labels; use --stage stage2")
-    if stage == "stage2" and not run.recipe.stage2.enabled:
+    if stage == "stage2" and not recipe.stage2.enabled:
         raise RecipeError("stage2.enabled is false: it takes no negatives; use --stage stage1")
-    if stage == "stage2" and not takes_pairs(run.recipe):
-        raise RecipeError(f"stage2.objective: {run.recipe.stage2.objective} takes no negatives; use --stage stage1")
+    if stage == "stage2" and not takes_pairs(recipe):
+        raise RecipeError(f"stage2.objective: {recipe.stage2.objective} takes no negatives; use --stage stage1")
     with run.locked():
         _forget_other_negatives(run)
         run.settle()
-        run.encoder(run.model_path)  # a model that cannot be used is found before the data is read
+        run.encoder(run.model_path)  # an unusable model is reported before the data is read
         prepare_data(run)
         model = run.model_path
-        if stage == "stage2" and run.recipe.stage1.enabled:
+        if stage == "stage2" and recipe.stage1.enabled:
             if run.done("stage1"):
                 model = run.stage_model("stage1")
             else:
-                run.reporter.note("Stage 1 is not trained here: the base model writes and weighs the negatives")
-        mix: SourceMix = getattr(run.recipe.negatives, stage)
+                run.reporter.note("Stage 1 is not trained here: the base model writes and scores the negatives")
+        mix: SourceMix = getattr(recipe.negatives, stage)
         groups = with_negatives(run, stage, mix, model)
         folder = run.folder / "negatives" / stage
-        weigher = Weigher(negative_policy(run, stage, model), folder, mix.batch_size) if scored else None
-        found = survey(
+        survey = collect_statistics(
             groups,
             read_json(folder / "tallies.json", sources=dict)["sources"],
-            judge=Judge(mix.filter),
+            judge=CandidateFilter(mix.filter),
             without=read_json(folder / "counts.json").get("none", 0),
-            weigher=weigher,
+            scorer=ResponseScorer(negative_policy(run, stage, model), folder, mix.batch_size) if scored else None,
             scored=scored,
-            floor=run.recipe.stage2.floor,
-            tau=run.recipe.stage2.tau,
+            floor=recipe.stage2.floor,
+            tau=recipe.stage2.tau,
             samples=samples,
-            seed=run.recipe.negatives.seed,
+            seed=recipe.negatives.seed,
             progress=lambda done, total: run.reporter.progress("scoring responses", done, total),
         )
-        return StageNegatives(groups, found, list(read_jsonl(folder / "dropped.jsonl")), model)
+        return StageNegatives(groups, survey, list(read_jsonl(folder / "dropped.jsonl")), model)
 
 
 def _forget_other_negatives(run: RunDirectory) -> None:
-    """Take up a recipe with other negatives, as long as nothing was trained with the old ones."""
+    """Take over a recipe with other negatives, as long as nothing was trained on the old ones."""
     path = run.folder / "recipe.yaml"
     if not path.is_file() or any((run.folder / s).exists() for s in ("stage1", "stage2", "reference", "evaluation")):
         return
@@ -104,8 +104,7 @@ def _forget_other_negatives(run: RunDirectory) -> None:
     except (yaml.YAMLError, UnicodeDecodeError):
         return
     now = run.recipe.model_dump(mode="json")["negatives"]
-    if not isinstance(before, dict) or before.get("negatives") == now:
-        return
-    for stage in ("stage1", "stage2"):
-        remove(run.folder / "negatives" / stage / "groups.jsonl")
-    write_text(path, yaml.safe_dump({**before, "negatives": now}, sort_keys=False, allow_unicode=True))
+    if isinstance(before, dict) and before.get("negatives") != now:
+        for stage in ("stage1", "stage2"):
+            remove(run.folder / "negatives" / stage / "groups.jsonl")
+        write_text(path, yaml.safe_dump({**before, "negatives": now}, sort_keys=False, allow_unicode=True))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from cwdpo.data.schema import REJECTED, PromptGroup
-from cwdpo.negatives.candidates import Candidate
+from cwdpo.negatives.source import Candidate, Source, SourceContext
 
 __all__ = ["DatasetSource"]
 
 
-class DatasetSource:
-    """The rejected responses that came with the data, with their own difficulty."""
+class DatasetSource(Source):
+    """The rejected responses that came with the data, as they are."""
 
-    name = "dataset"
-    costly = False
+    name: ClassVar[str] = "dataset"
+    default_share: ClassVar[float] = 1.0
+    order: ClassVar[int] = 0
 
-    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
-        """Return all rejected responses of each row."""
-        return {g.id: [Candidate(r.text, self.name, r.difficulty) for r in g.by_role(REJECTED)] for g in groups}
+    def candidates(self, group: PromptGroup, count: int, context: SourceContext) -> Sequence[Candidate]:
+        """Return all rejected responses of a row, with their own difficulty."""
+        return [Candidate(r.text, r.difficulty) for r in group.by_role(REJECTED)]

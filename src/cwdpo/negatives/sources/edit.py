@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -12,9 +11,9 @@ from cwdpo.chat.language_model import LanguageModel
 from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, read_json, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
-from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
-from cwdpo.negatives.text import edit_distance, normalise, words
-from cwdpo.recipe import EditorSection
+from cwdpo.negatives.source import Candidate, Source, SourceContext, gold_texts, seeded
+from cwdpo.negatives.text import edit_distance, normalise
+from cwdpo.recipe.endpoint_sections import EditorSection
 
 __all__ = ["Edit", "EditSource", "read_edit", "require_small_change"]
 
@@ -64,7 +63,7 @@ def require_small_change(text: str, chosen: str, golds: Sequence[str], max_chang
     Raises:
         UnusableAnswer: It is none.
     """
-    new, old = words(text), words(chosen)
+    new, old = normalise(text).split(), normalise(chosen).split()
     changes, most = edit_distance(old, new), min(max_changes, max(2, len(old) // 2))
     if not new:
         problem = "the caption has no words"
@@ -81,68 +80,49 @@ def require_small_change(text: str, chosen: str, golds: Sequence[str], max_chang
     raise UnusableAnswer(problem, text)
 
 
-class EditSource:
-    """One fact of the chosen response changed by a language model.
+class EditSource(Source):
+    """The chosen response with one fact changed by a language model (`negatives.editor`)."""
 
-    Args:
-        settings: The endpoint.
-        seed: Fixes which kind of fact is asked for.
-        folder: Where answers are kept.
-        progress: Called with edits done and their number.
-        note: Told the estimate before anything is asked.
-        pause: First pause before a failed request is sent again, in seconds.
-    """
+    name: ClassVar[str] = "edit"
+    costly: ClassVar[bool] = True
+    needs_editor: ClassVar[bool] = True
+    order: ClassVar[int] = 6
 
-    name = "edit"
-    costly = True
-
-    def __init__(
-        self,
-        settings: EditorSection,
-        *,
-        seed: int,
-        folder: Path,
-        progress: Callable[[int, int], None] | None = None,
-        note: Callable[[str], None] | None = None,
-        pause: float = 1.0,
-    ) -> None:
-        self._settings, self._seed = settings, seed
-        self._model = LanguageModel(settings, folder / "edit.jsonl", note=note, progress=progress, pause=pause)
-
-    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
-        """Return as many edits of each chosen response as are wanted; those that cannot be used with their problem.
+    def propose(
+        self, groups: Sequence[PromptGroup], wanted: Mapping[str, int], context: SourceContext
+    ) -> Mapping[str, Sequence[Candidate]]:
+        """Return as many edits of each chosen response as are wanted; unusable ones with their problem.
 
         Raises:
             ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
         """
-        asked = [(group, *task) for group in groups for task in self._tasks(group, wanted[group.id])]
-        edits = iter(self._model.ask(self.name, [self._edited(*task) for task in asked]))
+        told: dict[str, Any] = {"note": context.note, "progress": context.progress}
+        model = LanguageModel(context.editor, context.folder / "edit.jsonl", **told)
+        tasks = [(group, *task) for group in groups for task in _tasks(group, wanted[group.id], context.seed)]
+        edits = iter(model.ask(self.name, [_edited(*task, context.editor) for task in tasks]))
         return {group.id: [next(edits) for _ in range(wanted[group.id])] for group in groups}
 
-    def _tasks(self, group: PromptGroup, count: int) -> Iterator[tuple[str, int]]:
-        """Yield the kind of each edit, and how many of that kind came before it."""
-        kinds = seeded(self._seed, group.id, "edit").sample(KINDS, len(KINDS))
-        yield from ((kinds[i % len(kinds)], i // len(kinds)) for i in range(count))
 
-    def _edited(self, group: PromptGroup, kind: str, number: int) -> Conversation[Candidate]:
-        chosen, golds = group.chosen.text, gold_texts(group)
+def _tasks(group: PromptGroup, count: int, seed: int) -> Iterator[tuple[str, int]]:
+    """Yield the kind of fact of each edit, and how many edits of that kind came before it."""
+    kinds = seeded(seed, group.id, "edit").sample(KINDS, len(KINDS))
+    yield from ((kinds[i % len(kinds)], i // len(kinds)) for i in range(count))
 
-        def read(reply: Reply) -> Candidate:
-            edit = read_edit(reply)
-            require_small_change(edit.caption, chosen, golds, self._settings.max_changes)
-            return Candidate(edit.caption, self.name, "hard", (edit.changed,))
 
-        lines = [f"Caption: {chosen}", f"Kind: {kind}"]
-        if others := [f"- {gold}" for gold in golds if gold != chosen]:
-            lines += ["Other right captions of the picture; the wrong one must be false by these too:", *others]
-        expected = guess_tokens(chosen) + 20
-        request = json_request(
-            *(self._settings, _TASK, "\n".join(lines), _SCHEMA),
-            images=group.images,
-            expected=expected,
-            salt=str(number),
-        )
-        try:
-            return (yield from until_usable(request, read, self._settings.rewrites))
-        except UnusableAnswer as error:
-            return Candidate(error.text, self.name, problem=f"unusable edit: {error}")
+def _edited(group: PromptGroup, kind: str, number: int, editor: EditorSection) -> Conversation[Candidate]:
+    chosen, golds = group.chosen.text, gold_texts(group)
+
+    def read(reply: Reply) -> Candidate:
+        edit = read_edit(reply)
+        require_small_change(edit.caption, chosen, golds, editor.max_changes)
+        return Candidate(edit.caption, "hard", (edit.changed,))
+
+    lines = [f"Caption: {chosen}", f"Kind: {kind}"]
+    if others := [f"- {gold}" for gold in golds if gold != chosen]:
+        lines += ["Other right captions of the picture; the wrong one must be false by these too:", *others]
+    expected, text = guess_tokens(chosen) + 20, "\n".join(lines)
+    request = json_request(editor, _TASK, text, _SCHEMA, images=group.images, expected=expected, salt=str(number))
+    try:
+        return (yield from until_usable(request, read, editor.rewrites))
+    except UnusableAnswer as error:
+        return Candidate(error.text, problem=f"unusable edit: {error}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.negatives.candidates import Candidate, gold_texts, seeded
 from cwdpo.negatives.lexicon import Lexicon, default_lexicon
+from cwdpo.negatives.source import Candidate, Source, SourceContext, gold_texts, seeded
 from cwdpo.scenes.grammar import NOUNS, PHRASES, Caption, parse
 from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.world import Scene
@@ -108,47 +111,37 @@ def _pick(places: Sequence[Slot], count: int, rng: random.Random) -> list[Slot]:
     return taken
 
 
-class PerturbSource:
-    """Facts of the chosen response changed: objects, colours, numbers, attributes, actions, relations.
+class PerturbSource(Source):
+    """The chosen response with facts changed by a lexicon (objects, colours, numbers, …); exact on `scenes`.
 
     Difficulty is the number of facts changed: one is hard, two medium, more easy (all that can be). On rows of `scenes`
     the negative is exact (`cwdpo.scenes.scene_negatives`), elsewhere words are exchanged by the lexicon.
-
-    Args:
-        difficulties: Which difficulties to make, drawn for each negative.
-        seed: Fixes the draw.
-        lexicon: The words; default those that ship with cwdpo.
     """
 
-    name = "perturb"
-    costly = False
+    name: ClassVar[str] = "perturb"
+    order: ClassVar[int] = 4
 
-    def __init__(self, difficulties: Sequence[str], seed: int, lexicon: Lexicon | None = None) -> None:
-        self._difficulties, self._seed = list(difficulties), seed
-        self._lexicon = lexicon or default_lexicon()
+    perturb_difficulty: list[Literal["hard", "medium", "easy"]] = Field(default=["hard"], min_length=1)
+    """What `perturb` makes, drawn from this list: one fact changed, two, or all that can be."""
 
-    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
-        """Return up to twice as many wrong captions as are wanted; none where the lexicon knows no word."""
-        return {group.id: self._wrong(group, wanted[group.id]) for group in groups}
-
-    def _wrong(self, group: PromptGroup, count: int) -> list[Candidate]:
-        rng = seeded(self._seed, group.id, "perturb")
+    def candidates(self, group: PromptGroup, count: int, context: SourceContext) -> Sequence[Candidate]:
+        """Return up to twice as many wrong captions as are wanted; none if the lexicon knows no word."""
+        rng = seeded(context.seed, group.id, "perturb")
         text = group.chosen.text
         caption = caption_of(text) if "scene" in group.facts else None
         found: dict[str, Candidate] = {}
         if caption is not None:
             scene = Scene.from_json(group.facts["scene"])
             for _ in range(2 * count):
-                difficulty = rng.choice(self._difficulties)
-                wrong = Candidate(negative(caption, scene, difficulty, rng).text, self.name, difficulty)
+                difficulty = rng.choice(self.perturb_difficulty)
+                wrong = Candidate(negative(caption, scene, difficulty, rng).text, difficulty)
                 found.setdefault(wrong.key, wrong)
             return list(found.values())
-        places = slots(text, gold_texts(group), self._lexicon)
+        places = slots(text, gold_texts(group), default_lexicon())
         for _ in range(4 * count if places else 0):
-            wanted = min(_FACTS[rng.choice(self._difficulties)], len(places))
-            chosen = sorted(_pick(places, wanted, rng), key=lambda s: s.start)
+            facts = min(_FACTS[rng.choice(self.perturb_difficulty)], len(places))
+            chosen = sorted(_pick(places, facts, rng), key=lambda s: s.start)
             changed = tuple(slot.kind for slot in chosen)
-            difficulty = DIFFICULTY_OF.get(wanted, "easy")
-            wrong = Candidate(change(text, chosen, rng), self.name, difficulty, changed)
+            wrong = Candidate(change(text, chosen, rng), DIFFICULTY_OF.get(facts, "easy"), changed)
             found.setdefault(wrong.key, wrong)
         return list(found.values())[: 2 * count]

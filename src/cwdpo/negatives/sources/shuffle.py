@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.negatives.candidates import Candidate, seeded
+from cwdpo.negatives.source import Candidate, Source, SourceContext, seeded
 from cwdpo.negatives.text import normalise
 
 __all__ = ["ShuffleSource", "shuffled"]
@@ -15,9 +16,9 @@ _END = ".!?"
 
 
 def shuffled(text: str, rng: random.Random) -> str | None:
-    """Return `text` with its words in another order, a full stop left at the end; None where there is no other order.
+    """Return `text` with its words in another order, or None if there is no other.
 
-    The first word's capital moves to the word that comes first.
+    A full stop stays at the end, and the first word's capital moves to the word that now comes first.
     """
     body = text.rstrip()
     stop = body[len(body.rstrip(_END + " ")) :]
@@ -34,24 +35,14 @@ def shuffled(text: str, rng: random.Random) -> str | None:
     return " ".join(order) + stop
 
 
-class ShuffleSource:
-    """Word order: the same words, no sentence. The easy end of the scale, for probes and ablations.
+class ShuffleSource(Source):
+    """The words of the chosen response in another order. The easy end of the scale, for probes and ablations."""
 
-    Args:
-        seed: Fixes the order.
-    """
+    name: ClassVar[str] = "shuffle"
+    order: ClassVar[int] = 5
 
-    name = "shuffle"
-    costly = False
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def propose(self, groups: Sequence[PromptGroup], wanted: Mapping[str, int]) -> Mapping[str, Sequence[Candidate]]:
-        """Return as many orders of each chosen response as are wanted, or fewer where some come out the same."""
-        return {group.id: self._orders(group, wanted[group.id]) for group in groups}
-
-    def _orders(self, group: PromptGroup, count: int) -> list[Candidate]:
-        rng = seeded(self._seed, group.id, "shuffle")
+    def candidates(self, group: PromptGroup, count: int, context: SourceContext) -> Sequence[Candidate]:
+        """Return as many orders as are wanted, or fewer if some turn out the same."""
+        rng = seeded(context.seed, group.id, "shuffle")
         texts = dict.fromkeys(shuffled(group.chosen.text, rng) for _ in range(count))
-        return [Candidate(text, self.name, "easy", ("order",)) for text in texts if text is not None]
+        return [Candidate(text, "easy", ("order",)) for text in texts if text is not None]
