@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from cwdpo.data.images import ImageLimits, open_image
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import DataError
-from cwdpo.negatives.text import differences
+from cwdpo.negatives.text import word_diff
 from cwdpo.report.page_blocks import Absent, Block, run_style
 from cwdpo.report.run_record import RunRecord
 from cwdpo.report.ticks import text_of
@@ -187,7 +187,7 @@ def _captions(said: Sequence[tuple[int, RunRecord, Mapping[str, Any]]]) -> list[
             caption, last = _cut(part["caption"]), when == "after"
             who = {"base": "base model", "before": f"{run.origin}, start of Stage 2", "after": run.label}[when]
             before = as_map(row.get("before")).get("caption")
-            words = differences(_cut(before), caption) if last and isinstance(before, str) else [("same", caption)]
+            words = word_diff(_cut(before), caption) if last and isinstance(before, str) else [("same", caption)]
             words = [(kind, text) for kind, text in words if kind != "gone" and text]
             right, cider = part.get("correct"), number(part, "cider")
             right = right if isinstance(right, bool) else None
