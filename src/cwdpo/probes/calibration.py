@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Self, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -85,21 +84,6 @@ class Calibration:
         self._correct += torch.bincount(place[hit], minlength=self.bins)
         self._confidence += torch.bincount(place, weights=value, minlength=self.bins)
 
-    def merge(self, other: Calibration) -> None:
-        """Add the predictions of another accumulator, say of another rank.
-
-        Args:
-            other: Left as it is.
-
-        Raises:
-            ValueError: If the numbers of bins differ.
-        """
-        if other.bins != self.bins:
-            raise ValueError(f"bins = {other.bins}: must be {self.bins}, those of the accumulator merged into")
-        self._count += other._count
-        self._correct += other._correct
-        self._confidence += other._confidence
-
     def ece(self) -> float:
         """Expected calibration error: Σ_b (n_b / n) · |accuracy_b − confidence_b|.
 
@@ -130,34 +114,3 @@ class Calibration:
                 )
             )
         return rows
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts as plain JSON values; `from_json` restores them exactly."""
-        return {
-            "bins": self.bins,
-            "count": self._count.tolist(),
-            "correct": self._correct.tolist(),
-            "confidence_sum": self._confidence.tolist(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Restore an accumulator.
-
-        Args:
-            value: What `to_json` returned.
-
-        Raises:
-            ValueError: If a key is missing or a list has not one entry per bin.
-        """
-        missing = [key for key in ("bins", "count", "correct", "confidence_sum") if key not in value]
-        if missing:
-            raise ValueError(f"calibration: key {missing[0]!r} is missing")
-        restored = cls(int(value["bins"]))
-        for key in ("count", "correct", "confidence_sum"):
-            if len(value[key]) != restored.bins:
-                raise ValueError(f"{key}: {len(value[key])} entries, must be one per bin, {restored.bins}")
-        restored._count += torch.tensor(value["count"], dtype=torch.int64)
-        restored._correct += torch.tensor(value["correct"], dtype=torch.int64)
-        restored._confidence += torch.tensor(value["confidence_sum"], dtype=torch.float64)
-        return restored

@@ -1,71 +1,18 @@
-"""The empirical neural tangent kernel K(o, u) = J_o J_uᵀ between two samples: its norm, exact or projected."""
+"""The norm of the empirical neural tangent kernel K(o, u) = J_o J_uᵀ between two samples, from random projections."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cwdpo.models.modes import inference
 from cwdpo.probes.influence import trainable
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.scorer import Scorer
 
-__all__ = ["exact_kernel", "jacobian", "projected_kernel_norm"]
-
-_LARGEST = 2**28
-"""Elements of a Jacobian that are formed at most: 1 GiB in float32."""
-
-
-class _Logits(nn.Module):
-    """The response logits of a batch as a function of the weights."""
-
-    def __init__(self, model: nn.Module, scorer: Scorer, batch: Batch) -> None:
-        super().__init__()
-        self.model, self.scorer, self.batch = model, scorer, batch
-
-    def forward(self) -> Tensor:
-        return self.scorer(self.model, self.batch).logits.flatten()
-
-
-def jacobian(model: Any, scorer: Scorer, batch: Batch, *, chunk: int = 64) -> Tensor:
-    """Return J = ∂z/∂θ of a batch's response logits with respect to the trainable weights, by `torch.func`.
-
-    Args:
-        model: The policy.
-        scorer: How responses are scored.
-        batch: The sample.
-        chunk: Rows computed at once.
-
-    Returns:
-        `Float[positions · vocabulary, weights]`.
-
-    Raises:
-        ValueError: It would be larger than 2**28 elements; use `projected_kernel_norm`.
-    """
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    logits = _Logits(model, scorer, batch)
-    weights = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    count = sum(p.numel() for p in weights.values())
-    with inference(model):
-        outputs = logits().numel()
-        if outputs * count > _LARGEST:
-            raise ValueError(f"the Jacobian has {outputs} × {count} elements; take random projections instead")
-
-        def function(values: Mapping[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(logits, dict(values), ())
-
-        with torch.enable_grad():
-            parts: Any = torch.func.jacrev(function, chunk_size=chunk)(weights)
-    return torch.cat([parts[f"model.{name}"].flatten(1).detach() for name in names], 1)
-
-
-def exact_kernel(model: Any, scorer: Scorer, observed: Batch, update: Batch) -> Tensor:
-    """Return K(o, u) = J_o J_uᵀ, `Float[logits of o, logits of u]`. For small models and short responses."""
-    one = jacobian(model, scorer, observed)
-    return one @ (one if update is observed else jacobian(model, scorer, update)).T
+__all__ = ["projected_kernel_norm"]
 
 
 def projected_kernel_norm(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cwdpo.errors import RecipeError, one_line
@@ -35,7 +35,7 @@ __all__ = [
 Better = Literal["higher", "lower", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Figure:
     """How a figure is called and written.
 
@@ -46,8 +46,8 @@ class Figure:
         unit: Written beside an axis; empty for a plain number.
         better: Which way is better; `none` where it depends.
         decimals: Digits after the point.
-        percent: Written as a percentage.
         about: One sentence: what it is.
+        percent: Written as a percentage.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Figure:
     unit: str = ""
     better: Better = "none"
     decimals: int = 3
-    percent: bool = False
     about: str = ""
+    percent: bool = False
 
     @property
     def heading(self) -> str:
@@ -72,10 +72,6 @@ class Figure:
         """Return the value with its decimals, without the unit."""
         return f"{self.scaled(value):{'+' if signed else ''}.{self.decimals}f}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row form; `Figure(**row)` reads it back."""
-        return asdict(self)
-
 
 _NATS = "nats per token"
 
@@ -85,134 +81,56 @@ def _table(*figures: Figure) -> dict[str, Figure]:
 
 
 OVERALL = _table(
-    Figure(name="tv", title="TV from the start", short="TV", better="lower", about="Total variation, gold tokens"),
+    Figure("tv", "TV from the start", "TV", "", "lower", 3, "Total variation, gold tokens"),
+    Figure("js", "JS from the start", "JS", "bits", "lower", 4, "Jensen–Shannon divergence, gold tokens"),
     Figure(
-        name="js",
-        title="JS from the start",
-        short="JS",
-        unit="bits",
-        better="lower",
-        decimals=4,
-        about="Jensen–Shannon divergence, gold tokens",
+        "ece", "Calibration error (ECE)", "ECE", "", "lower", 3, "Expected calibration error, 15 bins, gold tokens"
     ),
-    Figure(
-        name="ece",
-        title="Calibration error (ECE)",
-        short="ECE",
-        better="lower",
-        about="Expected calibration error of the next gold token, 15 bins",
-    ),
-    Figure(name="entropy", title="Entropy", short="entropy", unit=_NATS, about="Predictive entropy, gold tokens"),
-    Figure(name="top1", title="Top-1 probability", short="top-1", about="Probability of the likeliest token, mean"),
-    Figure(
-        name="accuracy",
-        title="Gold token is the likeliest",
-        unit="share",
-        better="higher",
-        about="Share of gold tokens that are the argmax",
-    ),
-    Figure(
-        name="ranking",
-        title="Chosen above rejected",
-        unit="share of pairs",
-        better="higher",
-        about="Share of pairs whose chosen response is likelier per token",
-    ),
-    Figure(
-        name="gap",
-        title="Gap chosen − hard",
-        unit=_NATS,
-        better="higher",
-        about="Log p of chosen minus log p of hard negatives",
-    ),
-    Figure(
-        name="correct_top5",
-        title="Captions wholly right",
-        unit="share of 5 beams",
-        better="higher",
-        about="Share of the five best beams that are wholly right",
-    ),
-    Figure(
-        name="cider_top5",
-        title="CIDEr, mean of 5 beams",
-        better="higher",
-        decimals=1,
-        about="CIDEr-D × 100 of the five best beams",
-    ),
-    Figure(name="answer_words", title="Length of its own answers", unit="words", decimals=1, about="Of the best beam"),
+    Figure("entropy", "Entropy", "entropy", _NATS, "none", 3, "Predictive entropy, gold tokens"),
+    Figure("top1", "Top-1 probability", "top-1", "", "none", 3, "Probability of the likeliest token, mean"),
+    Figure("accuracy", "Gold token is the likeliest", "argmax is gold", "share", "higher"),
+    Figure("ranking", "Chosen above rejected", "ranked", "share of pairs", "higher"),
+    Figure("gap", "Gap chosen − hard", "gap", _NATS, "higher", 3, "Log p of chosen minus that of hard negatives"),
+    Figure("correct_top5", "Captions wholly right", "right", "share of 5 beams", "higher"),
+    Figure("cider_top5", "CIDEr, mean of 5 beams", "CIDEr", "", "higher", 1),
+    Figure("answer_words", "Length of its own answers", "length", "words", "none", 1, "Of the best beam"),
 )
 """Figures of a reading, in the order in which they are shown."""
 
 BY_KIND = _table(
-    Figure(name="logp_mean", title="Log p of held-out responses", short="log p", unit=_NATS, better="none"),
-    Figure(name="delta_start", title="Change of log p since the start", short="Δ start", unit=_NATS),
-    Figure(name="delta_last", title="Change of log p since the last reading", short="Δ last", unit=_NATS),
+    Figure("logp_mean", "Log p of held-out responses", "log p", _NATS),
+    Figure("delta_start", "Change of log p since the start", "Δ start", _NATS),
+    Figure("delta_last", "Change of log p since the last reading", "Δ last", _NATS),
     OVERALL["entropy"],
     OVERALL["top1"],
-    Figure(name="argmax_logp", title="Log p of the likeliest tokens", unit="nats"),
-    Figure(name="cooling_weight", title="Cooling weight", short="w_c", decimals=2, about="w_c of Eq. 6"),
+    Figure("argmax_logp", "Log p of the likeliest tokens", "argmax", "nats"),
+    Figure("cooling_weight", "Cooling weight", "w_c", "", "none", 2, "w_c of Eq. 6"),
 )
 """Figures of a reading for each kind of response, as trackers get them."""
 
 LOGGED = _table(
-    Figure(name="loss", title="Loss", short="loss"),
-    Figure(name="grad_norm", title="Gradient norm", short="grad"),
-    Figure(name="rewards/margins", title="Reward margin", short="margin", better="higher"),
-    Figure(name="rewards/accuracies", title="Pairs ranked right", short="acc", unit="share", better="higher"),
-    Figure(name="cooling/weight", title="Cooling weight of the pairs", short="w_c"),
-    Figure(name="nll/chosen", title="NLL of chosen", short="nll+", unit=_NATS, better="lower"),
-    Figure(name="nll/rejected", title="NLL of negatives", short="nll-", unit=_NATS),
-    Figure(name="sft_c/active", title="Penalty active", short="active", unit="share"),
-    Figure(name="reward", title="Reward of sampled answers", short="reward", better="higher"),
-    Figure(name="kl", title="KL to the reference", short="KL", unit=_NATS),
+    Figure("loss", "Loss", "loss"),
+    Figure("grad_norm", "Gradient norm", "grad"),
+    Figure("rewards/margins", "Reward margin", "margin", "", "higher"),
+    Figure("rewards/accuracies", "Pairs ranked right", "acc", "share", "higher"),
+    Figure("cooling/weight", "Cooling weight of the pairs", "w_c"),
+    Figure("nll/chosen", "NLL of chosen", "nll+", _NATS, "lower"),
+    Figure("nll/rejected", "NLL of negatives", "nll-", _NATS),
+    Figure("sft_c/active", "Penalty active", "active", "share"),
+    Figure("reward", "Reward of sampled answers", "reward", "", "higher"),
+    Figure("kl", "KL to the reference", "KL", _NATS),
 )
 """What training logs and the terminal and the report show, in this order."""
 
+_GROUNDING = "How much likelier gold captions are with their own picture than with another, nats per token"
+
 EVALUATED = _table(
     *(OVERALL[name] for name in ("tv", "js", "ece", "entropy", "top1")),
-    Figure(
-        name="logp_chosen",
-        title="Gold captions, log p per token",
-        short="log p gold",
-        unit=_NATS,
-        better="higher",
-        about="Log-probability of gold captions, nats per token",
-    ),
-    *(
-        Figure(
-            name=f"logp_{kind}",
-            title=f"Log p of {kind} negatives",
-            short=kind,
-            unit=_NATS,
-            about=f"Log-probability of {kind} negatives, nats per token",
-        )
-        for kind in ("hard", "medium", "easy")
-    ),
-    Figure(
-        name="grounding",
-        title="Gold captions with their own picture",
-        short="picture",
-        unit=_NATS,
-        better="higher",
-        about="How much likelier gold captions are with their own picture than with another, nats per token",
-    ),
-    Figure(
-        name="correct",
-        title="Captions wholly right",
-        short="right",
-        better="higher",
-        decimals=1,
-        percent=True,
-        about="Greedy captions that are wholly right",
-    ),
-    Figure(
-        name="cider",
-        title="CIDEr",
-        short="CIDEr",
-        better="higher",
-        decimals=1,
-        about="CIDEr-D × 100 against all references",
-    ),
+    Figure("logp_chosen", "Gold captions, log p per token", "log p gold", _NATS, "higher"),
+    *(Figure(f"logp_{kind}", f"Log p of {kind} negatives", kind, _NATS) for kind in ("hard", "medium", "easy")),
+    Figure("grounding", "Gold captions with their own picture", "picture", _NATS, "higher", 3, _GROUNDING),
+    Figure("correct", "Captions wholly right", "right", "", "higher", 1, "Share of greedy captions", percent=True),
+    Figure("cider", "CIDEr", "CIDEr", "", "higher", 1, "CIDEr-D × 100 against all references"),
 )
 """What an evaluation measures before and after, in the order of its tables."""
 
@@ -253,8 +171,7 @@ class ProbeFigure(Section):
         """Return the descriptions of what it measures."""
         about = one_line((type(self).__doc__ or "").partition("\n")[0], 200)
         title = self.title or self.name.replace("_", " ")
-        how: dict[str, Any] = {"unit": self.unit, "better": self.better, "decimals": self.decimals}
-        return [Figure(name=self.name, title=title, short=self.name, about=about, **how)]
+        return [Figure(self.name, title, self.name, self.unit, self.better, self.decimals, about)]
 
     def values(self, probed: Probed) -> Mapping[str, float | Mapping[str, float]]:
         """Return what it measures by name.
@@ -308,5 +225,5 @@ def load_figures(asked: Iterable[str | Mapping[str, Mapping[str, Any]]]) -> list
 
 def signals(more: Iterable[Figure] = ()) -> dict[str, Figure]:
     """Return the figures that early stopping can follow, by name: those of a reading that have a direction."""
-    chosen = Figure(name="chosen", title="Log p of the chosen responses", unit=_NATS, better="higher")
+    chosen = Figure("chosen", "Log p of the chosen responses", "chosen", _NATS, "higher")
     return {f.name: f for f in (chosen, *OVERALL.values(), *more) if f.better != "none"}

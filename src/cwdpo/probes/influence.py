@@ -21,6 +21,7 @@ from cwdpo.errors import DataError
 from cwdpo.methods.cooling import Cooling
 from cwdpo.models.modes import inference
 from cwdpo.objectives import objective_of
+from cwdpo.probes.reading import kind_of
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
 from cwdpo.scoring.scorer import Scorer
@@ -140,32 +141,26 @@ def belief_geometry(log_pi: Tensor) -> Tensor:
     return size * log_pi.exp().square().sum(-1) + size - 2
 
 
-def _log_pi(found: ResponseLogits) -> Tensor:
+def _log_pi(output: ResponseLogits) -> Tensor:
     """Return normalised log-probabilities at the response positions, at least float32."""
-    logits = found.logits if found.logits.dtype == torch.float64 else found.logits.float()
+    logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
     return logits.log_softmax(-1)
 
 
-def _sums(found: ResponseLogits, log_pi: Tensor) -> Tensor:
-    """Return log π(y | x) of every response, nats."""
-    logps = log_pi.gather(-1, found.targets[:, None]).squeeze(-1)
-    return logps.new_zeros(found.shape[0]).index_add(0, found.rows, logps)
-
-
-def _scores(found: ResponseLogits, log_pi: Tensor) -> Scores:
+def _scores(output: ResponseLogits, log_pi: Tensor) -> Scores:
     """Return scores in the type of `log_pi`; `scores_from_logits` is for float32."""
 
     def laid_out(values: Tensor) -> Tensor:
-        return values.new_zeros(found.shape).index_put((found.rows, found.columns), values)
+        return values.new_zeros(output.shape).index_put((output.rows, output.columns), values)
 
     pi = log_pi.exp()
     return Scores(
-        logps=laid_out(log_pi.gather(-1, found.targets[:, None]).squeeze(-1)),
-        mask=laid_out(torch.ones_like(found.targets, dtype=torch.bool)),
+        logps=laid_out(log_pi.gather(-1, output.targets[:, None]).squeeze(-1)),
+        mask=laid_out(torch.ones_like(output.targets, dtype=torch.bool)),
         entropy=laid_out(-(pi * log_pi).sum(-1)),
         uniform=laid_out(log_pi.mean(-1)),
         top1=laid_out(pi.amax(-1)),
-        correct=laid_out(log_pi.argmax(-1) == found.targets),
+        correct=laid_out(log_pi.argmax(-1) == output.targets),
     )
 
 
@@ -194,10 +189,10 @@ def update_gradient(
     """Differentiate a sample's loss with respect to weights, logits and log-probabilities; leaves `.grad` alone."""
     parameters = trainable(model)
     with inference(model), torch.enable_grad():
-        found = scorer(model, batch)
-        scores = _scores(found, _log_pi(found))
+        output = scorer(model, batch)
+        scores = _scores(output, _log_pi(output))
         value = loss(batch, scores, reference)
-        wanted = [found.logits, scores.logps, *parameters]
+        wanted = [output.logits, scores.logps, *parameters]
         by_logits, by_logps, *weights = torch.autograd.grad(value, wanted, materialize_grads=True)
     pulls = -by_logps[:, 0].cpu().double()  # a loss reads sums over tokens: the same at every token
     chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
@@ -211,19 +206,14 @@ def update_gradient(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observed:
     """An observed response before the step."""
 
     prompt: str
     kind: str
-    rows: Tensor
-    gradient: list[Tensor]
+    gradient: Sequence[Tensor]
     log_pi: Tensor
     targets: Tensor
-
-    @property
-    def logps(self) -> Tensor:
-        return self.log_pi.gather(-1, self.targets[:, None]).squeeze(-1)
 
 
 def measure_influence(
@@ -253,68 +243,54 @@ def measure_influence(
     Returns:
         One row for each update sample and observed response.
     """
-    given = references if references is not None else [None] * len(updates)
-    steps = [update_gradient(model, scorer, u, loss, r) for u, r in zip(updates, given, strict=True)]
-    seen = [entry for batch in observed for entry in _observe(model, scorer, batch)]
-    predicted = [[-eta * _dot(s.weights, o.gradient) for o in seen] for s in steps]
+    reference_of = references if references is not None else [None] * len(updates)
+    steps = [update_gradient(model, scorer, u, loss, r) for u, r in zip(updates, reference_of, strict=True)]
+    responses = [response for batch in observed for response in _observe(model, scorer, batch)]
     parameters = trainable(model)
-    kept = [p.detach().clone() for p in parameters]
-    found: list[Influence] = []
-    for u, step, expected in zip(updates, steps, predicted, strict=True):
+    weights = [p.detach().clone() for p in parameters]
+    rows: list[Influence] = []
+    for u, step in zip(updates, steps, strict=True):
         try:
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, step.weights, strict=True):
                     parameter.add_(gradient, alpha=-eta)
-            after = [entry for batch in observed for entry in _look(model, scorer, batch)]
+            after = [log_pi for batch in observed for log_pi in _log_pi_of_responses(model, scorer, batch)]
         finally:
             with torch.no_grad():
-                for parameter, before in zip(parameters, kept, strict=True):
+                for parameter, before in zip(parameters, weights, strict=True):
                     parameter.copy_(before)
-        for o, log_pi, first_order in zip(seen, after, expected, strict=True):
-            found.append(_row(u, step, o, log_pi, first_order, loss, eta))
-    return found
-
-
-def _observe(model: Any, scorer: Scorer, batch: Batch) -> list[_Seen]:
-    """Return every response of a batch with the gradient of its ℓ̄."""
-    parameters = trainable(model)
-    with inference(model), torch.enable_grad():
-        found = scorer(model, batch)
-        log_pi = _log_pi(found)
-        means = _sums(found, log_pi) / torch.bincount(found.rows, minlength=found.shape[0])
-        rows: list[_Seen] = []
-        for i, response in enumerate(batch.responses):
-            last = i == len(batch.responses) - 1
-            grads = torch.autograd.grad(means[i], parameters, retain_graph=not last, materialize_grads=True)
-            mine = found.rows == i
-            kind = response.difficulty if response.role == "rejected" and response.difficulty else response.role
-            rows.append(
-                _Seen(
-                    batch.groups[batch.owner[i]].id,
-                    kind,
-                    mine,
-                    list(grads),
-                    log_pi[mine].detach(),
-                    found.targets[mine],
-                )
-            )
+        rows += [_row(u, step, o, log_pi, loss, eta) for o, log_pi in zip(responses, after, strict=True)]
     return rows
 
 
-def _look(model: Any, scorer: Scorer, batch: Batch) -> list[Tensor]:
+def _observe(model: Any, scorer: Scorer, batch: Batch) -> list[_Observed]:
+    """Return every response of a batch with the gradient of its ℓ̄."""
+    parameters = trainable(model)
+    with inference(model), torch.enable_grad():
+        output = scorer(model, batch)
+        log_pi = _log_pi(output)
+        means = _scores(output, log_pi).logp_mean
+        observed: list[_Observed] = []
+        for i, response in enumerate(batch.responses):
+            last, mine = i == len(batch.responses) - 1, output.rows == i
+            grads = torch.autograd.grad(means[i], parameters, retain_graph=not last, materialize_grads=True)
+            place = batch.groups[batch.owner[i]].id, kind_of(response)
+            observed.append(_Observed(*place, grads, log_pi[mine].detach(), output.targets[mine]))
+    return observed
+
+
+def _log_pi_of_responses(model: Any, scorer: Scorer, batch: Batch) -> list[Tensor]:
     with inference(model):
-        found = scorer(model, batch)
-        log_pi = _log_pi(found)
-        return [log_pi[found.rows == i] for i in range(found.shape[0])]
+        output = scorer(model, batch)
+        log_pi = _log_pi(output)
+        return [log_pi[output.rows == i] for i in range(output.shape[0])]
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return sum(float((to_float64(a) * to_float64(b)).sum()) for a, b in zip(one, other, strict=True))
 
 
-def _row(
-    u: Batch, step: UpdateGradient, o: _Seen, log_pi: Tensor, predicted: float, loss: SampleLoss, eta: float
-) -> Influence:
+def _row(u: Batch, step: UpdateGradient, o: _Observed, log_pi: Tensor, loss: SampleLoss, eta: float) -> Influence:
     before, after = to_float64(o.log_pi), to_float64(log_pi)
     targets = o.targets[:, None].to(before.device)
     logps, moved = before.gather(-1, targets), after.gather(-1, targets)
@@ -334,7 +310,7 @@ def _row(
         loss=step.loss,
         logp_mean=float(logps.mean()),
         measured=float((moved - logps).mean()),
-        predicted=predicted,
+        predicted=-eta * _dot(step.weights, o.gradient),
         delta_log_pi_sq=change,
         a_belief_sq=belief,
         a_paper_sq=float(residual.square().sum()) / tokens**2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class ProbeCallback(TrainerCallback):
         if write:
             if self._start is not None:
                 write_bytes(logits, save({"logits": self._start.contiguous()}))
-            content = {"digest": self.probes.digest, "figures": [figure.to_json() for figure in self.figures]}
+            content = {"digest": self.probes.digest, "figures": [asdict(figure) for figure in self.figures]}
             write_json(facts, content | ({"logits": file_digest(logits)} if self._start is not None else {}))
         self._keep(state, reading)
 
