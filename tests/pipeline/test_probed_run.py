@@ -20,8 +20,8 @@ from cwdpo.probes.reading import Probed
 from cwdpo.recipe import Recipe
 from cwdpo.report import write_report
 from cwdpo.run import Run, Silent
+from cwdpo.run.probe_prompts import make_probe_set
 from cwdpo.run.run_dir import RunDirectory
-from cwdpo.run.stage_callbacks import make_probe_set
 
 STAGE: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 4, "log_steps": 2, "learning_rate": 1e-3}
 

@@ -38,8 +38,9 @@ def build_probes(path: Path, overrides: list[str], folder: Path, out: Path, *, f
     from cwdpo.cli.console import RichReporter
     from cwdpo.data.write_groups import write_groups
     from cwdpo.probes.reading import kind_of, probe_digest
+    from cwdpo.run.probe_prompts import make_probe_set
     from cwdpo.run.run_dir import RunDirectory
-    from cwdpo.run.stage_callbacks import make_probe_set, require_figures
+    from cwdpo.run.stage_callbacks import require_figures
 
     recipe = load_recipe(path, overrides)
     own = require_figures(recipe)

@@ -83,9 +83,7 @@ def _table(*figures: Figure) -> dict[str, Figure]:
 OVERALL = _table(
     Figure("tv", "TV from the start", "TV", "", "lower", 3, "Total variation, gold tokens"),
     Figure("js", "JS from the start", "JS", "bits", "lower", 4, "Jensen–Shannon divergence, gold tokens"),
-    Figure(
-        "ece", "Calibration error (ECE)", "ECE", "", "lower", 3, "Expected calibration error, 15 bins, gold tokens"
-    ),
+    Figure("ece", "Calibration error (ECE)", "ECE", "", "lower", 3, "Expected calibration error, 15 bins, gold tokens"),
     Figure("entropy", "Entropy", "entropy", _NATS, "none", 3, "Predictive entropy, gold tokens"),
     Figure("top1", "Top-1 probability", "top-1", "", "none", 3, "Probability of the likeliest token, mean"),
     Figure("accuracy", "Gold token is the likeliest", "argmax is gold", "share", "higher"),

@@ -19,7 +19,7 @@ _STEPS = "update"
 _Point = TypeVar("_Point")
 
 _MOST_POINTS = 400
-"""A longer series is thinned before it is drawn; nobody sees more on 400 units of width."""
+"""A longer series is thinned: a chart is 400 units wide."""
 
 
 @dataclass(frozen=True)

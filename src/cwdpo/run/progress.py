@@ -1,4 +1,4 @@
-"""Who is told how a run goes."""
+"""Progress of a run: steps, notes, and figures while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Reporter", "Silent", "TrainingFigures", "TrainingWatch"]
 
 
 class Reporter:
-    """Who is told how a run goes. This one tells nobody; subclasses say what reaches `beside`."""
+    """Receives the progress of a run. This one is silent; subclasses show what reaches `beside`."""
 
     def step(self, name: str, text: str) -> None:
         """Announce a step."""
@@ -46,7 +46,7 @@ class Reporter:
 
 
 Silent = Reporter
-"""Tells nobody."""
+"""A reporter that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrainingFigures:
 
 
 class TrainingWatch(TrainerCallback):
-    """Tells a reporter how a stage is getting on."""
+    """Passes the progress of a stage to a reporter."""
 
     def __init__(self, title: str, probes: ProbeCallback | None, reporter: Reporter) -> None:
         self._probes, self._reporter = probes, reporter

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from cwdpo.data.schema import CHOSEN, PromptGroup
-from cwdpo.errors import DataError, RecipeError, RunError
-from cwdpo.files import read_jsonl, write_jsonl
-from cwdpo.negatives.generating_model import GenerationJob, NegativePolicy, has_images
-from cwdpo.negatives.llm_rewrites import LLMRewriter
-from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
+from cwdpo.data.schema import PromptGroup
+from cwdpo.errors import RecipeError, RunError
+from cwdpo.files import read_jsonl
 from cwdpo.probes.diagnosis.rules import StageFacts
-from cwdpo.probes.figures import Figure, ProbeFigure, load_figures, signals
+from cwdpo.probes.figures import Figure, load_figures, signals
 from cwdpo.probes.influence import SampleLoss
-from cwdpo.probes.probe_responses import with_kinds
-from cwdpo.probes.reading import ProbeSet, probe_digest
-from cwdpo.processes import processes
+from cwdpo.probes.reading import ProbeSet
 from cwdpo.recipe import Recipe, Stage1Section, Stage2Section
-from cwdpo.run.prepare_data import load_source, prepare_data
 from cwdpo.run.probe_answers import Answers
+from cwdpo.run.probe_prompts import probe_groups
 from cwdpo.run.run_dir import RunDirectory
-from cwdpo.run.run_rows import groups_of, negative_policy
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import Scorer
@@ -35,11 +28,11 @@ from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.callbacks.track_influence import InfluenceCallback
 
-__all__ = ["StageDynamics", "make_probe_set", "probe_groups", "require_figures", "stage_dynamics"]
+__all__ = ["StageCallbacks", "require_figures", "stage_callbacks"]
 
 
 @dataclass
-class StageDynamics:
+class StageCallbacks:
     """The callbacks of a stage that measure and act; all None where probes are off.
 
     Attributes:
@@ -78,15 +71,15 @@ class StageDynamics:
             if (serious := self.diagnosis.stopped_by) is not None:
                 raise RunError(
                     f"stopped after update {serious.step} of {stage} by probes.on_diagnosis: {serious.rule}: "
-                    f"{serious.sentence} {serious.remedy} With another recipe choose another --out; to go on all the "
-                    "same, pass --set probes.on_diagnosis=warn"
+                    f"{serious.sentence} {serious.remedy} With another recipe choose another --out; to resume all "
+                    "the same, pass --set probes.on_diagnosis=warn"
                 )
         if self.early is not None and self.early.verdict.stop is not None and self.probes is not None:
             best = self.probes.rows[self.early.verdict.best]["step"]
             run.reporter.note(f"{stage}: {self.early.signal} was best at update {best}; stopped early with that model")
 
 
-def stage_dynamics(
+def stage_callbacks(
     run: RunDirectory,
     stage: str,
     section: Stage1Section | Stage2Section,
@@ -94,7 +87,7 @@ def stage_dynamics(
     scorer: Scorer,
     folder: Path,
     train: Sequence[PromptGroup],
-) -> StageDynamics:
+) -> StageCallbacks:
     """Return the callbacks that the recipe asks for in a stage.
 
     Args:
@@ -106,35 +99,28 @@ def stage_dynamics(
         folder: Its folder.
         train: Its training prompts.
     """
-    p, two = run.recipe.probes, run.recipe.stage2
-    if not p.every:
-        return StageDynamics()
-    first = _first_model(run)
-    groups = processes().lead(lambda: probe_groups(run, first), **(first.help if first is not None else {}))
+    p, two, e = run.recipe.probes, run.recipe.stage2, run.recipe.evaluation
+    groups = probe_groups(run) if p.every else []
     if not groups:
-        return StageDynamics()
-    measured = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
-    probes = ProbeCallback(
-        measured,
-        scorer,
-        folder,
-        every=p.every,
-        distributions=p.distributions,
-        tokens=p.tokens,
-        figures=[*load_figures(p.figures), *_answers(run, encoder, groups[: p.captions])],
-    )
-    facts = StageFacts.of(section)
-    diagnosis = DiagnosisCallback(probes, facts, action=p.on_diagnosis, say=run.reporter.note)
-    early = None
-    if p.early_stop is not None and stage in p.early_stop.stages:
-        e = p.early_stop
-        early = ProbeEarlyStopping(probes, e.signal, patience=e.patience, min_delta=e.min_delta)
-    return StageDynamics(probes, diagnosis, early, _influence(run, section, encoder, scorer, folder, train, groups))
-
-
-def _answers(run: RunDirectory, encoder: PromptEncoder, groups: Sequence[PromptGroup]) -> list[ProbeFigure]:
-    e = run.recipe.evaluation
-    return [Answers(encoder, groups, e.batch_size, e.max_new_tokens)] if groups else []
+        return StageCallbacks()
+    figures = load_figures(p.figures)
+    if p.captions:
+        figures.append(Answers(encoder, groups[: p.captions], e.batch_size, e.max_new_tokens))
+    probe_set = ProbeSet(groups, encoder, batch_size=p.batch_size, floor=two.floor, tau=two.tau)
+    how: dict[str, Any] = {"every": p.every, "distributions": p.distributions, "tokens": p.tokens}
+    probes = ProbeCallback(probe_set, scorer, folder, figures=figures, **how)
+    diagnosis = DiagnosisCallback(probes, StageFacts.of(section), action=p.on_diagnosis, say=run.reporter.note)
+    early, influence = None, None
+    if (stop := p.early_stop) is not None and stage in stop.stages:
+        early = ProbeEarlyStopping(probes, stop.signal, patience=stop.patience, min_delta=stop.min_delta)
+    if p.influence is not None:
+        chosen = [g.with_responses([g.chosen]) for g in groups[: p.influence.observed]]
+        updates, observed = (
+            [Batch((encoder.encode(g),)) for g in part] for part in (train[: p.influence.updates], chosen)
+        )
+        loss, eta = SampleLoss(section), p.influence.eta
+        influence = InfluenceCallback(updates, observed, loss, scorer, folder, every=p.every, eta=eta)
+    return StageCallbacks(probes, diagnosis, early, influence)
 
 
 def require_figures(recipe: Recipe) -> list[Figure]:
@@ -148,92 +134,3 @@ def require_figures(recipe: Recipe) -> list[Figure]:
     if early is not None and early.signal not in (known := signals(own)):
         raise RecipeError(f"probes.early_stop.signal = {early.signal}: must be one of {', '.join(known)}")
     return own
-
-
-def _influence(
-    run: RunDirectory,
-    section: Stage1Section | Stage2Section,
-    encoder: PromptEncoder,
-    scorer: Scorer,
-    folder: Path,
-    train: Sequence[PromptGroup],
-    groups: Sequence[PromptGroup],
-) -> InfluenceCallback | None:
-    """Follow the first training prompts and the chosen responses of the first probe prompts."""
-    asked = run.recipe.probes.influence
-    if asked is None:
-        return None
-    updates = [Batch((encoder.encode(g),)) for g in train[: asked.updates]]
-    chosen = [g.with_responses([g.chosen]) for g in groups[: asked.observed]]
-    observed = [Batch((encoder.encode(g),)) for g in chosen]
-    every, eta = run.recipe.probes.every, asked.eta
-    return InfluenceCallback(updates, observed, SampleLoss(section), scorer, folder, every=every, eta=eta)
-
-
-def make_probe_set(run: RunDirectory) -> list[PromptGroup]:
-    """Return the prompts of a recipe's probe set, in a directory where nothing needs to have been done before.
-
-    Raises:
-        UserError: What has to be mended, in one line.
-    """
-    with run.locked():
-        run.settle()
-        prepare_data(run)
-        return probe_groups(run, _first_model(run))
-
-
-def _first_model(run: RunDirectory) -> NegativePolicy | None:
-    """Return the run's first model, where the probe set needs its answers."""
-    return negative_policy(run, "stage1", run.model_path) if "own" in run.recipe.probes.kinds else None
-
-
-def probe_groups(run: RunDirectory, first: NegativePolicy | None) -> list[PromptGroup]:
-    """Return the prompts of the probe set, with the kinds of response that the recipe asks for.
-
-    The kinds depend on the data and `probes.seed` alone, but for the model's own answers: these are written once a run,
-    by its first model, and kept in `probes/own.jsonl`. Both stages are so measured on the same responses.
-    """
-    p = run.recipe.probes
-    if p.path is not None:
-        groups = list(load_source(run.recipe, p.path, format="auto", limit=None, image_root=None).groups)
-        if p.digest is not None and (found := probe_digest(groups)) != p.digest:
-            raise DataError(
-                f"{p.path}: its content is {found}, but probes.digest is {p.digest}: the probe prompts have changed; "
-                "bring the file back, or set probes.digest to the new content (readings of the two do not compare)"
-            )
-    else:
-        groups = groups_of(run, "held_out")
-    groups = list(islice((g for g in groups if g.by_role(CHOSEN)), p.prompts))
-    if not p.kinds or not groups:
-        return groups
-    train = chain(groups_of(run, "stage1"), groups_of(run, "stage2"))
-    written = _rewritten(run, groups)
-    if first is not None:
-        written["own"] = _own_answers(run, first, groups)
-    return with_kinds(groups, p.kinds, train=train, written=written, seed=p.seed)
-
-
-def _rewritten(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, dict[str, str]]:
-    """Return rewritten responses by kind and prompt."""
-    p = run.recipe.probes
-    kinds = [kind for kind in p.kinds if kind in REWRITES]
-    if p.rewriter == "rules" or not kinds:
-        return {kind: rewritten_by_rules(groups, kind, p.seed) for kind in kinds}
-    rewriter = LLMRewriter(run.recipe.negatives.editor, run.folder / "probes", run.reporter.note)
-    return {kind: rewriter.rewrite(groups, kind) for kind in kinds}
-
-
-def _own_answers(run: RunDirectory, first: NegativePolicy, groups: list[PromptGroup]) -> dict[str, str]:
-    """Return a sample of the run's first model for every prompt."""
-    p, path = run.recipe.probes, run.folder / "probes" / "own.jsonl"
-    rows = list(read_jsonl(path)) if path.is_file() else []
-    if [(row["id"], row["seed"]) for row in rows] == [(group.id, p.seed) for group in groups]:
-        return {row["id"]: row["text"] for row in rows}
-    run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
-    how = {"max_new_tokens": run.recipe.evaluation.max_new_tokens, "temperature": 1.0}
-    starts = range(0, len(groups), p.batch_size)
-    jobs = [GenerationJob(groups[start : start + p.batch_size], p.seed + start, how) for start in starts]
-    answers = [answer for texts in processes().map("generate", jobs, first.write, has_images) for answer in texts]
-    found = {group.id: answer[0] for group, answer in zip(groups, answers, strict=True)}
-    write_jsonl(path, [{"id": name, "seed": p.seed, "text": text} for name, text in found.items()])
-    return found

@@ -1,4 +1,4 @@
-"""Trackers (tensorboard, wandb, trackio, …) while a stage is trained: each stage is a run of its own there."""
+"""Trackers (tensorboard, wandb, trackio, …): each stage is a run of its own there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 @contextlib.contextmanager
 def tracked(report_to: list[str], folder: Path) -> Generator[None]:
-    """Keep what trackers write beside the stage, and end their runs with it.
+    """Let trackers write beside the stage, and end their runs with it.
 
-    transformers would have tensorboard write among the checkpoints, which go when the stage is finished, and would
-    have wandb and trackio take both stages for one run, whose updates are then there twice.
+    By default transformers lets tensorboard write among the checkpoints, which are deleted when the stage is done, and
+    wandb and trackio log both stages into one run.
 
     Args:
         report_to: The trackers.
-        folder: The stage's folder; tensorboard's files go to `tensorboard` in it, unless the environment says where.
+        folder: The stage's folder; tensorboard's files go to `tensorboard` in it, unless the environment names another.
     """
     known = os.environ.get(_TENSORBOARD)
     os.environ[_TENSORBOARD] = known or str(folder / "tensorboard")

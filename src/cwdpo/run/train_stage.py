@@ -18,7 +18,7 @@ from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.run.progress import TrainingWatch
 from cwdpo.run.refresh_rounds import Rounds, make_picker
 from cwdpo.run.run_dir import RunDirectory
-from cwdpo.run.stage_callbacks import StageDynamics, stage_dynamics
+from cwdpo.run.stage_callbacks import StageCallbacks, stage_callbacks
 from cwdpo.run.trackers import tracked
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.scorer import AutoScorer
@@ -37,7 +37,7 @@ class _Round:
     """A trainer and the callbacks that are asked for something after it has trained."""
 
     trainer: GroupTrainer
-    dynamics: StageDynamics
+    dynamics: StageCallbacks
     stop: StopOnSignal
     speed: Throughput
     moment: RefreshMoment | None
@@ -135,7 +135,7 @@ class Stage:
         encoder = run.encoder(self.start, model, include_eos=s.include_eos)
         cache = FeatureCache.of(m.vision_cache_gib, m.vision_cache_folder, m.vision_cache_folder_gib)
         scorer = AutoScorer.of(m, cache)
-        dynamics = stage_dynamics(run, self.name, s, encoder, scorer, self.folder, self.rounds.first_groups)
+        dynamics = stage_callbacks(run, self.name, s, encoder, scorer, self.folder, self.rounds.first_groups)
         probes = dynamics.probes
         stop, moment = StopOnSignal(), self.rounds.moment()
         speed = Throughput(self.folder / "throughput.json", probes.watch if probes else None)

@@ -126,7 +126,7 @@ class Stream:
 
     Attributes:
         probes: Rows of `probes.jsonl`, in order; the first is the stage's start.
-        metrics: Logged rows, in order; those of probes and summaries are passed over.
+        metrics: Logged rows, in order; those of probes and summaries are ignored.
     """
 
     probes: Sequence[Mapping[str, Any]]

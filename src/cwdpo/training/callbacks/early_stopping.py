@@ -1,4 +1,4 @@
-"""Stops when a probe signal no longer improves, and ends with the weights of the best reading."""
+"""Stops when a probe signal no longer improves, and restores the weights of the best reading."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class ProbeEarlyStopping(TrainerCallback):
     """Ends training when a signal of the probes has not improved for some readings. Works in any `Trainer`.
 
-    At every improvement the trainer is asked for a checkpoint, which its rotation then keeps; at the end the weights of
-    the best one are put back. What is decided depends on the readings alone, so a resumed run decides the same.
+    Every improvement saves a checkpoint, which the trainer's rotation keeps; at the end the best one's weights are
+    restored. Decisions depend on the readings alone, so a resumed run decides the same.
 
     Args:
         probes: The probes of this run; put them before this callback in the trainer's list.
@@ -70,7 +70,7 @@ class ProbeEarlyStopping(TrainerCallback):
         return Path(args.output_dir) / f"checkpoint-{self.probes.rows[self.verdict.best]['step']}"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Be ready for another run.
+        """Prepare for a run.
 
         Raises:
             RecipeError: The trainer's own `load_best_model_at_end` is on too.
@@ -80,7 +80,7 @@ class ProbeEarlyStopping(TrainerCallback):
         self._read, self.restored, self.verdict = len(self.probes.rows), False, self._watch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at a new reading: keep the weights if it is the best, stop if patience has run out."""
+        """Save the weights if a new reading is the best, stop if patience has run out."""
         if len(self.probes.rows) == self._read:
             return
         self._read = len(self.probes.rows)
@@ -94,11 +94,11 @@ class ProbeEarlyStopping(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Put the best weights back and write `early_stop.json` beside the probes."""
+        """Restore the best weights and write `early_stop.json`."""
         self.finish(model, args, write=bool(state.is_world_process_zero))
 
     def finish(self, model: Any, args: Any, *, write: bool = True) -> None:
-        """Put the weights of the best reading into `model`, and write down what was decided.
+        """Load the weights of the best reading into `model`, and write what was decided.
 
         Args:
             model: The model at the last reading.

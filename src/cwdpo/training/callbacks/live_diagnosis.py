@@ -1,8 +1,8 @@
-"""Diagnosis while training: rules over the rows so far, said aloud, written down, and acted on if asked."""
+"""Diagnosis during training: rules over the rows so far, reported, written to disk, and acted on if asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ class DiagnosisCallback(TrainerCallback):
         probes: The probes of this run; put them before this callback in the trainer's list.
         facts: What is trained; default plain DPO.
         folder: Where `diagnosis.json` goes; default beside the probes.
-        action: `stop` ends training at a serious finding, after a checkpoint; `warn` only tells.
-        say: Told each finding once, when it is first seen as a warning or worse.
+        action: `stop` ends training at a serious finding, after a checkpoint; `warn` only reports.
+        say: Called with each finding once, when it first is a warning or worse.
     """
 
     def __init__(
@@ -43,15 +43,14 @@ class DiagnosisCallback(TrainerCallback):
         self._read = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Be ready for another run; one that was stopped goes on until the next reading."""
+        """Prepare for a run; one that was stopped trains until the next reading."""
         self._read, self.stopped_by = len(self.probes.rows), None
 
     def _update(self, state: Any) -> None:
-        history: list[Mapping[str, Any]] = state.log_history
-        self.findings = diagnose(self.probes.rows, history, self.facts, [figure.rule for figure in self.probes.own])
+        rules, readings = [figure.rule for figure in self.probes.own], len(self.probes.rows)
+        self.findings = diagnose(self.probes.rows, state.log_history, self.facts, rules)
         if not state.is_world_process_zero:
             return
-        readings = len(self.probes.rows)
         write_diagnosis(self.path, self.findings, facts=self.facts, readings=readings, step=state.global_step)
         for finding in self.findings:
             if finding.severity != "note" and (finding.rule, finding.severity) not in self._said:
@@ -60,17 +59,15 @@ class DiagnosisCallback(TrainerCallback):
                     self._say(finding.line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look again when there is a new reading."""
+        """Apply the rules to a new reading."""
         if len(self.probes.rows) == self._read:
             return
         self._read = len(self.probes.rows)
         self._update(state)
-        serious = [f for f in self.findings if f.severity == "serious"]
-        if self.action == "stop" and serious:
-            self.stopped_by = serious[0]
-            control.should_save = True
-            control.should_training_stop = True
+        self.stopped_by = next((f for f in self.findings if f.severity == "serious" and self.action == "stop"), None)
+        if self.stopped_by is not None:
+            control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look once more with the last logged rows."""
+        """Apply the rules once more, with the last logged rows."""
         self._update(state)

@@ -28,8 +28,7 @@ def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
 class MetricsFile(TrainerCallback):
     """Writes every logged row to a JSON-lines file, once per step even across kills.
 
-    Times are left out (`speed/…`, and the summary at the end of `train()` with its mean loss): they are of one call,
-    not of the run.
+    Times are left out (`speed/…`, and the summary at the end of `train()`): they belong to one call, not to the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,18 +41,18 @@ class MetricsFile(TrainerCallback):
         self._trimmed = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget rows beyond the checkpoint that training resumes from."""
+        """Drop rows beyond the checkpoint that training resumes from."""
         self._trim(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Append the row. Another callback may log before this one is told that training begins."""
+        """Append the row. Another callback may log before this one's `on_train_begin`."""
         self._trim(state)
         timed = logs and any(name == "train_runtime" or name.startswith("speed/") for name in logs)
         if state.is_world_process_zero and logs and not timed:
             append_jsonl(self.path, {"step": state.global_step, **logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Be ready for another run."""
+        """Prepare for another run."""
         self._trimmed = False
 
 
@@ -70,27 +69,26 @@ class StopOnSignal(TrainerCallback):
         self.received = number
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take over the two signals."""
+        """Install the handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._receive)
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
     def agree(self) -> None:
-        """Take a signal that came to any process for one's own."""
+        """Treat a signal that came to any process as this one's."""
         self.received = processes().largest(self.received or 0) or None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop after the update in which a signal came."""
         self.agree()
         if self.received is not None:
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self.release()

@@ -1,4 +1,4 @@
-"""Stops a stage where its on-policy negatives are to be written anew."""
+"""Stops a stage when its on-policy negatives are due to be refreshed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cwdpo.recipe import RefreshSection
 __all__ = ["RefreshMoment", "is_due"]
 
 _WEIGHT = "cooling/weight"
-"""What the logged rows call mean w_c of the training pairs."""
+"""Key of the training pairs' mean w_c in the logged rows."""
 
 
 def is_due(
     settings: RefreshSection, *, step: int, updates: int, last: int, history: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Return whether negatives are to be refreshed after an update. Depends on the arguments alone.
+    """Return whether negatives are to be refreshed after an update; depends on the arguments alone.
 
     Args:
         settings: When.
@@ -38,7 +38,7 @@ def is_due(
 
 
 class RefreshMoment(TrainerCallback):
-    """Saves a checkpoint and stops where a refresh is due. Put it behind callbacks that may stop for good.
+    """Saves a checkpoint and stops when a refresh is due. Put it behind callbacks that may stop for good.
 
     Args:
         settings: When.
@@ -49,7 +49,7 @@ class RefreshMoment(TrainerCallback):
         self._settings, self._last = settings, last
         self.due = False
 
-    def _look(self, state: Any, control: Any) -> None:
+    def _check(self, state: Any, control: Any) -> None:
         if control.should_training_stop:
             return
         facts = {"step": state.global_step, "updates": state.max_steps, "history": state.log_history}
@@ -57,9 +57,9 @@ class RefreshMoment(TrainerCallback):
             self.due = control.should_save = control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count updates."""
-        self._look(state, control)
+        """Check the number of updates."""
+        self._check(state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at mean w_c."""
-        self._look(state, control)
+        """Check mean w_c."""
+        self._check(state, control)

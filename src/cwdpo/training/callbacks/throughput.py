@@ -1,4 +1,4 @@
-"""How fast a stage trains: pairs and tokens a second, what it waits for, memory, and arithmetic against the peak."""
+"""How fast a stage trains: pairs and tokens per second, data wait, peak memory, and MFU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 class Stopwatch:
-    """Adds up the seconds of the blocks it is put around."""
+    """Adds up the seconds spent in its blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -68,7 +68,7 @@ class Stopwatch:
 
 @dataclass
 class Speed:
-    """What was done in how much time. The first update is left out: it compiles kernels and checks the scorer.
+    """Work done and time taken, without the first update, which compiles kernels and checks the scorer.
 
     Attributes:
         updates: Updates that are counted.
@@ -104,7 +104,7 @@ class Speed:
         """
         if not self.updates or self.seconds <= 0:
             return {}
-        found = {
+        figures = {
             f"speed/{unit}_per_second": self.examples / self.seconds,
             "speed/tokens_per_second": self.tokens / self.seconds,
             "speed/data_wait_share": self.waiting / self.seconds,
@@ -112,8 +112,8 @@ class Speed:
             "speed/peak_memory_gib": peak_memory() / 2**30,
         }
         if self.flops and peak:
-            found["speed/mfu"] = self.flops / self.seconds / peak
-        return found
+            figures["speed/mfu"] = self.flops / self.seconds / peak
+        return figures
 
 
 def shown(figures: Mapping[str, float]) -> str:
@@ -136,7 +136,7 @@ def shown(figures: Mapping[str, float]) -> str:
 class Throughput(TrainerCallback):
     """Logs `speed/…` beside every row of the loss and keeps `throughput.json`.
 
-    It has to come before the probes' callback, so that their time is not taken for training.
+    Put it before the probes' callback, whose time would else count as training.
 
     Args:
         path: Where the figures of the whole stage are kept, one entry for each time it was started; None keeps none.
@@ -165,14 +165,14 @@ class Throughput(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start from nothing; what earlier calls of the same stage measured stays in the file."""
+        """Reset; figures of earlier calls of the same stage stay in the file."""
         self._reset()
         self._waited = self._trainer.waiting.seconds
         known = self.path is not None and self.path.is_file() and state.global_step > 0
         self._earlier = read_json(self.path, calls=list)["calls"] if self.path is not None and known else []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Note the time; once, count the arithmetic."""
+        """Start the clock; count the FLOPs once."""
         trainer = self._trainer
         if self._count and self._arithmetic is None and self._seen == 1:
             self._arithmetic = count_arithmetic(model, trainer.scorer, trainer.update_batches)
@@ -218,7 +218,7 @@ class Throughput(TrainerCallback):
             self._keep(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the figures of the stage."""
+        """Write the figures of the stage."""
         self.total.probing = self.probing.seconds - self._probed
         self._keep(state)
 

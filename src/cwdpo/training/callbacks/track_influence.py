@@ -59,14 +59,11 @@ class InfluenceCallback(TrainerCallback):
         self._sums: list[list[float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take the reference and read the start, or take both up again."""
+        """Score under the reference and read the start, or resume both."""
         keys = [r.key for batch in self.updates for r in batch.responses]
-        if (
-            state.global_step > 0
-            and self._start.is_file()
-            and (kept := read_json(self._start, keys=list, sums=list))["keys"] == keys
-        ):
-            self._sums = kept["sums"]
+        start = read_json(self._start, keys=list, sums=list) if state.global_step and self._start.is_file() else {}
+        if start.get("keys") == keys:
+            self._sums = start["sums"]
             processes().lead(lambda: trim_rows(self.path, state.global_step))
             return
         self._sums = reference_sums(model, self.scorer, self.updates)
@@ -82,9 +79,7 @@ class InfluenceCallback(TrainerCallback):
 
     def _read(self, model: Any, state: Any) -> None:
         references = [torch.tensor(sums) for sums in self._sums] if self.loss.needs_reference else None
-        found = measure_influence(
-            model, self.scorer, self.updates, self.observed, self.loss, references=references, eta=self.eta
-        )
+        how: dict[str, Any] = {"references": references, "eta": self.eta}
+        rows = measure_influence(model, self.scorer, self.updates, self.observed, self.loss, **how)
         if state.is_world_process_zero:
-            for row in found:
-                append_jsonl(self.path, {"step": state.global_step, **row.to_json()})
+            append_jsonl(self.path, *({"step": state.global_step, **row.to_json()} for row in rows))
