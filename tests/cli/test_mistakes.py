@@ -18,6 +18,8 @@ from PIL import Image
 from cwdpo.cli import main
 from cwdpo.files import append_jsonl, file_digest
 from cwdpo.outputs import OwnedFolder
+from cwdpo.recipe import Recipe
+from cwdpo.run.run_dir import first_reader
 from tiny_models import tiny_image
 from tiny_runs import CliServer, failures_left, tiny_recipe, write_yaml
 
@@ -518,11 +520,11 @@ def finished(
 @pytest.mark.parametrize(
     ("override", "step"),
     [
-        ("stage1.learning_rate=1", "negatives/stage1"),
-        ("stage2.beta=0.5", "reference"),
+        ("stage1.learning_rate=1", "stage1"),
+        ("stage2.beta=0.5", "stage2"),
         ("evaluation.prompts=3", "evaluation"),
         ("data.split_seed=9", "data"),
-        ("seed=9", "negatives/stage1"),
+        ("seed=9", "stage1"),
         ("model.lora.r=4", "negatives/stage1"),
         ("negatives.stage2.other=1", "negatives/stage2"),
     ],
@@ -536,7 +538,18 @@ def test_recipe_changed_under_a_step(override: str, step: str, cli: Cli, finishe
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*")}
 
 
-@pytest.mark.parametrize("override", ["name=other", "data.workers=1", "evaluation.samples=3"])
+def test_every_key_has_a_step_that_reads_it_first() -> None:
+    def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else (f"{prefix}{name}",)
+
+    found = {key: first_reader(key) for key in keys(Recipe().model_dump())}
+    assert {found[k] for k in ("data.path", "data.group_by_length", "stage2.beta")} == {"data", "stage1", "stage2"}
+    with pytest.raises(KeyError):
+        first_reader("stage3.beta")
+
+
+@pytest.mark.parametrize("override", ["name=other", "data.workers=1", "evaluation.samples=3", "stage2.save_steps=7"])
 def test_recipe_changed_where_it_does_not_matter(
     override: str, finished: tuple[dict[str, Any], Path], cli_server: CliServer
 ) -> None:

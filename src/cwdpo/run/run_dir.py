@@ -40,36 +40,45 @@ from cwdpo.scoring.collator import PromptEncoder, require_template
 
 __all__ = ["RunDirectory", "placed", "resolved"]
 
-STEPS = ("data", "correction", "negatives/stage1", "stage1", "negatives/stage2", "reference", "stage2", "evaluation")
+READS = {
+    "data": ("data",),
+    "correction": ("model", "negatives"),
+    "negatives/stage1": ("stage1.enabled", "stage1.objective", "stage1.regularizer", "stage1.include_eos"),
+    "stage1": ("seed", "stage1", "data.group_by_length", "probes"),
+    "negatives/stage2": ("negatives.stage2", "stage2.enabled", "stage2.objective", "stage2.include_eos"),
+    "reference": ("stage2.reference", "stage2.batch_size", "stage2.micro_batch_size"),
+    "stage2": ("stage2", "negatives.stage2.refresh"),
+    "evaluation": ("evaluation",),
+}
+"""The steps in their order, and the recipe's keys that each is the first to read; a longer key goes before a shorter.
+
+A step also depends on all that the steps before it read.
+"""
+
+_FREE = (
+    *("name", "report_to", "probes.on_diagnosis", "data.workers", "evaluation.samples"),
+    "model.path",  # its content counts, and the manifest has it
+    *("model.vision_cache_gib", "model.vision_cache_folder", "model.vision_cache_folder_gib"),
+    *(f"{stage}.{key}" for stage in ("stage1", "stage2") for key in ("save_steps", "activation_offloading")),
+    *(f"negatives.editor.{key}" for key in HOW_TO_ASK),
+    *(f"negatives.{stage}.generator.{key}" for stage in ("stage1", "stage2") for key in HOW_TO_ASK),
+)
+"""Keys that change no step's result."""
 
 _LIBRARIES = ("stage1/checkpoints/checkpoint-*", "stage2/checkpoints/checkpoint-*", "data/images/*")
 """Files of a run that are not written one by one through `cwdpo.files`, or are as many as the rows."""
 
-_FIRST_STEP = {
-    "name": None,
-    "model.path": None,  # its content counts, and the manifest has it
-    "report_to": None,
-    "probes.on_diagnosis": None,
-    "data": "data",
-    "data.workers": None,
-    "negatives.stage2": "negatives/stage2",
-    **dict.fromkeys(f"negatives.editor.{key}" for key in HOW_TO_ASK),
-    **dict.fromkeys(f"negatives.{s}.generator.{key}" for s in ("stage1", "stage2") for key in HOW_TO_ASK),
-    "stage2": "reference",
-    "stage2.enabled": "negatives/stage2",
-    "evaluation": "evaluation",
-    "evaluation.samples": None,
-}
-"""First step that a key of the recipe bears on; keys that are not named here bear on all but `data`."""
 
+def first_reader(key: str) -> str | None:
+    """Return the first step whose result depends on a dotted key of the recipe, None of a key that changes none.
 
-def _first_step(key: str) -> str | None:
-    """Return the first step that a dotted key bears on, or None."""
-    while key:
-        if key in _FIRST_STEP:
-            return _FIRST_STEP[key]
+    Raises:
+        KeyError: No step is known to read it.
+    """
+    readers = {name: step for step, names in READS.items() for name in names} | dict.fromkeys(_FREE)
+    while key not in readers and "." in key:
         key = key.rpartition(".")[0]
-    return STEPS[1]
+    return readers[key]
 
 
 def resolved(model: str) -> str:
@@ -171,7 +180,8 @@ class RunDirectory:
 
     def begun(self, first: str) -> list[str]:
         """Return the steps from `first` on that have left something; data counts from when it is whole."""
-        return [s for s in STEPS[STEPS.index(first) :] if (self.done(s) if s == "data" else (self.folder / s).exists())]
+        steps = list(READS)[list(READS).index(first) :]
+        return [step for step in steps if (self.done(step) if step == "data" else (self.folder / step).exists())]
 
     def _refuse_changes(self, path: Path) -> None:
         try:
@@ -183,11 +193,15 @@ class RunDirectory:
         with contextlib.suppress(ValidationError):  # a key that came later was at its default then
             before = Recipe.model_validate(before).model_dump(mode="json")
         for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
-            first = _first_step(difference.split(" ")[0])
+            key = difference.split(" ")[0]
+            first = first_reader(key)
+            stops_early = self.recipe.probes.early_stop is not None or key.startswith("probes.early_stop")
+            if key.startswith("probes.") and not stops_early and self.done("stage1"):
+                first = "stage2"  # readings of Stage 1 stay as they are; its weights do not depend on them
             if first is not None and (begun := self.begun(first)):
                 raise RunError(
-                    f"{self.folder}: the step {begun[0]} was made with another recipe: {difference}; "
-                    "choose another --out, or delete that folder and those after it"
+                    f"{self.folder}: the step {begun[0]} was made with another recipe: {difference}; choose another "
+                    f"--out, or move {' and '.join(begun)} away to have that done again"
                 )
             if first == "data":
                 remove(self.folder / "data")
