@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cwdpo.demo import ARMS, demo_recipe
+from cwdpo.demo_runs import ARMS, demo_recipe
 from cwdpo.files import write_json
 from cwdpo.recipe import Recipe
 from cwdpo.run import Run

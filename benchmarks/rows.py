@@ -89,7 +89,7 @@ def phase(name: str, data: Path, out: Path) -> None:
     if name == "check":
         from rich.console import Console
 
-        from cwdpo.cli.inspect import inspect_recipe
+        from cwdpo.cli.check import inspect_recipe
 
         with Path(os.devnull).open("w") as nowhere:
             inspect_recipe(recipe, Console(file=nowhere))

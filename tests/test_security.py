@@ -23,8 +23,8 @@ from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.errors import DataError, ModelError, RunError
 from cwdpo.models.loading import load_model
+from cwdpo.models.model_checks import require_model
 from cwdpo.recipe import EditorSection, LoraSection, ModelSection
-from cwdpo.run.model_checks import require_model
 from cwdpo.training.checkpointing import _reading
 from tiny_runs import tiny_recipe, write_yaml
 

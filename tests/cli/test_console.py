@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cwdpo.cli.console import RichReporter
+from cwdpo.cli.terminal.console import RichReporter
 from cwdpo.run.progress import TrainingFigures
 
 PROBE: dict[str, Any] = {

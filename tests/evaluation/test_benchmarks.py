@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
-from cwdpo.cli.commands import inference_model
 from cwdpo.data.schema import Response
 from cwdpo.errors import DataError
 from cwdpo.evaluation.benchmarks import READERS, read_mmbench, read_mmmu, score_mmbench, score_mmmu
@@ -22,6 +21,7 @@ from cwdpo.evaluation.parse_answers import draw_choice, open_is_right, read_choi
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
+from cwdpo.scoring.open_model import open_model
 from tiny_models import tiny_image
 
 GOLDEN = json.loads((Path(__file__).parent / "mmmu_golden.json").read_text(encoding="utf-8"))
@@ -188,7 +188,7 @@ def test_options_by_likelihood(name: str, tmp_path: Path, tiny_folder: Any) -> N
     done = CliRunner().invoke(app, [*argv, "--batch-size", "2", "--max-new-tokens", "4"])
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text(encoding="utf-8"))
-    model, encoder = inference_model(folder)
+    model, encoder = open_model(folder)
     alone = replace(encoder, include_eos=False)
     for question, row in zip(READERS[name](data), found["rows"], strict=True):
         if not question.options:

@@ -18,7 +18,7 @@ from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import DataError, RecipeError
 from cwdpo.evaluation.judge import CaptionJudge, read_opinion
-from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
+from cwdpo.evaluation.win_rates import by_cider, by_judge, by_scenes, win_rate
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.recipe import JudgeSection
 from cwdpo.scenes.scene_rows import write_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.cli.plans import Asked, plan_recipe
+from cwdpo.cli.plan import plan
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.planning import Assumptions, Planner, Said, model_of, parse_gpus, read_layout, read_rows
 from cwdpo.planning.gpus import Layout
@@ -24,7 +24,7 @@ SMALL = ["stage1.batch_size=8", "stage2.batch_size=8", "probes.prompts=4"]
 def planned(tmp_path: Path, *overrides: str, gpus: str = "1xA100-40", **more: Any) -> dict[str, Any]:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "plan.json"
     recipe.write_text("name: planned\n", encoding="utf-8")
-    plan_recipe(recipe, [*SMALL, *overrides], Asked(gpus, **more), out, as_json=False)
+    plan(recipe, gpus, [*SMALL, *overrides], out=out, **more)
     return json.loads(out.read_text(encoding="utf-8"))
 
 
@@ -119,7 +119,7 @@ def test_sampling_with_shared_weights(tmp_path: Path) -> None:
 def test_json_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stage1: {enabled: false}\nprobes: {every: 0}\nevaluation: {prompts: 0}\n", encoding="utf-8")
-    plan_recipe(recipe, [], Asked("2xH100"), None, as_json=True)
+    plan(recipe, "2xH100", as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [step["name"] for step in found["steps"]] == ["reference", "stage2"]
     assert found["gpus"]["count"] == 2 and found["gpus"]["gib"] == 80
@@ -221,7 +221,7 @@ def test_models_that_write_are_shared_where_they_are_large(tmp_path: Path) -> No
     fast = ["stage1.enabled=false", "stage2.batch_size=8", "stage2.gradient_checkpointing=true", "probes.every=0"]
     shared = RECIPES / "accelerate" / "fsdp2.yaml"
     for gpus, parts in (("8xH100", 1), ("8x24GB@100TFLOPs", 8)):
-        found = planned(tmp_path, *known, *fast, gpus=gpus, accelerate=shared, lengths={"visual_tokens": 256})
+        found = planned(tmp_path, *known, *fast, gpus=gpus, accelerate=shared, visual_tokens=256)
         step = next(step for step in found["steps"] if step["name"] == "evaluation")
         assert step["gib"]["weights"] * parts * 2**30 == pytest.approx(2 * 8_292_166_656, rel=0.02)
         assert step["what"].endswith("weights shared") == (parts > 1) == (step["gib"].get("communication", 0) > 0)
@@ -269,7 +269,7 @@ def test_four_bits_are_offered(tmp_path: Path) -> None:
         "data.path=no.jsonl",
     ]
     small += ["stage2.batch_size=1", "stage2.micro_batch_size=1", "stage2.gradient_checkpointing=true"]
-    found = planned(tmp_path, *small, gpus="7GB@100TFLOPs", lengths={"visual_tokens": 256})
+    found = planned(tmp_path, *small, gpus="7GB@100TFLOPs", visual_tokens=256)
     offered = [r["text"] for r in found["remedies"] if r["needed"]]
     assert not found["fits"] and offered == ["model.quantization=nf4"] and found["gib_after_remedies"] < 7
     # 36 layers of 2,048 × (2,048 × 2 + 256 × 2 + 11,008 × 3) weights in 0.516 bytes instead of 2.

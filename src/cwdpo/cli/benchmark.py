@@ -1,35 +1,45 @@
-"""What `benchmark` does, apart from parsing."""
+"""`cwdpo benchmark`: questions of a benchmark, asked and scored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from cwdpo.cli.commands import inference_model
-from cwdpo.files import text_digest, write_json
-from cwdpo.outputs import Draft, output
+from cwdpo.cli.terminal.options import Force
 
-__all__ = ["run_benchmark"]
+if TYPE_CHECKING:
+    from cwdpo.evaluation.benchmarks import Question
+    from cwdpo.outputs import Draft
+
+__all__ = ["benchmark"]
 
 
-def run_benchmark(
-    name: str,
-    model: str,
-    data: Path,
-    out: Path,
-    *,
-    by: Literal["generation", "likelihood"],
-    batch_size: int,
-    max_new_tokens: int,
-    limit: int | None,
-    seed: int,
-    force: bool,
+def benchmark(
+    name: Annotated[Literal["mmmu", "mmbench"], typer.Argument(help="Which: MMMU validation, or MMBench 1.1.")],
+    model: Annotated[str, typer.Option(help="Model directory or hub id.")],
+    data: Annotated[Path, typer.Option(help="MMMU's folder of Parquet files, or MMBench's .tsv.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
+    by: Annotated[
+        Literal["generation", "likelihood"],
+        typer.Option(help="Read the option from what the model writes, or take the letter that it finds likeliest."),
+    ] = "generation",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of MMMU's draw where no option can be read.")] = 0,
+    force: Force = False,
 ) -> None:
-    """Answer the questions, score, print a table and write everything."""
+    """Ask a model the questions of MMMU or MMBench and score its answers. Resumes when stopped.
+
+    [bold]cwdpo benchmark mmmu --model runs/a/stage2/model --data MMMU --out mmmu.json[/]
+    """
+    from cwdpo.cli.terminal.console import quiet_libraries
+    from cwdpo.outputs import output
+
+    quiet_libraries()
     with output(out, "benchmark", reads=[data], force=force) as draft:
         found = _answered(name, model, data, draft, by, batch_size, max_new_tokens, limit, seed)
     _print(found)
@@ -46,15 +56,17 @@ def _answered(
     limit: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    from cwdpo.evaluation.benchmarks import READERS, Question, score_mmbench, score_mmmu
+    from cwdpo.evaluation.benchmarks import READERS, score_mmbench, score_mmmu
     from cwdpo.evaluation.captioning import caption_groups
     from cwdpo.evaluation.option_likelihood import likeliest, option_logps
+    from cwdpo.files import text_digest, write_json
     from cwdpo.models.identity import folder_digest
     from cwdpo.scenes import base_path
+    from cwdpo.scoring.open_model import open_model
     from cwdpo.scoring.scorer import AutoScorer
 
     questions = READERS[name](data)[:limit]
-    loaded, encoder = inference_model(model)
+    loaded, encoder = open_model(model)
     digest = folder_digest(base_path() if model == "scenes" else model)
     key = text_digest(digest, name, *(str(question.prompt.messages) for question in questions))
     chosen = [q for q in questions if q.options] if by == "likelihood" else []
@@ -82,13 +94,12 @@ def _answered(
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
-    table = Table(title=f"{found['benchmark']}, {found['questions']} questions", title_justify="left", box=None)
-    for column in ("", "questions", "accuracy"):
-        table.add_column(column, justify="right" if column else "left")
+    from cwdpo.cli.terminal.console import results, table_of
+
+    table = table_of(f"{found['benchmark']}, {found['questions']} questions", "", ">questions", ">accuracy")
     for category, part in found["categories"].items():
         table.add_row(category, str(part["questions"]), f"{part['accuracy']:.1%}")
     table.add_row("all", str(found["questions"]), f"{found['accuracy']:.1%}", style="bold")
+    console, unreadable = results(), found["unreadable"]
     console.print(table)
-    unreadable = found["unreadable"]
     console.print(f"unreadable: {'–' if unreadable is None else f'{unreadable:.1%}'}; matching: {found['matching']}")

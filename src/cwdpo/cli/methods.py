@@ -1,19 +1,37 @@
-"""The table of methods."""
+"""`cwdpo methods`: the losses of both stages."""
 
 from __future__ import annotations
 
-from pydantic.fields import FieldInfo
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
-from cwdpo.methods.base import METHODS, Method
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
-__all__ = ["method_rows", "methods_table"]
+    from cwdpo.methods.base import Method
+
+__all__ = ["method_rows", "methods"]
+
+
+def methods() -> None:
+    """List the losses of both stages: formula, paper, settings with their defaults."""
+    from cwdpo.cli.terminal.console import results, styled, table_of
+
+    console, rows = results(), method_rows()
+    for key in dict.fromkeys(row["key"] for row in rows):
+        table = table_of(key, "", "loss per response or pair, and where it is from", "settings with their defaults")
+        for row in rows:
+            if row["key"] == key:
+                lines = [row["formula"], f"{row['title']}: {row['paper']}", *filter(None, [row["note"]])]
+                table.add_row(styled((row["name"], "bold")), "\n".join(lines), row["settings"])
+        console.print(table)
+    console.print("Δ = log π_θ − log π_ref summed over the response, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ")
+    console.print("~ under the altered image, p = σ(m). Choose one with --set stage2.objective=ipo.")
 
 
 def method_rows() -> list[dict[str, str]]:
     """Return every method as what the table shows of it, and every regularizer of SFT-C."""
+    from cwdpo.methods.base import METHODS
+
     rows: list[dict[str, str]] = []
     for method in sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy)):
         rows.append(_row(f"{method.stage}.objective", method))
@@ -58,20 +76,3 @@ def _paper(paper: str, arxiv: str) -> str:
 def _default(field: FieldInfo) -> str:
     value = field.default
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-
-def methods_table() -> None:
-    """Print the methods, by the field of the recipe that chooses them."""
-    console = Console(highlight=False)
-    rows = method_rows()
-    for key in dict.fromkeys(row["key"] for row in rows):
-        table = Table(title=key, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-        for column in ("", "loss per response or pair, and where it is from", "settings with their defaults"):
-            table.add_column(column, no_wrap=not column)
-        for row in rows:
-            if row["key"] == key:
-                lines = [row["formula"], f"{row['title']}: {row['paper']}", *filter(None, [row["note"]])]
-                table.add_row(Text(row["name"], style="bold"), "\n".join(lines), row["settings"])
-        console.print(table)
-    console.print("Δ = log π_θ − log π_ref summed over the response, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ")
-    console.print("~ under the altered image, p = σ(m). Choose one with --set stage2.objective=ipo.")

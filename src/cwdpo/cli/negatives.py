@@ -3,65 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from cwdpo.errors import RunError
-from cwdpo.negatives.source_statistics import NegativeStatistics, ShownPrompt
-from cwdpo.negatives.text import word_diff
-from cwdpo.outputs import output, require_replaceable
-from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.cli.terminal.options import Force, Overrides, RecipeFile
 
-__all__ = ["show_negatives", "sparkline"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cwdpo.negatives.source_statistics import NegativeStatistics, ShownPrompt
+
+__all__ = ["negatives", "sparkline"]
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SHOWN = 6
 """Samples in the terminal; the page has more."""
 
 
-def show_negatives(
-    path: Path,
-    overrides: list[str],
-    *,
-    stage: Literal["stage1", "stage2"],
-    out: Path | None,
-    html: Path | None,
-    export: Path | None,
-    scored: int,
-    samples: int,
-    force: bool,
+def negatives(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    stage: Annotated[Literal["stage1", "stage2"], typer.Option(help="Whose negatives.")] = "stage2",
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<name of the recipe file>-negatives.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page to write; default negatives/<stage>.html in the run directory.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Also write them to FILE.jsonl (our format), FILE.trl.jsonl or FILE.parquet (TRL's)."),
+    ] = None,
+    scored: Annotated[int, typer.Option(min=0, help="Most prompts to score for ℓ̄ and w_c; 0 for none.")] = 500,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts to show on the page.")] = 24,
+    force: Force = False,
 ) -> None:
-    """Make a stage's negatives, print what is known of them, write the page and the export."""
-    from cwdpo.cli.console import RichReporter
+    """Make a stage's negatives and show what they are worth, without training.
+
+    [bold]cwdpo negatives recipe.yaml --set negatives.stage2.beam=1 --html negatives.html[/]
+    """
+    from cwdpo.cli.terminal.console import RichReporter, quiet_libraries, results
+    from cwdpo.errors import RunError
     from cwdpo.negatives.write_pairs import export_negatives
+    from cwdpo.outputs import output, require_replaceable
+    from cwdpo.recipe.load_recipe import load_recipe
     from cwdpo.report.negatives_page import write_negatives_page
     from cwdpo.run.run_dir import RunDirectory
     from cwdpo.run.stage_negatives import negatives_of
 
-    recipe = load_recipe(path, overrides)
-    folder = out or Path("runs") / f"{path.stem}-negatives"
+    quiet_libraries()
+    asked = load_recipe(recipe, overrides or [])
+    folder = out or Path("runs") / f"{recipe.stem}-negatives"
     if export is not None and not export.name.endswith((".jsonl", ".parquet")):
         raise RunError(f"{export}: --export must end in .jsonl (our format), .trl.jsonl or .parquet (TRL's columns)")
     page = html or folder / "negatives" / f"{stage}.html"
-    reads = [path, *filter(None, (recipe.data.path, recipe.data.held_out_path, recipe.probes.path))]
-    how: dict[str, Any] = {"by": "negatives", "reads": reads, "force": force}
+    how: dict[str, Any] = {"by": "negatives", "reads": [recipe, *asked.files()], "force": force}
     for file in filter(None, (page, export)):
         require_replaceable(file, **how)
     with RichReporter() as reporter:
-        run = RunDirectory(folder, recipe, reporter)
+        run = RunDirectory(folder, asked, reporter)
         made = negatives_of(run, stage, scored=scored, samples=samples)
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=160, highlight=False)
+    console = results()
     _print_table(console, made.survey, f"{made.survey.prompts} prompts of {stage}", len(made.dropped))
     for sample in made.survey.samples[:_SHOWN]:
         _print_sample(console, sample)
-    facts = [f"{stage} of {recipe.name}", f"{made.survey.prompts} prompts", f"model {Path(made.model).name}"]
+    facts = [f"{stage} of {asked.name}", f"{made.survey.prompts} prompts", f"model {Path(made.model).name}"]
     with output(page, **how) as draft:
-        title = f"Negatives of {recipe.name}"
+        title = f"Negatives of {asked.name}"
         write_negatives_page(made.survey, made.dropped, draft.file, title=title, facts=facts, folder=run.folder)
     typer.echo(f"page: {page}")
     typer.echo(f"negatives: {folder / 'negatives' / stage / 'groups.jsonl'}")
@@ -78,14 +87,13 @@ def sparkline(counts: list[int]) -> str:
 
 
 def _print_table(console: Console, survey: NegativeStatistics, title: str, dropped: int) -> None:
+    from cwdpo.cli.terminal.console import styled, table_of
+
     exact = any(f.right is not None for f in survey.figures)
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column("source")
     names = ["used", "candidates", "dropped", "identical", "may be right"]
     names += ["is right", "precision", "recall"] if exact else []
     names += ["length", *(["ℓ̄", "w_c", "w_c 0…1"] if survey.scored else [])]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = table_of(title, "source", *(f">{name}" for name in names))
     for f in survey.figures:
         row = [str(f.used), str(f.proposed), str(f.dropped), f"{f.identical:.1%}", f"{f.suspects:.1%}"]
         if exact:
@@ -100,23 +108,24 @@ def _print_table(console: Console, survey: NegativeStatistics, title: str, dropp
     notes += [f"{dropped} candidates dropped"] if dropped else []
     notes += [f"{survey.without} prompts without a negative"] if survey.without else []
     if notes:
-        console.print(Text(", ".join(notes), style="dim"))
+        console.print(styled((", ".join(notes), "dim")))
 
 
 def _print_sample(console: Console, sample: ShownPrompt) -> None:
+    from cwdpo.cli.terminal.console import styled
+    from cwdpo.negatives.text import word_diff
+
     console.print()
-    console.print(Text.assemble((sample.group.chosen.text, "bold"), (f"  {sample.group.id}", "dim")))
+    console.print(styled((sample.group.chosen.text, "bold"), (f"  {sample.group.id}", "dim")))
+    styles = {"same": "", "new": "bold red", "gone": "dim strike"}
+    marks = {"same": "{}", "new": "{{+{}+}}", "gone": "[-{}-]"}
     for negative in sample.negatives:
-        line = Text("  ")
-        styles = {"same": "", "new": "bold red", "gone": "dim strike"}
-        for kind, words in word_diff(sample.group.chosen.text, negative.response.text):
-            shown = f"[-{words}-]" if kind == "gone" and not console.is_terminal else words
-            line.append(shown if kind != "new" or console.is_terminal else f"{{+{words}+}}", style=styles[kind])
-            line.append(" ")
+        words: list[str | tuple[str, str]] = []
+        for kind, text in word_diff(sample.group.chosen.text, negative.response.text):
+            words += [(text if console.is_terminal else marks[kind].format(text), styles[kind]), " "]
         tags = [negative.response.source, negative.response.difficulty]
         if negative.logp_mean is not None:
             tags.append(f"ℓ̄ {negative.logp_mean:.2f} w_c {negative.cooling_weight:.2f}")
         if negative.right or negative.suspect:
             tags.append("is right" if negative.right else "may be right")
-        line.append(f" {' · '.join(t for t in tags if t)}", style="dim")
-        console.print(line)
+        console.print(styled("  ", *words, (f" {' · '.join(t for t in tags if t)}", "dim")))

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cwdpo.cli.options import Command, Force
+from cwdpo.cli.terminal.options import Command, Force
 from cwdpo.outputs import OwnedFolder, output
 from cwdpo.paper.paper_tables import COSTS, FIGURES, TABLES
 
-__all__ = ["register"]
+__all__ = ["FORMER", "paper"]
 
 paper = typer.Typer(
     help="Remake the paper's tables and figures over seeds, and say which of its claims hold.",
@@ -49,9 +49,9 @@ def _table(
     dry: _Dry = False,
 ) -> None:
     """Make the missing runs, then write the table as Markdown, CSV, LaTeX and JSON. Resumes when stopped."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
+    from cwdpo.cli.terminal.console import results
     from cwdpo.paper.make_tables import reproduce
     from cwdpo.paper.table_files import costs_markdown, markdown
 
@@ -61,7 +61,7 @@ def _table(
         return _list_missing(shop, name, seeds)
     result = _remade(reproduce, shop, name, seeds, processes)
     text = costs_markdown(result) if name == COSTS else markdown(result)
-    Console(width=160, highlight=False).print(Markdown(text))
+    results().print(Markdown(text))
     typer.echo(f"written: {shop.folder / f'{name}.md'}")
 
 
@@ -120,9 +120,7 @@ def claims(
 
     [bold]cwdpo paper claims --from runs/reproduce-tiny --out claims.md[/]
     """
-    from rich.console import Console
-    from rich.table import Table
-
+    from cwdpo.cli.terminal.console import results, table_of
     from cwdpo.errors import RunError
     from cwdpo.paper.claims_page import write_ledger
     from cwdpo.paper.judge_claims import ledger
@@ -136,12 +134,10 @@ def claims(
         rows = ledger(shop, range(seeds))
         write_ledger(rows, shop, range(seeds), page.file, _asked())
         page.file.with_suffix(".json").replace(found.file)
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for name in ("where", "claim", "verdict"):
-        table.add_column(name, no_wrap=name != "claim")
+    table = table_of("", "where", "claim", "verdict")
     for row in rows:
         table.add_row(row["where"], row["claim"], row["verdict"])
-    Console(width=130, highlight=False).print(table)
+    results().print(table)
     typer.echo(f"written: {out}")
 
 
@@ -150,7 +146,7 @@ def _default_folder(scale: str) -> Path:
 
 
 def _workshop(scale: str, out: Path | None, model: str | None, data: str | None, overrides: list[str] | None) -> Any:
-    from cwdpo.cli.console import quiet_libraries
+    from cwdpo.cli.terminal.console import quiet_libraries
     from cwdpo.paper.run_plan import Workshop
     from cwdpo.paper.sizes import SCALES
 
@@ -168,7 +164,7 @@ def _list_missing(shop: Any, name: str, seeds: int) -> None:
 
 
 def _remade(make: Any, shop: Any, name: str, seeds: int, processes: int | None) -> Any:
-    from cwdpo.cli.console import RichReporter, quiet_libraries
+    from cwdpo.cli.terminal.console import RichReporter, quiet_libraries
     from cwdpo.run import usable_cpus
 
     with OwnedFolder(shop.folder, "paper"), RichReporter() as reporter:
@@ -200,24 +196,19 @@ for _name, _drawn in FIGURES.items():
     paper.command(_name, cls=Command, short_help=_drawn.title)(_figure)
 
 
-_FORMER: dict[str, Callable[[list[str]], list[str]]] = {
+def _forward(context: typer.Context) -> None:
+    old = str(context.info_name)
+    words = _RENAMED[old](context.args)
+    typer.echo(f"note: `cwdpo {old}` is now `cwdpo paper {words[0] if words else ''}`", err=True)
+    typer.main.get_command(paper).main(words, prog_name="cwdpo paper", standalone_mode=False)
+
+
+_RENAMED: dict[str, Callable[[list[str]], list[str]]] = {
     "reproduce": lambda words: words,
     "claims": lambda words: ["claims", *words],
     "figure": lambda words: [f"fig{words[0]}", *words[1:]] if words and words[0].isdigit() else ["fig3", *words],
 }
 """What the commands were called before, and the words of the new one."""
 
-
-def register(app: typer.Typer) -> None:
-    """Add `paper`, and the names that its commands had before."""
-    app.add_typer(paper, name="paper")
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    for name in _FORMER:
-        app.command(name, hidden=True, add_help_option=False, context_settings=settings)(_forward)
-
-
-def _forward(context: typer.Context) -> None:
-    old = str(context.info_name)
-    words = _FORMER[old](context.args)
-    typer.echo(f"note: `cwdpo {old}` is now `cwdpo paper {words[0] if words else ''}`", err=True)
-    typer.main.get_command(paper).main(words, prog_name="cwdpo paper", standalone_mode=False)
+FORMER = dict.fromkeys(_RENAMED, _forward)
+"""Commands by the names that they had before."""

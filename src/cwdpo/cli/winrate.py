@@ -1,101 +1,96 @@
-"""What `winrate` does, apart from parsing."""
+"""`cwdpo winrate`: two sets of captions, picture by picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from cwdpo.cli.evaluate import EvaluationData, folder_name
-from cwdpo.errors import RecipeError
-from cwdpo.evaluation.intervals import interval_text
-from cwdpo.files import write_json, write_jsonl
-from cwdpo.outputs import OwnedFolder, require_replaceable
-from cwdpo.recipe import JudgeSection
-from cwdpo.recipe.load_recipe import load_section
+from cwdpo.cli.terminal.options import Force
 
-__all__ = ["run_winrate"]
+__all__ = ["winrate"]
 
 _MEASURES = {"cider": "CIDEr-D", "scenes": "exact correctness", "judge": "judge"}
 
 
-def run_winrate(
-    one: Path,
-    other: Path,
-    data: EvaluationData,
-    by: Literal["cider", "scenes", "judge"],
-    settings: Sequence[str],
-    out: Path | None,
-    tokenizer: Literal["auto", "ptb", "words"],
-    force: bool,
+def winrate(
+    captions_a: Annotated[
+        Path,
+        typer.Argument(help="Captions: JSON lines of cwdpo evaluate or caption, COCO results."),
+    ],
+    captions_b: Annotated[Path, typer.Argument(help="Captions of the same pictures, to compare with.")],
+    data: Annotated[str, typer.Option(help="The pictures with their references, any known format.")],
+    by: Annotated[
+        Literal["cider", "scenes", "judge"],
+        typer.Option(help="CIDEr-D; whether a caption is right, on scenes; or a language model, asked in both orders."),
+    ] = "cider",
+    judge_model: Annotated[str | None, typer.Option(help="The judge, as its endpoint calls it.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Its OpenAI-compatible address, for instance http://localhost:8000/v1.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="More of the judge: images=true, structured=none, price_input=0.1, price_output=0.4, max_cost=2, …",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a file that has several; default test, for Karpathy's JSON.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default winrate/<A>-vs-<B>.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
+    tokenizer: Annotated[
+        Literal["words", "ptb", "auto"], typer.Option(help="For cider; ptb is COCO's (Java), words needs no Java.")
+    ] = "words",
+    force: Force = False,
 ) -> None:
-    """Compare two files of captions, print the rate, write `winrate.json` and `rows.jsonl`."""
-    from cwdpo.cli.console import RichReporter
-    from cwdpo.evaluation.caption_files import read_captions
-    from cwdpo.evaluation.judge import CaptionJudge
-    from cwdpo.evaluation.measure_captions import references_of
-    from cwdpo.evaluation.tokenize_captions import choose_tokenizer
-    from cwdpo.evaluation.winrate import by_cider, by_judge, by_scenes, win_rate
+    """Compare two sets of captions picture by picture: how often A is better than B, with a 95 % interval.
 
-    if settings and by != "judge":
-        raise RecipeError(f"--by {by}: asks no judge; leave out {settings[0].partition('=')[0]}, or give --by judge")
-    judged = load_section(JudgeSection, settings, "judge") if by == "judge" else None
-    folder = (
-        out or Path("winrate") / f"{folder_name(str(one.with_suffix('')))}-vs-{folder_name(str(other.with_suffix('')))}"
-    )
-    for name in ("winrate.json", "rows.jsonl", *(["judge.jsonl"] if judged is not None else [])):
-        require_replaceable(folder / name, "winrate", reads=[one, other, data.path], force=force)
+    A judge's answers are kept in OUT/judge.jsonl as they come: a stopped call resumes and pays for nothing twice.
+
+    [bold]cwdpo winrate a.jsonl b.jsonl --data test.jsonl --by judge --judge-url URL --judge-model NAME[/]
+    """
+    from cwdpo.cli.terminal.console import RichReporter, quiet_libraries
+    from cwdpo.cli.terminal.options import folder_name
+    from cwdpo.errors import RecipeError
+    from cwdpo.evaluation.evaluate_captions import EvaluationData
+    from cwdpo.evaluation.win_rates import compare_captions
+    from cwdpo.files import write_json, write_jsonl
+    from cwdpo.outputs import OwnedFolder, require_replaceable
+    from cwdpo.recipe import JudgeSection
+    from cwdpo.recipe.load_recipe import load_section
+
+    quiet_libraries()
+    asked = [f"{key}={value}" for key, value in (("model", judge_model), ("base_url", judge_url)) if value is not None]
+    asked += overrides or []
+    if asked and by != "judge":
+        raise RecipeError(f"--by {by}: asks no judge; leave out {asked[0].partition('=')[0]}, or give --by judge")
+    judge = load_section(JudgeSection, asked, "judge") if by == "judge" else None
+    names = [folder_name(str(path.with_suffix(""))) for path in (captions_a, captions_b)]
+    folder = out or Path("winrate") / "-vs-".join(names)
+    for name in ("winrate.json", "rows.jsonl", *(["judge.jsonl"] if judge is not None else [])):
+        require_replaceable(folder / name, "winrate", reads=[captions_a, captions_b, data], force=force)
     with OwnedFolder(folder, "winrate", alone=False, force=force), RichReporter() as reporter:
-        groups = data.read(folder, need_images=judged is not None and judged.images)
-        a, b = ([texts[0] for texts in read_captions(path, groups)] for path in (one, other))
-        references = references_of(groups)
-        facts: dict[str, Any] = {}
-        if judged is not None:
-            kept = folder / "judge.jsonl"
-            judge = CaptionJudge(
-                judged, kept, note=reporter.note, progress=lambda n, of: reporter.progress("answers", n, of)
-            )
-            verdicts, rows = by_judge(judge, groups, a, b, references)
-            facts = {"judge": judged.model, "images": judged.images, "spent": judge.spent, **_orders(rows)}
-        elif by == "scenes":
-            verdicts, rows = by_scenes(groups, a, b)
-        else:
-            way = choose_tokenizer(tokenizer, reporter.note, "--tokenizer")
-            verdicts, rows = by_cider(a, b, references, way)
-            facts = {"tokenizer": way}
-        found = win_rate(verdicts)
-        shown = [
-            {"id": group.id, "a": x, "b": y, "verdict": verdict, **row}
-            for group, x, y, verdict, row in zip(groups, a, b, verdicts, rows, strict=True)
-        ]
-        write_jsonl(folder / "rows.jsonl", shown)
-        settled = {
-            "a": str(one),
-            "b": str(other),
-            "data": data.path,
-            "split": data.split,
-            "limit": data.limit,
-        }
-        write_json(folder / "winrate.json", {**settled, "by": by, **facts, **found})
+        pictures = EvaluationData(data, split, images, None, limit)
+        rows, facts, found = compare_captions(
+            captions_a, captions_b, pictures, folder, by=by, judge=judge, tokenizer=tokenizer, listener=reporter
+        )
+        write_jsonl(folder / "rows.jsonl", rows)
+        settings = {"a": str(captions_a), "b": str(captions_b), "data": data, "split": split, "limit": limit, "by": by}
+        write_json(folder / "winrate.json", {**settings, **facts, **found})
     _print(found, facts, _MEASURES[by])
     typer.echo(f"rows: {folder / 'rows.jsonl'}")
 
 
-def _orders(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how often the judge said the same in both orders, and how often it took the caption shown first."""
-    answers = [(row["a_first"], row["b_first"]) for row in rows if row["a_first"] and row["b_first"]]
-    same = {("1", "2"), ("2", "1"), ("tie", "tie")}
-    flat = [answer for pair in answers for answer in pair if answer != "tie"]
-    return {
-        "pairs_asked": len(answers),
-        "consistent": sum(pair in same for pair in answers) / len(answers) if answers else None,
-        "first_shown": flat.count("1") / len(flat) if flat else None,
-    }
-
-
 def _print(found: Mapping[str, Any], facts: Mapping[str, Any], measure: str) -> None:
+    from cwdpo.evaluation.intervals import interval_text
+
     interval = f"95 % {interval_text(found['low'], found['high'], '.1%')}"
     typer.echo(
         f"A wins {found['win_rate']:.1%} {interval} by {measure}, {found['pictures']} pictures: "

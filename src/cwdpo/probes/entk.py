@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cwdpo.models.modes import inference
-from cwdpo.probes.influence import trainable
+from cwdpo.probes.step_influence import trainable
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.scorer import Scorer
 

@@ -108,6 +108,10 @@ class Recipe(Section):
             raise ValueError("negatives.stage2.refresh and probes.early_stop in stage2 do not go together; use one")
         return self
 
+    def files(self) -> list[str]:
+        """Return the data files and folders that the recipe names."""
+        return [path for path in (self.data.path, self.data.held_out_path, self.probes.path) if path is not None]
+
     def warnings(self) -> list[str]:
         """Return what is allowed but probably not meant, one line each."""
         found: list[str] = []

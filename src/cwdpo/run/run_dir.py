@@ -26,6 +26,7 @@ from cwdpo.models.fsdp import share_weights, too_large
 from cwdpo.models.identity import folder_digest
 from cwdpo.models.loading import add_lora, load_model, sequence_limit
 from cwdpo.models.meta_init import is_bare
+from cwdpo.models.model_checks import require_model, require_tokenizer
 from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
 from cwdpo.outputs import LIST, OwnedFolder
@@ -33,7 +34,6 @@ from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import recipe_differences
 from cwdpo.recipe.safe_yaml import parse_yaml
-from cwdpo.run.model_checks import require_model, require_tokenizer
 from cwdpo.run.progress import Reporter, Silent
 from cwdpo.scenes import base_path
 from cwdpo.scoring.collator import PromptEncoder, require_template

@@ -14,8 +14,8 @@ from cwdpo.errors import RecipeError, RunError
 from cwdpo.files import read_jsonl
 from cwdpo.probes.diagnosis.rules import StageFacts
 from cwdpo.probes.figures import Figure, load_figures, signals
-from cwdpo.probes.influence import SampleLoss
 from cwdpo.probes.reading import ProbeSet
+from cwdpo.probes.step_influence import SampleLoss
 from cwdpo.recipe import Recipe, Stage1Section, Stage2Section
 from cwdpo.run.probe_answers import Answers
 from cwdpo.run.probe_prompts import probe_groups

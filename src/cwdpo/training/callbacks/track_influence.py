@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from cwdpo.files import append_jsonl, read_json, write_json
 from cwdpo.models.modes import inference
-from cwdpo.probes.influence import SampleLoss, measure_influence
+from cwdpo.probes.step_influence import SampleLoss, measure_influence
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.logprobs import scores_from_logits

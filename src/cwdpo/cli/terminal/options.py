@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from cwdpo.errors import RecipeError
 
-__all__ = ["Command", "Force", "Overrides", "RecipeFile"]
+__all__ = ["Command", "Force", "Overrides", "RecipeFile", "folder_name"]
 
 _EMPTY = re.compile(r"(--[\w-]+=)?")
 
@@ -40,3 +40,8 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. stage2.beta=0.2."),
 ]
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as `cwdpo init` writes it.")]
+
+
+def folder_name(path: str) -> str:
+    """Return a folder's name from a model's path: `runs/a/stage2/model` is `runs-a-stage2-model`."""
+    return "-".join(part for part in Path(path).parts if part.strip("./"))[-120:]

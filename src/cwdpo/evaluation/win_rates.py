@@ -2,25 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
+from cwdpo.evaluation.caption_files import read_captions
+from cwdpo.evaluation.evaluate_captions import EvaluationData, Listener
 from cwdpo.evaluation.intervals import share_interval
 from cwdpo.evaluation.judge import CaptionJudge, Opinion
+from cwdpo.evaluation.measure_captions import references_of
 from cwdpo.evaluation.metrics.cider import cider_of_tokens
-from cwdpo.evaluation.tokenize_captions import Tokenizer, tokenize
+from cwdpo.evaluation.tokenize_captions import Tokenizer, choose_tokenizer, tokenize
+from cwdpo.recipe import JudgeSection
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 
-__all__ = ["by_cider", "by_judge", "by_scenes", "win_rate"]
+__all__ = ["by_cider", "by_judge", "by_scenes", "compare_captions", "win_rate"]
 
 _EQUAL = 1e-6
 """CIDEr-D (× 100) that differs by less is a tie: rounding."""
 
 Verdict = float | None
 """1: the first caption is better, 0: the second, 0.5: a tie, None: nobody can say."""
+
+
+def compare_captions(
+    captions_a: Path,
+    captions_b: Path,
+    data: EvaluationData,
+    folder: Path,
+    *,
+    by: Literal["cider", "scenes", "judge"],
+    judge: JudgeSection | None,
+    tokenizer: Literal["auto", "ptb", "words"],
+    listener: Listener,
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Compare two files of captions.
+
+    Args:
+        captions_a: File of the captions whose wins are counted.
+        captions_b: File of the others.
+        data: Pictures and references.
+        folder: Where a judge's answers are kept, and pictures of `scenes` are drawn.
+        by: Who decides.
+        judge: The judge, where one is asked.
+        tokenizer: For CIDEr, as `choose_tokenizer` takes it.
+        listener: Told how far it is.
+
+    Returns:
+        A row for each picture, facts about the comparison, and what `win_rate` returns.
+
+    Raises:
+        UserError: A file, the data or the judge cannot be used.
+    """
+    groups = data.read(folder, need_images=judge is not None and judge.images)
+    a, b = ([texts[0] for texts in read_captions(path, groups)] for path in (captions_a, captions_b))
+    references = references_of(groups)
+    if judge is not None:
+        asked = CaptionJudge(
+            judge,
+            folder / "judge.jsonl",
+            note=listener.note,
+            progress=lambda done, total: listener.progress("answers", done, total),
+        )
+        verdicts, columns = by_judge(asked, groups, a, b, references)
+        facts = {"judge": judge.model, "images": judge.images, "spent": asked.spent, **_orders(columns)}
+    elif by == "scenes":
+        verdicts, columns = by_scenes(groups, a, b)
+        facts = dict[str, Any]()
+    else:
+        way = choose_tokenizer(tokenizer, listener.note, "--tokenizer")
+        verdicts, columns = by_cider(a, b, references, way)
+        facts = {"tokenizer": way}
+    rows = [
+        {"id": group.id, "a": x, "b": y, "verdict": verdict, **row}
+        for group, x, y, verdict, row in zip(groups, a, b, verdicts, columns, strict=True)
+    ]
+    return rows, facts, win_rate(verdicts)
+
+
+def _orders(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how often the judge said the same in both orders, and how often it took the caption shown first."""
+    answers = [(row["a_first"], row["b_first"]) for row in rows if row["a_first"] and row["b_first"]]
+    same = {("1", "2"), ("2", "1"), ("tie", "tie")}
+    flat = [answer for pair in answers for answer in pair if answer != "tie"]
+    return {
+        "pairs_asked": len(answers),
+        "consistent": sum(pair in same for pair in answers) / len(answers) if answers else None,
+        "first_shown": flat.count("1") / len(flat) if flat else None,
+    }
 
 
 def by_cider(

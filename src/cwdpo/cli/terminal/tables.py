@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from cwdpo.cli.terminal.console import results, table_of
 from cwdpo.evaluation.intervals import interval_text
 from cwdpo.probes.figures import EVALUATED
 
@@ -16,19 +15,16 @@ __all__ = ["demo_table", "summary_table"]
 
 
 def _figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title=escape(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
-    shown = [figure for name, figure in EVALUATED.items() if any(name in row for row in rows.values())]
-    for figure in shown:
-        table.add_column(figure.heading, justify="right", no_wrap=True)
+    figures = [figure for name, figure in EVALUATED.items() if any(name in row for row in rows.values())]
+    table = table_of(title, "", *(f">{figure.heading}" for figure in figures))
     for name, row in rows.items():
-        table.add_row(escape(name), *(figure.text(row[figure.name]) if figure.name in row else "–" for figure in shown))
+        table.add_row(name, *(figure.text(row[figure.name]) if figure.name in row else "–" for figure in figures))
     return table
 
 
 def demo_table(result: Mapping[str, Any]) -> None:
     """Print the demo's methods, and their paired differences to SFT → DPO."""
-    console = Console(width=130, highlight=False)
+    console = results()
     rows: dict[str, Mapping[str, Any]] = {}
     for arm in result["methods"].values():
         if (start := f"{arm['name'].rpartition(' → ')[0]} (before)") not in rows:
@@ -55,4 +51,4 @@ def summary_table(summary: Mapping[str, Any]) -> None:
         part = summary[name]
         rows[name] = {**part, **{f"logp_{kind}": value for kind, value in part.get("logp", {}).items()}}
         rows[name].pop("grounding", None)  # a section of its own in the summary, not a number
-    Console(width=130, highlight=False).print(_figures(f"{summary['prompts']} held-out prompts", rows))
+    results().print(_figures(f"{summary['prompts']} held-out prompts", rows))

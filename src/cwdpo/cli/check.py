@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from cwdpo.cli.terminal.options import Overrides, RecipeFile
 
-from cwdpo.data.schema import PromptGroup
-from cwdpo.recipe import Recipe, StageSection
+if TYPE_CHECKING:
+    from rich.console import Console
 
-__all__ = ["inspect_recipe"]
+    from cwdpo.data.schema import PromptGroup
+    from cwdpo.recipe import Recipe, StageSection
+
+__all__ = ["check", "inspect_recipe"]
 
 _GIB = 2**30
 _SCENES = 64
 _SHOWN = 64
+
+
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Validate recipe, data and model without training; show rows as the model sees them, lengths and memory."""
+    from cwdpo.cli.terminal.console import quiet_libraries, results
+    from cwdpo.recipe.load_recipe import load_recipe
+
+    quiet_libraries()
+    inspect_recipe(load_recipe(recipe, overrides or []), results())
 
 
 def inspect_recipe(recipe: Recipe, console: Console) -> None:
@@ -29,16 +37,20 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     Raises:
         UserError: What would stop the run, in one line.
     """
+    import tempfile
+    from itertools import islice
+
+    from cwdpo.cli.terminal.console import styled
+    from cwdpo.models.model_checks import require_model
     from cwdpo.models.quantized import require_bitsandbytes
     from cwdpo.run import Run
-    from cwdpo.run.model_checks import require_model
     from cwdpo.run.prepare_data import share_rows, source_of
     from cwdpo.scenes.scene_rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
     require_bitsandbytes(recipe.model)
     for warning in recipe.warnings():
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
+        console.print(styled(("warning:", "yellow"), f" {warning}"))
     d = recipe.data
     with tempfile.TemporaryDirectory() as folder:
         train, held_out = source_of(recipe, d.path), d.held_out
@@ -49,11 +61,11 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
             held_out = source_of(recipe, d.held_out_path)
         with share_rows(recipe, train, held_out, progress=lambda what, done, total: None) as shared:
             if d.path == "scenes":
-                console.print(f"[bold]data[/]  scenes: {d.size} pictures will be drawn; {_SCENES} looked at")
+                read = f"scenes: {d.size} pictures will be drawn; {_SCENES} looked at"
             else:
                 rows, bad = shared.train, sum(1 for _ in shared.train.bad_rows())
-                console.print(f"[bold]data[/]  {escape(d.path)}: format {rows.format}, {rows.count} rows", end="")
-                console.print(f", {bad} set aside" if bad else "")
+                read = f"{d.path}: format {rows.format}, {rows.count} rows" + (f", {bad} set aside" if bad else "")
+            console.print(styled(("data", "bold"), f"  {read}"))
             _counts(console, recipe, shared.roles)
             run = Run(Path(folder) / "run", recipe)
             model = run.trainable(run.model_path)
@@ -61,7 +73,7 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
             groups = list(islice(shared.train, _SHOWN))
             _rows(console, encoder, groups)
             _memory(console, recipe, model, encoder, groups)
-    console.print("[green]ok[/]: the recipe, the data and the model fit together")
+    console.print(styled(("ok", "green"), ": the recipe, the data and the model fit together"))
 
 
 def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Mapping[str, int]]) -> None:
@@ -78,6 +90,8 @@ def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Mapping[str, i
 
 
 def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> None:
+    from cwdpo.cli.terminal.console import styled, table_of
+
     image = getattr(encoder.processor, "image_token", None)
     lengths: list[tuple[int, int]] = []
     for index, group in enumerate(groups):
@@ -91,13 +105,13 @@ def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> None
             text = text.replace(image * count, image, 1) if count else text
             head, _, tail = text.partition(image)
             text = f"{head}{image}×{count}{tail.replace(image, '').lstrip()}" if count else text
-        console.print(f"[bold]row[/]  {escape(encoded.origin)}")
-        console.print(f"  [dim]prompt[/]    {escape(text)!r}")
+        console.print(styled(("row", "bold"), f"  {encoded.origin}"))
+        console.print(styled(("  prompt", "dim"), f"    {text!r}"))
         for response in encoded.responses[:4]:
-            tag = f" ({response.difficulty})" if response.difficulty else ""
-            decoded = escape(repr(encoder.tokenizer.decode(response.ids)))
-            console.print(f"  [dim]{response.role}{tag}[/]  {decoded}  [dim]{len(response.ids)} tokens[/]")
-    table = Table("tokens", "least", "median", "most", box=None, header_style="dim", padding=(0, 3, 0, 0))
+            tag = f"  {response.role}" + (f" ({response.difficulty})" if response.difficulty else "")
+            decoded = repr(encoder.tokenizer.decode(response.ids))
+            console.print(styled((tag, "dim"), f"  {decoded}  ", (f"{len(response.ids)} tokens", "dim")))
+    table = table_of("", "tokens", ">least", ">median", ">most", style="dim")
     for name, values in (("prompt and image", [p for p, _ in lengths]), ("response", [r for _, r in lengths])):
         ordered = sorted(values)
         table.add_row(name, *(str(n) for n in (ordered[0], ordered[len(ordered) // 2], ordered[-1])))
@@ -108,6 +122,7 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
     """Print the memory of a Stage 2 update; activations are measured on the first prompt, then scaled."""
     import torch
 
+    from cwdpo.cli.terminal.console import styled, table_of
     from cwdpo.models.quantized import weight_count
     from cwdpo.scoring.batch import Batch
     from cwdpo.scoring.logprobs import scores_from_logits
@@ -135,7 +150,7 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
     per_response = sum(n for pointer, n in seen.items() if pointer not in own) / len(batch.responses)
     prompts = min(recipe.stage2.micro_batch_size, recipe.stage2.batch_size)
     activations = per_response * prompts * (1 + recipe.negatives.stage2.per_prompt)
-    table = Table("memory of an update, per device", "GiB", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    table = table_of("", "memory of an update, per device", ">GiB", style="dim")
     rows = {
         f"weights ({total / 1e6:.1f} M, {sum(p.numel() for p in trained) / 1e6:.1f} M trained)": weights,
         "gradients": gradients,
@@ -144,5 +159,5 @@ def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: 
     }
     for name, size in rows.items():
         table.add_row(name, f"{size / _GIB:.3f}")
-    table.add_row("[bold]together[/]", f"[bold]{sum(rows.values()) / _GIB:.3f}[/]")
+    table.add_row(*(styled((text, "bold")) for text in ("total", f"{sum(rows.values()) / _GIB:.3f}")))
     console.print(table)
