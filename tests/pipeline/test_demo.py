@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo import demo
+from cwdpo import demo_runs as demo
 from cwdpo.files import read_json, read_jsonl
 
 
