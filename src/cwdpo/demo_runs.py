@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.intervals import mean_row
 from cwdpo.files import read_jsonl, write_json
 from cwdpo.outputs import OwnedFolder
 from cwdpo.recipe import Recipe
@@ -152,4 +152,4 @@ def paired(one: Path, other: Path) -> dict[str, dict[str, float]]:
         "logp_chosen": [b["logp"]["chosen"] - a["logp"]["chosen"] for a, b in pairs],
         "cider": [b["cider"] - a["cider"] for a, b in pairs],
     }
-    return {name: dict(zip(("mean", "low", "high"), mean_interval(v), strict=True)) for name, v in differences.items()}
+    return {name: mean_row(values) for name, values in differences.items()}

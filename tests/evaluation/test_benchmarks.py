@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
 from cwdpo.data.schema import Response
-from cwdpo.errors import DataError
-from cwdpo.evaluation.benchmarks import READERS, read_mmbench, read_mmmu, score_mmbench, score_mmmu
-from cwdpo.evaluation.parse_answers import draw_choice, open_is_right, read_choice, read_letter_or_text, read_open
+from cwdpo.errors import DataError, RecipeError
+from cwdpo.evaluation.benchmarks import BENCHMARKS
+from cwdpo.evaluation.benchmarks.mmbench import MMBench, read_letter_or_text
+from cwdpo.evaluation.benchmarks.mmmu import MMMU, draw_choice, open_is_right, read_choice, read_open
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
@@ -115,7 +116,7 @@ def mmbench_file(folder: Path) -> Path:
 
 
 def test_mmmu(tmp_path: Path) -> None:
-    questions = read_mmmu(mmmu_folder(tmp_path))
+    questions = MMMU().read(mmmu_folder(tmp_path))
     assert [q.id for q in questions] == [f"validation_{s}" for s in ("Art_1", "Art_2", "Finance_1", "Finance_2")]
     assert [q.category for q in questions] == ["Art", "Art", "Finance", "Finance"]
     assert [q.gold for q in questions] == [("B",), ("C",), ("A",), ("24/7", "3.43")]
@@ -127,7 +128,7 @@ def test_mmmu(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert not questions[3].options
     # Right, unreadable (drawn), wrong, right.
-    found = score_mmmu(questions, ["(B)", "well", "B", "the answer is 3.43"])
+    found = MMMU().score(questions, ["(B)", "well", "B", "the answer is 3.43"]).to_json()
     drawn = draw_choice("validation_Art_2", questions[1].options) == "C"
     assert found["accuracy"] == (2 + drawn) / 4
     assert found["unreadable"] == 1 / 3
@@ -136,46 +137,46 @@ def test_mmmu(tmp_path: Path) -> None:
 
 
 def test_mmbench(tmp_path: Path) -> None:
-    questions = read_mmbench(mmbench_file(tmp_path))
-    assert [(q.id, q.circle) for q in questions] == [("7", "7"), ("1000007", "7"), ("8", "8")]
+    questions = MMBench().read(mmbench_file(tmp_path))
+    assert [(q.id, q.facts["circle"]) for q in questions] == [("7", "7"), ("1000007", "7"), ("8", "8")]
     assert questions[0].prompt.images == questions[1].prompt.images
     assert questions[0].options == {"A": "red", "B": "blue"}
     text = questions[0].prompt.messages[0]["content"][1]["text"]
     assert text.startswith("Look.\nWhat colour?\nA. red\nB. blue\nAnswer")
     assert questions[2].prompt.messages[0]["content"][1]["text"].startswith("How many?\nA. one")
     # Always A: right in the first rotation, wrong in the second; the question does not count.
-    found = score_mmbench(questions, ["A", "A", "four"])
+    found = MMBench().score(questions, ["A", "A", "four"]).to_json()
     assert (found["accuracy"], found["accuracy_rows"], found["unreadable"]) == (0.5, 2 / 3, 0.0)
     assert found["categories"] == {
         "colour": {"questions": 1, "accuracy": 0.0},
         "number": {"questions": 1, "accuracy": 1.0},
     }
-    assert score_mmbench(questions, ["A", "B", "five"])["unreadable"] == pytest.approx(1 / 3)
+    assert MMBench().score(questions, ["A", "B", "five"]).figures["unreadable"] == pytest.approx(1 / 3)
 
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no validation-\*\.parquet in it"):
-        read_mmmu(tmp_path)
+        MMMU().read(tmp_path)
     with pytest.raises(DataError, match=r"no such file; give MMBench's \.tsv"):
-        read_mmbench(tmp_path / "x.tsv")
+        MMBench().read(tmp_path / "x.tsv")
     path = mmbench_file(tmp_path)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("\tB\tcolour", "\t\tcolour"), encoding="utf-8")
     with pytest.raises(DataError, match=r"mmbench\.tsv:3: answer '' is none of its options"):
-        read_mmbench(path)
+        MMBench().read(path)
     path.write_text(text.replace("\t7\n", "\t9\n"), encoding="utf-8")
     with pytest.raises(DataError, match=r"mmbench\.tsv:3: has no picture"):
-        read_mmbench(path)
+        MMBench().read(path)
     path.write_text("a\tb\n1\t2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"mmbench\.tsv:2: not a row of MMBench: no A, B, answer, image"):
-        read_mmbench(path)
+        MMBench().read(path)
     bad = tmp_path / "validation-0.parquet"
     bad.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"validation-0\.parquet: not a Parquet file"):
-        read_mmmu(bad)
+        MMMU().read(bad)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"id": "x"}]), bad)
     with pytest.raises(DataError, match=r"validation-0\.parquet:1: not a row of MMMU"):
-        read_mmmu(bad)
+        MMMU().read(bad)
 
 
 @pytest.mark.parametrize("name", ["mmmu", "mmbench"])
@@ -190,7 +191,7 @@ def test_options_by_likelihood(name: str, tmp_path: Path, tiny_folder: Any) -> N
     found = json.loads(out.read_text(encoding="utf-8"))
     model, encoder = open_model(folder)
     alone = replace(encoder, include_eos=False)
-    for question, row in zip(READERS[name](data), found["rows"], strict=True):
+    for question, row in zip(BENCHMARKS.find(name)().read(data), found["rows"], strict=True):
         if not question.options:
             assert row["logps"] is None and row["open"]
             continue
@@ -216,3 +217,23 @@ def test_a_tiny_model_runs_through(name: str, tmp_path: Path, tiny_folder: Any) 
     assert 0 <= found["accuracy"] <= 1
     assert found["matching"] in " ".join(done.output.split())
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_benchmark_of_yours(tmp_path: Path, tiny_folder: Any) -> None:
+    """A file outside the package: found by name, asked by likelihood, with a setting; a wrong one is told in a line."""
+    mine = Path(__file__).parents[2] / "examples" / "extend" / "new_benchmark.py"
+    rows = [{"image": "28.png", "question": q, "answer": a} for q, a in (("Red?", "yes"), ("Blue?", "no"))]
+    png(tmp_path)
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    argv = ["benchmark", f"{mine}:YesNo", "--model", str(tiny_folder("qwen2_5_vl")), "--by", "likelihood"]
+    argv += ["--data", str(tmp_path / "questions.jsonl"), "--out", str(tmp_path / "scores.json")]
+    done = CliRunner().invoke(app, [*argv, "--set", "ending='Yes or no?'"])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert (found["benchmark"], found["questions"], found["ending"]) == ("Yes or no", 2, "Yes or no?")
+    likeliest = [max(row["logps"], key=row["logps"].get) for row in found["rows"]]
+    assert [row["right"] for row in found["rows"]] == [likeliest[0] == "yes", likeliest[1] == "no"]
+    assert found["yes"] == likeliest.count("yes") / 2
+    for name, more, told in (("mmmy", [], "did you mean mmmu"), (argv[1], ["--set", "end=x"], "ending")):
+        with pytest.raises(RecipeError, match=told):
+            CliRunner().invoke(app, ["benchmark", name, *argv[2:], *more], catch_exceptions=False)

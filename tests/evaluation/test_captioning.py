@@ -12,7 +12,7 @@ import pytest
 from cwdpo.data.schema import PromptGroup
 from cwdpo.evaluation.captioning import caption_groups
 from cwdpo.scoring.collator import PromptEncoder
-from tiny_models import sample_groups
+from tiny_models import sample_groups, tiny_image
 
 
 class Counting:
@@ -79,6 +79,20 @@ def test_goes_on_at_the_last_whole_batch(
     assert caption_groups(counting, encoder, groups, path, **SETTINGS) == whole
     assert counting.asked == [g.id for g in groups[kept // 2 * 2 :]]
     assert path.read_text() == "".join(lines)
+
+
+def test_a_changed_picture_is_captioned_again_with_its_batch(
+    counting: Counting, encoder: PromptEncoder, groups: list[PromptGroup], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.jsonl"
+    caption_groups(counting, encoder, groups, path, **SETTINGS)
+    counting.asked.clear()
+    tiny_image(Path(str(groups[0].images[0].path)), 28, 56)
+    found = caption_groups(counting, encoder, groups, path, **SETTINGS)
+    assert counting.asked == [g.id for g in groups[:2]]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["id"], row["caption"]) for row in rows] == list(zip([g.id for g in groups], found, strict=True))
+    assert found == caption_groups(counting, encoder, groups, tmp_path / "fresh.jsonl", **SETTINGS)
 
 
 @pytest.mark.parametrize("change", [{"key": "other model"}, {"max_new_tokens": 3}, {"batch_size": 3}])

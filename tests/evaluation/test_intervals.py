@@ -4,15 +4,15 @@ import math
 
 import pytest
 
-from cwdpo.evaluation.intervals import bootstrap_mean, interval_text, mean_interval, share_interval
+from cwdpo.evaluation.intervals import bootstrap_mean, interval_text, mean_interval, mean_row, share_interval
 
 
 @pytest.mark.parametrize(
     ("values", "quantile"),
-    [([1, 2, 3], 4.3027), ([0, 1], 12.7062), ([0, 1] * 6, 2.2010), ([0, 1] * 30 + [0.5], 2.0003)],
+    [([1, 2, 3], 4.303), ([0, 1], 12.706), ([0, 1] * 6, 2.201), ([0, 1] * 30 + [0.5], 2.000)],
 )
 def test_a_mean_by_students_t(values: list[float], quantile: float) -> None:
-    """Half the width is the 0.975 quantile, as tables print it, times the standard error."""
+    """Half the width is the 0.975 quantile, to three decimals as tables print it, times the standard error."""
     mean, low, high = mean_interval(values)
     center = sum(values) / len(values)
     error = math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1) / len(values))
@@ -24,7 +24,8 @@ def test_equal_values_have_no_interval(values: list[float]) -> None:
     mean, low, high = mean_interval(values)
     assert mean == values[0] and math.isnan(low) and math.isnan(high)
     assert bootstrap_mean(values) is None
-    assert interval_text(low, high, ".1f") == interval_text(None, None, ".1f") == "–"
+    assert mean_row(values) == {"mean": values[0]}
+    assert interval_text({}, ".1f") == interval_text({"low": None, "high": None}, ".1f") == "–"
 
 
 def test_the_bootstrap_of_a_mean() -> None:
@@ -32,7 +33,7 @@ def test_the_bootstrap_of_a_mean() -> None:
     interval = bootstrap_mean([0.0, 1.0] * 400)
     assert interval == pytest.approx((0.4654, 0.5346), abs=0.004)
     assert bootstrap_mean([0.0, 1.0] * 400) == interval == share_interval([0.0, 1.0] * 400)
-    assert interval_text(0.4654, 0.5346, "+.2f") == "[+0.47, +0.53]"
+    assert interval_text({"low": 0.4654, "high": 0.5346}, "+.1f", 100) == "[+46.5, +53.5]"
 
 
 def test_a_share_of_all_or_none() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
+from cwdpo.evaluation.metrics import METRICS
 from cwdpo.run.evaluate_run import summarise, with_wrong_images
 
 
@@ -31,11 +32,14 @@ def test_summarise(tmp_path: Path) -> None:
     ]
     captions = {"before": ["x y z w", "nothing", "q"], "after": ["q", "a b c d e", "k l m n"]}
     readings = {"before": reading(-1, -2, -3), "after": reading(-4, -5, -6) | {"tv": 0.2, "js": 0.01}}
-    summary, rows = summarise(groups, captions, readings, tmp_path)
+    summary, rows = summarise(groups, captions, readings, METRICS.make(["cider", "length"], "test"), folder=tmp_path)
     assert summary["prompts"] == 3
     # A caption equal to its only reference, of four words or more, has 1000; the others share nothing with theirs.
     assert summary["before"]["cider"] == pytest.approx(1000 / 3)
     assert summary["after"]["cider"] == pytest.approx(2000 / 3)
+    # Words: 4, 1, 1 before and 1, 5, 4 after. Of figures without a place in every table the summary has the words.
+    assert (summary["before"]["length"], summary["after"]["length"]) == (2, pytest.approx(10 / 3))
+    assert [figure["name"] for figure in summary["figures"]] == ["length"] and summary["tokenizer"] == "words"
     assert summary["after"]["tv"] == 0.2 and "tv" not in summary["before"]
     assert summary["before"]["logp"] == {"chosen": -0.5, "rejected": -2}
     assert "correct" not in summary["before"]  # only scenes know what is right
@@ -47,7 +51,7 @@ def test_summarise(tmp_path: Path) -> None:
 
 
 def test_summarise_without_a_run_directory_keeps_paths() -> None:
-    _, rows = summarise([group("one", "/r/data/a.png")], {}, {})
+    _, rows = summarise([group("one", "/r/data/a.png")], {}, {}, [])
     assert rows[0]["image"] == "/r/data/a.png"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,16 +11,15 @@ import typer
 from cwdpo.cli.terminal.options import Force
 
 if TYPE_CHECKING:
-    from cwdpo.evaluation.benchmarks import Question
-    from cwdpo.outputs import Draft
+    from cwdpo.evaluation.benchmarks import Scored
 
 __all__ = ["benchmark"]
 
 
 def benchmark(
-    name: Annotated[Literal["mmmu", "mmbench"], typer.Argument(help="Which: MMMU validation, or MMBench 1.1.")],
+    name: Annotated[str, typer.Argument(help="mmmu (validation), mmbench (1.1), or yours, my_file.py:MyBenchmark.")],
     model: Annotated[str, typer.Option(help="Model directory or hub id.")],
-    data: Annotated[Path, typer.Option(help="MMMU's folder of Parquet files, or MMBench's .tsv.")],
+    data: Annotated[Path, typer.Option(help="The official files: MMMU's folder of Parquet files, or MMBench's .tsv.")],
     out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
     by: Annotated[
         Literal["generation", "likelihood"],
@@ -29,77 +28,67 @@ def benchmark(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
-    seed: Annotated[int, typer.Option(help="Of MMMU's draw where no option can be read.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of MMMU's draw where no option can be read.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the benchmark.")
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Ask a model the questions of MMMU or MMBench and score its answers. Resumes when stopped.
+    """Ask a model the questions of a benchmark and score its answers. Resumes when stopped.
 
     [bold]cwdpo benchmark mmmu --model runs/a/stage2/model --data MMMU --out mmmu.json[/]
     """
     from cwdpo.cli.terminal.console import quiet_libraries
-    from cwdpo.outputs import output
-
-    quiet_libraries()
-    with output(out, "benchmark", reads=[data], force=force) as draft:
-        found = _answered(name, model, data, draft, by, batch_size, max_new_tokens, limit, seed)
-    _print(found)
-
-
-def _answered(
-    name: str,
-    model: str,
-    data: Path,
-    draft: Draft,
-    by: Literal["generation", "likelihood"],
-    batch_size: int,
-    max_new_tokens: int,
-    limit: int | None,
-    seed: int,
-) -> dict[str, Any]:
-    from cwdpo.evaluation.benchmarks import READERS, score_mmbench, score_mmmu
-    from cwdpo.evaluation.captioning import caption_groups
-    from cwdpo.evaluation.option_likelihood import likeliest, option_logps
-    from cwdpo.files import text_digest, write_json
+    from cwdpo.evaluation.ask_questions import ask
+    from cwdpo.evaluation.benchmarks import BENCHMARKS
+    from cwdpo.files import write_json
     from cwdpo.models.identity import folder_digest
+    from cwdpo.outputs import output
+    from cwdpo.recipe.load_recipe import load_section
     from cwdpo.scenes import base_path
     from cwdpo.scoring.open_model import open_model
     from cwdpo.scoring.scorer import AutoScorer
 
-    questions = READERS[name](data)[:limit]
-    loaded, encoder = open_model(model)
-    digest = folder_digest(base_path() if model == "scenes" else model)
-    key = text_digest(digest, name, *(str(question.prompt.messages) for question in questions))
-    chosen = [q for q in questions if q.options] if by == "likelihood" else []
-    asked = [q for q in questions if not q.options] if by == "likelihood" else questions
-    answers_kept, letters_kept = draft.keep("answers.jsonl"), draft.keep("letters.jsonl")
+    quiet_libraries()
+    settings = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+    chosen = load_section(BENCHMARKS.find(name), settings, name)
+    with output(out, "benchmark", reads=[data], force=force) as draft:
+        questions = chosen.read(data)[:limit]
+        loaded, encoder = open_model(model)
+        answers, logps = ask(
+            loaded,
+            encoder,
+            questions,
+            AutoScorer(),
+            by=by,
+            kept=(draft.keep("answers.jsonl"), draft.keep("letters.jsonl")),
+            key=folder_digest(base_path() if model == "scenes" else model),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+        scored = chosen.score(questions, answers)
+        if by == "likelihood":
+            how = "likelihood: the option with the largest log-probability; open questions as generated"
+            scored = replace(scored, matching=how, rows=[{**row, "logps": logps.get(row["id"])} for row in scored.rows])
+        asked: dict[str, Any] = {"model": model, "data": str(data), "by": by, "limit": limit}
+        asked |= chosen.model_dump(mode="json") | {"benchmark": chosen.title}
+        write_json(draft.file, asked | scored.to_json())
+    _print(chosen.title, scored)
 
-    def written(some: Sequence[Question]) -> list[str]:
-        groups = [question.prompt for question in some]
-        settings: dict[str, Any] = {"key": key, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-        return caption_groups(lambda: loaded, encoder, groups, answers_kept, **settings)
 
-    logps = dict[str, dict[str, float]]()
-    if chosen:
-        rows = option_logps(lambda: loaded, encoder, chosen, AutoScorer(), letters_kept, key=key, batch_size=batch_size)
-        logps = {question.id: row for question, row in zip(chosen, rows, strict=True)}
-    answers = {question.id: text for question, text in zip(asked, written(asked), strict=True)}
-    answers |= {identity: likeliest(row) for identity, row in logps.items()}
-    texts = [answers[question.id] for question in questions]
-    found = score_mmmu(questions, texts, seed=seed) if name == "mmmu" else score_mmbench(questions, texts)
-    if by == "likelihood":
-        found["matching"] = "likelihood: the letter with the largest log-probability; open questions as generated"
-        found["rows"] = [{**row, "logps": logps.get(row["id"])} for row in found["rows"]]
-    write_json(draft.file, {"model": model, "data": str(data), "by": by, "limit": limit, "seed": seed, **found})
-    return found
-
-
-def _print(found: Mapping[str, Any]) -> None:
+def _print(title: str, scored: Scored) -> None:
     from cwdpo.cli.terminal.console import results, table_of
 
-    table = table_of(f"{found['benchmark']}, {found['questions']} questions", "", ">questions", ">accuracy")
-    for category, part in found["categories"].items():
-        table.add_row(category, str(part["questions"]), f"{part['accuracy']:.1%}")
-    table.add_row("all", str(found["questions"]), f"{found['accuracy']:.1%}", style="bold")
-    console, unreadable = results(), found["unreadable"]
+    main, *others = scored.figures
+    table = table_of(f"{title}, {scored.questions} questions", "", ">questions", f">{main}")
+    for category, part in scored.categories.items():
+        table.add_row(category, str(part["questions"]), _percent(part[main]))
+    table.add_row("all", str(scored.questions), _percent(scored.figures[main]), style="bold")
+    console = results()
     console.print(table)
-    console.print(f"unreadable: {'–' if unreadable is None else f'{unreadable:.1%}'}; matching: {found['matching']}")
+    rest = "; ".join(f"{name.replace('_', ' ')}: {_percent(scored.figures[name])}" for name in others)
+    console.print(f"{rest}; matching: {scored.matching}")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

@@ -56,7 +56,7 @@ def _print(found: Mapping[str, Any]) -> None:
     table = table_of(title, "", ">A", ">B", ">B − A", ">95 %")
     for kind, d in found["delta"].items():
         values = (side["kinds"][kind]["logp_mean"] for side in (one, two))
-        interval = interval_text(d["low"], d["high"], "+.3f")
+        interval = interval_text(d, "+.3f")
         table.add_row(f"log p per token, {kind}", *(f"{v:.3f}" for v in values), f"{d['mean']:+.3f}", interval)
     for figure in (OVERALL[name] for name in ("entropy", "top1", "accuracy", "ece")):
         a, b = one[figure.name], two[figure.name]

@@ -91,7 +91,7 @@ def winrate(
 def _print(found: Mapping[str, Any], facts: Mapping[str, Any], measure: str) -> None:
     from cwdpo.evaluation.intervals import interval_text
 
-    interval = f"95 % {interval_text(found['low'], found['high'], '.1%')}"
+    interval = f"95 % {interval_text(found, '.1%')}"
     typer.echo(
         f"A wins {found['win_rate']:.1%} {interval} by {measure}, {found['pictures']} pictures: "
         f"{found['wins']} wins, {found['ties']} ties (half each), {found['losses']} losses"

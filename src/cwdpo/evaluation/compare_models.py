@@ -7,7 +7,7 @@ from typing import Any
 
 from cwdpo.data.schema import PromptGroup
 from cwdpo.devices import empty_cache
-from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.intervals import mean_row
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import Scorer
@@ -73,5 +73,4 @@ def _side(reading: Mapping[str, Any]) -> dict[str, Any]:
 def _delta(kind: str, one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return how much likelier a kind is under B, paired by prompt (the first response of the kind)."""
     pairs = [(a[kind], b[kind]) for a, b in zip(one, other, strict=True) if kind in a]
-    mean, low, high = mean_interval([b - a for a, b in pairs])
-    return {"mean": mean, "low": low, "high": high, "prompts": len(pairs)}
+    return mean_row([b - a for a, b in pairs]) | {"prompts": len(pairs)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from cwdpo.evaluation.java import Unavailable, find_java
 from cwdpo.evaluation.measure_captions import measure, references_of
 from cwdpo.evaluation.metrics import METRICS, CaptionMetric
 from cwdpo.evaluation.tokenize_captions import choose_tokenizer
-from cwdpo.files import remove, text_digest, write_json, write_jsonl
+from cwdpo.files import remove, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.scenes import base_path
@@ -185,13 +184,12 @@ def _captions(
     listener: Listener,
 ) -> list[list[str]]:
     loaded, encoder = open_model(model)
-    asked = json.dumps([[[dict(m) for m in g.messages], [image.digest() for image in g.images]] for g in groups])
     return caption_hypotheses(
         lambda: loaded,
         encoder,
         groups,
         path,
-        key=text_digest(folder_digest(base_path() if model == "scenes" else model), asked),
+        key=folder_digest(base_path() if model == "scenes" else model),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         beams=beams,

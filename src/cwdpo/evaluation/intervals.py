@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-__all__ = ["bootstrap", "bootstrap_mean", "interval_text", "mean_interval", "share_interval"]
+__all__ = ["bootstrap", "bootstrap_mean", "interval_text", "mean_interval", "mean_row", "share_interval"]
 
 _LEVEL = 0.95
 _DRAWS, _BLOCK = 1000, 50
@@ -28,8 +29,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     from scipy.stats import t
 
-    half = float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    quantile = round(float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)), 3)  # as printed tables have it
+    half = quantile * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def mean_row(values: Sequence[float]) -> dict[str, float]:
+    """Return `mean`, `low` and `high` of `mean_interval`, without the ends where there is no interval."""
+    mean, low, high = mean_interval(values)
+    return {"mean": mean} if math.isnan(low) else {"mean": mean, "low": low, "high": high}
 
 
 def bootstrap(
@@ -78,8 +86,8 @@ def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return bootstrap_mean(values)
 
 
-def interval_text(low: float | None, high: float | None, form: str) -> str:
-    """Return an interval as text, each end in a format such as `+.3f`; a dash where there is none."""
-    if low is None or high is None or math.isnan(low + high):
+def interval_text(row: Mapping[str, Any], form: str, scale: float = 1.0) -> str:
+    """Return `low` and `high` of a row as text, each in a format such as `+.3f`; a dash where there is no interval."""
+    if row.get("low") is None or row.get("high") is None:
         return "–"
-    return f"[{low:{form}}, {high:{form}}]"
+    return f"[{scale * row['low']:{form}}, {scale * row['high']:{form}}]"

@@ -1,7 +1,8 @@
-"""What a model says of many prompts, a batch at a time, kept as it comes."""
+"""What a model says of many prompts, batch by batch, kept as it comes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,40 @@ def kept_rows(
     progress: Callable[[int, int], None] | None = None,
     name: str = "",
 ) -> list[dict[str, Any]]:
-    """Return a row for each prompt; a killed call goes on after the last whole batch, so batches are always the same.
+    """Return a row for each prompt. A batch that is in the file, with the same prompts and pictures, is not redone.
 
     Args:
         groups: The prompts.
-        path: JSON-lines file of rows, each with the prompt's `id` and the `key`.
-        answer: Gives the rows of one batch; called for what is left to do.
-        key: What rows depend on beside the prompts' ids; rows under another key are thrown away.
+        path: JSON-lines file of rows, each with the prompt's `id` and the `key` of its batch.
+        answer: Gives the rows of one batch.
+        key: What rows depend on beside prompts and pictures (the model's content).
         batch_size: Prompts at once.
         progress: Called with the prompts done and their number.
         name: Under which other processes help, see `Processes.lead`.
     """
-    key = text_digest(key, *(g.id for g in groups))[:16]
-    kept = [row for row in read_jsonl(path) if row.get("key") == key] if path.is_file() else []
-    kept = kept[: len(kept) - len(kept) % batch_size] if len(kept) < len(groups) else kept
-    write_jsonl(path, kept)
-    parts = [groups[start : start + batch_size] for start in range(len(kept), len(groups), batch_size)]
-    for part, answers in zip(parts, processes().map(name, parts, answer, _has_images), strict=True):
-        rows = [{"id": g.id, **row, "key": key} for g, row in zip(part, answers, strict=True)]
-        append_jsonl(path, *rows)
-        kept += rows
+    batches = [groups[start : start + batch_size] for start in range(0, len(groups), batch_size)]
+    keys = [text_digest(key, str(i), *map(_content, batch))[:16] for i, batch in enumerate(batches)]
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for row in read_jsonl(path) if path.is_file() else ():
+        kept.setdefault(str(row.get("key")), []).append(row)
+    kept = {k: kept[k] for k, batch in zip(keys, batches, strict=True) if len(kept.get(k, ())) == len(batch)}
+    write_jsonl(path, [row for rows in kept.values() for row in rows])
+    missing = [(k, batch) for k, batch in zip(keys, batches, strict=True) if k not in kept]
+    answers = processes().map(name, [batch for _, batch in missing], answer, _has_images)
+    for (k, batch), rows in zip(missing, answers, strict=True):
+        kept[k] = [{"id": g.id, **row, "key": k} for g, row in zip(batch, rows, strict=True)]
+        append_jsonl(path, *kept[k])
         if progress is not None:
-            progress(len(kept), len(groups))
-    return kept
+            progress(sum(map(len, kept.values())), len(groups))
+    result = [row for k in keys for row in kept[k]]
+    if list(kept) != keys:
+        write_jsonl(path, result)
+    return result
 
 
-def _has_images(part: Sequence[PromptGroup]) -> bool:
-    return any(group.images for group in part)
+def _content(group: PromptGroup) -> str:
+    return json.dumps([group.id, [dict(m) for m in group.messages], [image.digest() for image in group.images]])
+
+
+def _has_images(batch: Sequence[PromptGroup]) -> bool:
+    return any(group.images for group in batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cwdpo.evaluation.intervals import interval_text, mean_row
 from cwdpo.files import read_json, read_jsonl
 from cwdpo.paper.arms import ARMS
 from cwdpo.paper.claims import CLAIMS, Contrast
@@ -14,7 +15,7 @@ from cwdpo.paper.results import MEASURES, differences
 from cwdpo.paper.run_plan import Workshop
 from cwdpo.report.prompt_weights import ordered_prompts
 
-__all__ = ["HOLDS", "judge", "judge_together", "ledger"]
+__all__ = ["HOLDS", "evidence", "judge", "judge_together", "ledger"]
 
 HOLDS, PART, NOT, OPEN, MISSING, UNTESTED = (
     "holds",
@@ -76,24 +77,22 @@ def judge_together(verdicts: Sequence[str], *, every: bool) -> str:
 def _measured(shop: Workshop, c: Contrast, seeds: Sequence[int], rates: Mapping[str, float]) -> dict[str, Any]:
     chosen = not c.tuned or all(e in rates for e in (c.one, c.other) if e in ARMS)
     pair = differences(shop, c.one, c.other, c.measure, seeds, rates) if chosen else None
+    return evidence(c, pair[0] if pair is not None else [])
+
+
+def evidence(c: Contrast, values: Sequence[float]) -> dict[str, Any]:
+    """Return what differences by seed say of a contrast: effect with its interval, text, verdict."""
     name, factor, decimals = MEASURES[c.measure]
     claimed = "higher" if c.sign > 0 else "lower"
     said = {"one": c.one, "other": c.other, "measure": c.measure, "claimed": claimed, "tuned": c.tuned}
-    if pair is None:
+    if not values:
         return {**said, "text": f"{c.one} - {c.other}: not run", "verdict": MISSING}
-    values, effect = pair
-    mean = f"{factor * effect['mean']:+.{decimals}f}"
-    ends = (
-        f" [{factor * effect['low']:+.{decimals}f}, {factor * effect['high']:+.{decimals}f}]" if "low" in effect else ""
-    )
+    effect, form = mean_row(values) | {"seeds": len(values)}, f"+.{decimals}f"
+    ends = f" {interval_text(effect, form, factor)}" if "low" in effect else ""
+    mean = f"{factor * effect['mean']:{form}}"
     text = f"{c.one} - {c.other}, {name}: {mean}{ends} ({len(values)} seed{'s' * (len(values) > 1)})"
-    return {
-        **said,
-        "values": values,
-        "effect": effect,
-        "text": text,
-        "verdict": judge(effect, c.sign) if len(values) >= _LEAST_SEEDS else OPEN,
-    }
+    verdict = judge(effect, c.sign) if len(values) >= _LEAST_SEEDS else OPEN
+    return {**said, "values": list(values), "effect": effect, "text": text, "verdict": verdict}
 
 
 def _costs(shop: Workshop, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.intervals import mean_row
 from cwdpo.files import read_json
 from cwdpo.paper.arms import ARMS, BASE, STARTS
 from cwdpo.paper.paper_tables import Table
@@ -56,13 +55,7 @@ def differences(
             values.append(a[measure] - b[measure])
     if not values:
         return None
-    return values, _interval(values)
-
-
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    mean, low, high = mean_interval(values)
-    ends = {} if math.isnan(low) else {"low": low, "high": high}
-    return {"mean": mean, **ends, "seeds": len(values)}
+    return values, mean_row(values) | {"seeds": len(values)}
 
 
 def table_results(shop: Workshop, table: Table, seeds: Sequence[int], rates: Rates) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "EVALUATED",
     "FIGURES",
     "OVERALL",
+    "Better",
     "Figure",
     "ProbeFigure",
     "as_figure",
@@ -131,6 +132,12 @@ EVALUATED = _table(
     Figure("cider", "CIDEr", "CIDEr", "", "higher", 1, "CIDEr-D × 100 against all references"),
 )
 """What an evaluation measures before and after, in the order of its tables."""
+
+
+def evaluated(summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the figures of a run's `evaluation/summary.json` by name, with those of its own caption metrics."""
+    return EVALUATED | {row["name"]: Figure(**row) for row in summary.get("figures", ())}
+
 
 FIGURES: Mapping[str, Figure] = {**EVALUATED, **LOGGED, **BY_KIND, **OVERALL}
 """Every figure by name."""

@@ -109,5 +109,9 @@ class EvaluationSection(Section):
     """Prompts at once."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest caption, in tokens."""
+    metrics: list[str | dict[str, dict[str, Any]]] = Field(default=["cider"])
+    """Caption metrics: names as for `cwdpo evaluate --metrics`, `my_metric.py:Name`, or `{name: {setting: value}}`."""
+    tokenizer: Literal["words", "ptb", "auto"] = "words"
+    """How they cut captions: plain words, COCO's PTB tokens (Java), or PTB where there is Java."""
     samples: int = Field(default=12, ge=0)
     """Pictures with captions before and after that the report shows."""

@@ -14,7 +14,7 @@ from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
 from cwdpo.processes import join_processes, processes
 from cwdpo.recipe import Recipe
-from cwdpo.run.evaluate_run import evaluate
+from cwdpo.run.evaluate_run import evaluate, require_metrics
 from cwdpo.run.own_answers import correct_run
 from cwdpo.run.prepare_data import prepare_data
 from cwdpo.run.progress import Silent
@@ -54,6 +54,7 @@ class Run(RunDirectory):
     def _prepare(self, ranks: int) -> None:
         require_batches(self.recipe, ranks)
         require_figures(self.recipe)
+        require_metrics(self.recipe)
         _require_whole_weights(self.recipe, ranks)
         require_bitsandbytes(self.recipe.model)
         _require_bfloat16(self.recipe)

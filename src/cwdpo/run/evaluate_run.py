@@ -11,22 +11,36 @@ from typing import Any
 
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.evaluation.captioning import caption_groups, captioner
-from cwdpo.evaluation.intervals import mean_interval
-from cwdpo.evaluation.metrics.cider import cider
+from cwdpo.evaluation.intervals import mean_row
+from cwdpo.evaluation.measure_captions import captioned
+from cwdpo.evaluation.metrics import METRICS, Captioned, CaptionMetric, Score, Unavailable
+from cwdpo.evaluation.tokenize_captions import Tokenizer, choose_tokenizer
 from cwdpo.files import read_json, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
+from cwdpo.probes.figures import EVALUATED, Figure
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.processes import processes
+from cwdpo.recipe import Recipe
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.run_rows import groups_of
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 from cwdpo.scoring.scorer import AutoScorer
 
-__all__ = ["evaluate", "summarise"]
+__all__ = ["evaluate", "require_metrics", "summarise"]
 
 _GROUNDING = 256
 """Prompts that are also scored with another prompt's picture."""
+
+
+def require_metrics(recipe: Recipe) -> list[CaptionMetric]:
+    """Return the caption metrics of a recipe, without `correct`, which is measured on `scenes` anyway.
+
+    Raises:
+        RecipeError: One is unknown, or its settings are wrong.
+    """
+    asked = METRICS.make(recipe.evaluation.metrics, "evaluation.metrics")
+    return [metric for metric in asked if metric.name != "correct"]
 
 
 def evaluate(run: RunDirectory) -> dict[str, Any]:
@@ -39,8 +53,7 @@ def evaluate(run: RunDirectory) -> dict[str, Any]:
     loaded = lru_cache(1)(run.inference_model)  # one model at a time
 
     def helper(path: str) -> Callable[[Sequence[PromptGroup]], list[dict[str, Any]]]:
-        encoder = run.encoder(path)
-        return captioner(lambda: loaded(path), encoder, run.recipe.evaluation.max_new_tokens)
+        return captioner(lambda: loaded(path), run.encoder(path), run.recipe.evaluation.max_new_tokens)
 
     def read(_: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         loaded.cache_clear()
@@ -55,38 +68,44 @@ def _evaluate(run: RunDirectory, models: Mapping[str, str]) -> dict[str, Any]:
     folder, e = run.folder / "evaluation", run.recipe.evaluation
     if run.done("evaluation"):
         return read_json(folder / "summary.json", after=dict)
-    groups = _measured(run)
+    groups = _held_out(run)
     run.reporter.step("evaluation", f"captions and scores of {len(groups)} held-out prompts")
     captions: dict[str, list[str]] = {}
     for name, path in models.items():
-        captions[name] = captions.get(next((n for n in captions if models[n] == path), ""), [])
-        captions[name] = captions[name] or caption_groups(
-            lambda path=path: run.inference_model(path),
-            run.encoder(path),
-            groups,
-            folder / f"captions_{name}.jsonl",
-            key=folder_digest(path),
-            batch_size=e.batch_size,
-            max_new_tokens=e.max_new_tokens,
-            progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
-            name=name,
+        same = next((other for other in captions if models[other] == path), None)
+        captions[name] = (
+            captions[same]
+            if same is not None
+            else caption_groups(
+                lambda path=path: run.inference_model(path),
+                run.encoder(path),
+                groups,
+                folder / f"captions_{name}.jsonl",
+                key=folder_digest(path),
+                batch_size=e.batch_size,
+                max_new_tokens=e.max_new_tokens,
+                progress=lambda done, total, name=name: run.reporter.progress(f"captions {name}", done, total),
+                name=name,
+            )
         )
     asked = [models] if e.likelihoods else []
     readings = next(processes().map("readings", asked, lambda names: _readings(run, names)), {})
-    summary, rows = summarise(groups, captions, readings, run.folder)
+    tokenizer = choose_tokenizer(e.tokenizer, run.reporter.note, "evaluation.tokenizer:")
+    metrics = require_metrics(run.recipe)
+    summary, rows = summarise(groups, captions, readings, metrics, tokenizer, run.folder, run.reporter.note)
     write_jsonl(folder / "rows.jsonl", rows)
     write_json(folder / "summary.json", summary)
     run.finish("evaluation", {"prompts": len(groups)})
     return summary
 
 
-def _measured(run: RunDirectory) -> list[PromptGroup]:
+def _held_out(run: RunDirectory) -> list[PromptGroup]:
     return groups_of(run, "held_out")[-run.recipe.evaluation.prompts :]
 
 
 def _readings(run: RunDirectory, models: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Score the prompts under every model, with right and wrong pictures; the last model against the one before it."""
-    groups, two, batch_size = _measured(run), run.recipe.stage2, run.recipe.evaluation.batch_size
+    groups, two, batch_size = _held_out(run), run.recipe.stage2, run.recipe.evaluation.batch_size
     encoder = run.encoder(models["before"], include_eos=two.include_eos)
     wrong_rows = with_wrong_images(groups[:_GROUNDING])
     probes, shuffled = (
@@ -126,16 +145,19 @@ def _grounding(right: Sequence[Mapping[str, Any]], wrong: Sequence[Mapping[str, 
     """Return how much more likely the gold response is with its own picture than with another (nats per token)."""
     known = {row["id"]: row[CHOSEN] for row in right}
     pairs = [(known[row["id"]], row[CHOSEN]) for row in wrong]
-    gap, low, high = mean_interval([a - b for a, b in pairs])
+    interval = mean_row([a - b for a, b in pairs])
     means = [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
-    return {"right": means[0], "shuffled": means[1], "gap": gap, "low": low, "high": high}
+    return {"right": means[0], "shuffled": means[1], "gap": interval.pop("mean"), **interval}
 
 
 def summarise(
     groups: Sequence[PromptGroup],
     captions: Mapping[str, Sequence[str]],
     readings: Mapping[str, dict[str, Any]],
+    metrics: Sequence[CaptionMetric],
+    tokenizer: Tokenizer = "words",
     folder: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Put captions and teacher-forced readings together.
 
@@ -143,44 +165,59 @@ def summarise(
         groups: The held-out prompts.
         captions: By model (`base`, `before`, `after`), one caption per prompt.
         readings: Of `before` and `after`, with their `prompts`.
+        metrics: What is measured of captions, where prompts have references.
+        tokenizer: How captions and references are tokenised.
         folder: Run directory: paths of images inside it are given relative to it, so that it can be copied.
+        note: Told why a metric is unavailable.
 
     Returns:
         The summary (a section per model), and a row per prompt.
     """
-    rows: list[dict[str, Any]] = []
     references = [g.references or tuple(r.text for r in g.by_role(CHOSEN)) for g in groups]
     scored = [i for i, r in enumerate(references) if r]
-    summary: dict[str, Any] = {"prompts": len(groups)}
-    each: dict[str, dict[str, list[Any]]] = {}
+    summary: dict[str, Any] = {"prompts": len(groups), "tokenizer": tokenizer}
+    columns: dict[str, dict[str, list[Any]]] = {}
+    figures: dict[str, Figure] = {}
     for name, texts in captions.items():
         part: dict[str, Any] = {}
-        each[name] = {"caption": list(texts)}
-        if scored:
-            part["cider"], values = cider([texts[i] for i in scored], [references[i] for i in scored])
-            each[name]["cider"] = [None] * len(groups)
-            for i, value in zip(scored, values, strict=True):
-                each[name]["cider"][i] = value
+        columns[name] = {"caption": list(texts)}
+        if scored and metrics:
+            gold = [references[i] for i in scored]
+            (sample,) = captioned([groups[i] for i in scored], [[texts[i]] for i in scored], gold, tokenizer)
+            for metric in metrics:
+                for figure, score in _scores(metric, sample, note).items():
+                    figures[figure] = metric.figure(figure)
+                    part[figure] = score.value
+                    values = dict(zip(scored, score.each or (), strict=False))
+                    columns[name] |= {figure: [values.get(i) for i in range(len(groups))]} if values else {}
         if groups and all("scene" in g.facts for g in groups):
             right = [is_correct(t, Scene.from_json(g.facts["scene"])) for t, g in zip(texts, groups, strict=True)]
             part["correct"] = sum(right) / len(right)
-            each[name]["correct"] = right
+            columns[name]["correct"] = right
         if name in readings:
             reading = readings[name]
             part |= {k: reading[k] for k in ("ece", "entropy", "top1", "tv", "js") if k in reading}
             part["logp"] = {kind: values["logp_mean"] for kind, values in reading["kinds"].items()}
             part["cooling_weight"] = {kind: values["cooling_weight"] for kind, values in reading["kinds"].items()}
             part |= {key: reading[key] for key in ("reliability", "grounding") if key in reading}
-            each[name]["logp"] = [{k: v for k, v in p.items() if k != "id"} for p in reading["prompts"]]
+            columns[name]["logp"] = [{k: v for k, v in p.items() if k != "id"} for p in reading["prompts"]]
         summary[name] = part
+    summary["figures"] = [figure.to_json() for name, figure in figures.items() if name not in EVALUATED]
+    rows: list[dict[str, Any]] = []
     for i, group in enumerate(groups):
-        row: dict[str, Any] = {"id": group.id, "image": _shown_path(group, folder)}
-        row["references"] = list(references[i])
+        row: dict[str, Any] = {"id": group.id, "image": _shown_path(group, folder), "references": list(references[i])}
         with contextlib.suppress(OSError, IndexError):  # a picture elsewhere is shown if its content is still this
             row["image_digest"] = group.images[0].digest()
-        row |= {name: {key: values[i] for key, values in columns.items()} for name, columns in each.items()}
-        rows.append(row)
+        rows.append(row | {name: {key: values[i] for key, values in own.items()} for name, own in columns.items()})
     return summary, rows
+
+
+def _scores(metric: CaptionMetric, sample: Captioned, note: Callable[[str], None]) -> dict[str, Score]:
+    try:
+        return metric.scores(sample)
+    except Unavailable as reason:
+        note(f"{metric.name}: unavailable: {reason}")
+        return {}
 
 
 def _shown_path(group: PromptGroup, folder: Path | None) -> str | None:

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from cwdpo.cli.terminal.console import results, table_of
 from cwdpo.evaluation.intervals import interval_text
-from cwdpo.probes.figures import EVALUATED
+from cwdpo.probes.figures import EVALUATED, Figure, evaluated
 
 __all__ = ["demo_table", "summary_table"]
 
 
-def _figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    figures = [figure for name, figure in EVALUATED.items() if any(name in row for row in rows.values())]
+def _figures(title: str, rows: Mapping[str, Mapping[str, Any]], known: Mapping[str, Figure] = EVALUATED) -> Table:
+    figures = [figure for name, figure in known.items() if any(name in row for row in rows.values())]
     table = table_of(title, "", *(f">{figure.heading}" for figure in figures))
     for name, row in rows.items():
         table.add_row(name, *(figure.text(row[figure.name]) if figure.name in row else "–" for figure in figures))
@@ -35,9 +35,9 @@ def demo_table(result: Mapping[str, Any]) -> None:
     )
     for arm, paired in result["paired"].items():
         text = "; ".join(
-            f"{label} {100 * d['mean']:+.1f} {interval_text(100 * d['low'], 100 * d['high'], '+.1f')} points"
+            f"{label} {100 * d['mean']:+.1f} {interval_text(d, '+.1f', 100)} points"
             if key == "correct"
-            else f"{label} {d['mean']:+.3f} {interval_text(d['low'], d['high'], '+.3f')}"
+            else f"{label} {d['mean']:+.3f} {interval_text(d, '+.3f')}"
             for key, label in (("correct", "correct"), ("logp_chosen", "log p gold"))
             for d in (paired[key],)
         )
@@ -51,4 +51,4 @@ def summary_table(summary: Mapping[str, Any]) -> None:
         part = summary[name]
         rows[name] = {**part, **{f"logp_{kind}": value for kind, value in part.get("logp", {}).items()}}
         rows[name].pop("grounding", None)  # a section of its own in the summary, not a number
-    results().print(_figures(f"{summary['prompts']} held-out prompts", rows))
+    results().print(_figures(f"{summary['prompts']} held-out prompts", rows, evaluated(summary)))

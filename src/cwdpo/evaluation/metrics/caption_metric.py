@@ -14,6 +14,7 @@ from cwdpo.errors import RecipeError, UserError, one_line
 from cwdpo.evaluation.intervals import bootstrap_mean
 from cwdpo.evaluation.java import Unavailable
 from cwdpo.plugins import Registry
+from cwdpo.probes.figures import Better, Figure
 from cwdpo.section import Section
 
 __all__ = ["METRICS", "CaptionMetric", "Captioned", "Score"]
@@ -76,10 +77,14 @@ class CaptionMetric(Section):
     Attributes:
         name: What it is asked for by; also the name of its figure where there is one.
         about: What it measures, in one line.
+        better: `higher`, `lower` or `none`.
+        decimals: Digits after the point.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    better: ClassVar[Better] = "higher"
+    decimals: ClassVar[int] = 1
 
     @classmethod
     def applies(cls, groups: Sequence[PromptGroup]) -> bool:
@@ -93,6 +98,11 @@ class CaptionMetric(Section):
             Unavailable: It needs something that is missing here; the text says what.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no measure(self, captioned)")
+
+    def figure(self, name: str) -> Figure:
+        """Return how one of its figures is called and written."""
+        title = name.replace("_", " ")
+        return Figure(name=name, title=title, better=self.better, decimals=self.decimals, about=self.about)
 
     def scores(self, captioned: Captioned) -> dict[str, Score]:
         """Return the figures with their intervals.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from cwdpo.evaluation.metrics.caption_metric import Captioned, CaptionMetric
+from cwdpo.probes.figures import Better
 
 __all__ = ["Length"]
 
@@ -14,6 +15,7 @@ class Length(CaptionMetric):
 
     name: ClassVar[str] = "length"
     about: ClassVar[str] = "tokens of a caption, mean over pictures"
+    better: ClassVar[Better] = "none"
 
     def measure(self, captioned: Captioned) -> list[float]:
         """Return the number of tokens of each caption."""
