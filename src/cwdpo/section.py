@@ -1,13 +1,24 @@
-"""The base of everything that a recipe can hold: sections, and the settings of a method, a source or a reward."""
+"""The base of everything that a recipe can hold: sections, and the settings of a method, a figure or a reward."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-__all__ = ["Section"]
+__all__ = ["Described", "Section", "first_mistake"]
+
+
+class Described(typing.NamedTuple):
+    """A key of a section, as YAML with comments shows it."""
+
+    name: str
+    description: str
+    value: Any
 
 
 class Section(BaseModel):
@@ -21,3 +32,32 @@ class Section(BaseModel):
     def known_fields(cls) -> Mapping[str, FieldInfo]:
         """Return every key that may stand here; more than `model_fields` where registries bring keys."""
         return cls.model_fields
+
+    def described(self) -> Iterator[Described]:
+        """Yield every key with its description and value."""
+        for name, field in self.known_fields().items():
+            yield Described(name, " ".join((field.description or "").split()), getattr(self, name))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields.get(info.field_name or "")
+        kinds: set[Any] = set() if field is None else {field.annotation, *typing.get_args(field.annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number", "must be a number; YAML reads yes, no, on and off as true and false")
+        return value
+
+
+def first_mistake(error: ValidationError, key: str = "") -> str:
+    """Return the first mistake of a validation as a phrase: key, value, rule.
+
+    Args:
+        error: What pydantic found.
+        key: Stands for the place that pydantic gives; with a dot at its end before it ("stage2.").
+    """
+    first = error.errors()[0]
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return rule
+    key += ".".join(str(part) for part in first["loc"]) if not key or key.endswith(".") else ""
+    return f"`{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}"

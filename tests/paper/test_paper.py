@@ -78,17 +78,17 @@ def test_what_is_the_same_is_trained_alike(tmp_path: Path) -> None:
 
 def test_a_methods_own_settings_are_kept(tmp_path: Path) -> None:
     made = shop(tmp_path)
-    assert made.recipe(made.job("simpo", 0, {})).stage2.beta == 2.0
-    assert made.recipe(made.job("dpop", 0, {})).stage2.beta == 0.3
+    assert made.recipe(made.job("simpo", 0, {})).stage2.method.beta == 2.0
+    assert made.recipe(made.job("dpop", 0, {})).stage2.method.beta == 0.3
     assert made.recipe(made.job("floor_5", 0, {})).stage2.floor == -5.0
     assert made.recipe(made.job("tau_0.5", 0, {})).stage2.tau == 0.5
-    assert made.recipe(Job("sft_c_6", 0)).stage1.nll_floor == 6.0
+    assert made.recipe(Job("sft_c_6", 0)).stage1.method.nll_floor == 6.0
 
 
 def test_overrides_reach_every_recipe(tmp_path: Path) -> None:
     made = shop(tmp_path, overrides=("stage2.beta=0.2", "evaluation.prompts=7"))
     recipe = made.recipe(made.job("dpo", 0, {}))
-    assert (recipe.stage2.beta, recipe.evaluation.prompts) == (0.2, 7)
+    assert (recipe.stage2.method.beta, recipe.evaluation.prompts) == (0.2, 7)
 
 
 def test_full_needs_data(tmp_path: Path) -> None:

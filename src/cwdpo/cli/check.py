@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +82,7 @@ def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Mapping[str, i
         held = ", ".join(f"{n} {role}" for role, n in roles.items() if role != "prompts") or "no response"
         text = f"  {name.replace('_', ' ')}: {prompts} prompts ({held})"
         if stage is not None and stage.enabled and recipe.data.path != "scenes":
-            by_epochs = math.ceil(stage.epochs * math.ceil(prompts / stage.batch_size))
-            updates = stage.max_steps if stage.max_steps > 0 else by_epochs
-            text += f", {updates} updates of {stage.batch_size} prompts at {stage.learning_rate:g}"
+            text += f", {stage.updates(prompts)} updates of {stage.batch_size} prompts at {stage.learning_rate:g}"
         console.print(text)
 
 

@@ -45,9 +45,9 @@ class Method(Section):
     """A loss and its settings; a recipe chooses one by `objective` and sets its fields beside that key."""
 
     name: ClassVar[str]
-    """Value of `objective`; that of a module of ours is the module's name."""
+    """Value of `objective` for a module of ours, which bears this name; of a class of yours what you like."""
     title: ClassVar[str]
-    """What people call it."""
+    """What people call it; the class's name if left out, as for `name`."""
     formula: ClassVar[str] = ""
     """In one line; Δ = log π_θ − log π_ref, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ~ under the altered image."""
     paper: ClassVar[str] = ""
@@ -60,6 +60,12 @@ class Method(Section):
     """Stage that it trains."""
     on_policy: ClassVar[bool] = False
     """Whether it trains on responses that the policy samples, by their rewards, and not on pairs."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name a class after itself where it says nothing else; a name is never inherited."""
+        cls.name = cls.__dict__.get("name", cls.__name__)
+        cls.title = cls.__dict__.get("title", cls.__name__)
+        super().__init_subclass__(**kwargs)
 
     @property
     def needs(self) -> Needs:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from cwdpo.errors import RecipeError
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.fsdp import LARGEST_WHOLE
 from cwdpo.planning.data_shape import Rows, of_lengths
@@ -182,21 +181,14 @@ class Planner:
         Raises:
             RecipeError: The batch cannot be shared by so many.
         """
-        s: StageSection = getattr(self.recipe, stage)
-        micro = min(s.micro_batch_size, max(1, s.batch_size // self.gpus.count))
-        if s.batch_size % (micro * self.gpus.count):
-            raise RecipeError(
-                f"{stage}.batch_size = {s.batch_size} is not a multiple of {micro} prompts × {self.gpus.count} GPUs; "
-                f"set {stage}.batch_size or {stage}.micro_batch_size, or plan another number of GPUs"
-            )
-        return micro
+        return self._section(stage).prompts_at_once(self.gpus.count)
+
+    def _section(self, stage: str) -> StageSection:
+        return self.recipe.stage1 if stage == "stage1" else self.recipe.stage2
 
     def updates(self, stage: str) -> int:
         """Return how many updates a stage makes."""
-        s: StageSection = getattr(self.recipe, stage)
-        return (
-            s.max_steps if s.max_steps > 0 else math.ceil(s.epochs * math.ceil(self.rows.counts[stage] / s.batch_size))
-        )
+        return self._section(stage).updates(self.rows.counts[stage])
 
     def _training(self, name: str, s: StageSection, responses: int) -> Step:
         micro, ranks = self.prompts_at_once(name), self.gpus.count

@@ -21,7 +21,7 @@ from cwdpo.recipe.negatives_section import (
     Stage2Mix,
 )
 from cwdpo.recipe.recipe import Recipe
-from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSection, settings_of
+from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section, StageSection
 
 __all__ = [
     "HOW_TO_ASK",
@@ -48,5 +48,4 @@ __all__ = [
     "Stage2Section",
     "StageSection",
     "WriterSection",
-    "settings_of",
 ]

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.recipe import Recipe
 from cwdpo.recipe.safe_yaml import parse_yaml
-from cwdpo.section import Section
+from cwdpo.section import Described, Section, first_mistake
 
 __all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
 
@@ -28,44 +28,58 @@ _DATA = (".csv", ".jsonl", ".parquet", ".tar", ".tsv")
 
 
 def load_recipe(
-    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    *,
+    run_files: bool = True,
 ) -> Recipe:
     """Read a recipe from a YAML file (or from `base`) and apply `section.key=value` overrides.
 
+    Args:
+        path: The file.
+        overrides: Settings that replace those of the file.
+        base: The recipe's values where there is no file.
+        run_files: Load classes in the user's files that the recipe names. A recipe that was found in a run directory,
+            and was not given by the user, must not run anything.
+
     Raises:
-        RecipeError: The file cannot be read, a key is unknown, or a value breaks its rule.
+        RecipeError: The file cannot be read or is empty, a key is unknown, or a value breaks its rule.
     """
     where = str(path) if path is not None else "recipe"
-    values: Any = dict(base or {})
-    if path is not None:
-        if path.is_dir():
-            raise RecipeError(
-                f"{path}: a recipe is a YAML file, this is a folder; give the file in it, or write a recipe for a "
-                f"folder of data with `cwdpo init --data {path}`"
-            )
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
-        if path.suffix in _DATA:
-            raise RecipeError(
-                f"{path}: is data, and a recipe is a YAML file; `cwdpo init --data {path}` writes one that takes it"
-            )
-        try:
-            values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"{path}: not YAML: {one_line(error)}; mend the file or write one with `cwdpo init`"
-            ) from None
-        except OSError as error:
-            raise RecipeError(f"{path}: cannot be read: {one_line(error)}") from None
-    values = {} if values is None else values
+    values: Any = dict(base or {}) if path is None else _read(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of sections, this is a {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values, context={"run_files": run_files})
     except ValidationError as error:
         raise RecipeError(_explain(error, where)) from None
+
+
+def _read(path: Path) -> Any:
+    """Return what a YAML file says."""
+    if path.is_dir():
+        raise RecipeError(
+            f"{path}: a recipe is a YAML file, this is a folder; give the file in it, or write a recipe for a folder "
+            f"of data with `cwdpo init --data {path}`"
+        )
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe file; write one with `cwdpo init`")
+    if path.suffix in _DATA:
+        raise RecipeError(
+            f"{path}: is data, and a recipe is a YAML file; `cwdpo init --data {path}` writes one that takes it"
+        )
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {one_line(error)}; fix it, or write one with `cwdpo init`") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {one_line(error)}") from None
+    if values is None:
+        raise RecipeError(f"{path}: is empty; `cwdpo init` writes a recipe, and {{}} is the one with all defaults")
+    return values
 
 
 def load_section(model: type[S], overrides: Sequence[str], where: str) -> S:
@@ -112,18 +126,14 @@ def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe)
     """Return the first mistake as one line: where, key, value, rule, remedy."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = list(_fields_at(location[:-1], root))
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
-        return one_line(f"{where}: unknown key `{key}`; {hint}{more}", 600)
+        return one_line(f"{where}: unknown key `{'.'.join(location)}`; {hint}{more}", 600)
     key = ".".join(_known_part(location, root)) or "recipe"
-    rule = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return one_line(f"{where}: {rule}{more}", 600)
-    return one_line(f"{where}: `{key}` = {first['input']!r}: {rule[0].lower()}{rule[1:]}{more}", 600)
+    return one_line(f"{where}: {first_mistake(error, key)}{more}", 600)
 
 
 def _known_part(location: Sequence[str], root: type[BaseModel]) -> Sequence[str]:
@@ -177,24 +187,19 @@ def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], pref
 def commented_yaml(recipe: Recipe) -> str:
     """Return a recipe as YAML with each field's description above it."""
     lines = [f"# {Recipe.__doc__}", "# Every key can also be set on the command line: --set stage2.beta=0.2", ""]
-    for name in type(recipe).model_fields:
-        lines += _commented(recipe, name, 0)
-        if isinstance(getattr(recipe, name), BaseModel):
+    for key in recipe.described():
+        lines += _commented(recipe, key, 0)
+        if isinstance(key.value, Section):
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _commented(model: BaseModel, name: str, depth: int) -> list[str]:
-    pad, value = "  " * depth, getattr(model, name)
-    description = " ".join((_fields(type(model))[name].description or "").split())
-    lines = [f"{pad}# {line}" for line in textwrap.wrap(description, 110 - len(pad))]
-    if isinstance(value, BaseModel):
-        lines.append(f"{pad}{name}:")
-        for child in _fields(type(value)):
-            lines += _commented(value, child, depth + 1)
-        return lines
-    plain = model.model_dump(mode="json")[name]
-    dumped = (
-        yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000).removesuffix("...\n").strip()
-    )
-    return [*lines, f"{pad}{name}: {dumped}"]
+def _commented(section: Section, key: Described, depth: int) -> list[str]:
+    pad = "  " * depth
+    lines = [f"{pad}# {line}" for line in textwrap.wrap(key.description, 110 - len(pad))]
+    if isinstance(key.value, Section):
+        lines.append(f"{pad}{key.name}:")
+        return lines + [line for below in key.value.described() for line in _commented(key.value, below, depth + 1)]
+    plain = section.model_dump(mode="json")[key.name]
+    dumped = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000)
+    return [*lines, f"{pad}{key.name}: {dumped.removesuffix('...' + chr(10)).strip()}"]

@@ -28,9 +28,9 @@ class Recipe(Section):
     """The data."""
     negatives: NegativesSection = Field(default_factory=NegativesSection)
     """The negatives."""
-    stage1: Stage1Section = Stage1Section()
+    stage1: Stage1Section = Field(default_factory=Stage1Section)
     """Stage 1."""
-    stage2: Stage2Section = Stage2Section()
+    stage2: Stage2Section = Field(default_factory=Stage2Section)
     """Stage 2."""
     probes: ProbeSection = ProbeSection()
     """Probes."""
@@ -42,11 +42,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
-            if stage.batch_size % min(stage.micro_batch_size, stage.batch_size):
-                raise ValueError(
-                    f"{name}.batch_size = {stage.batch_size} is not a multiple of "
-                    f"{name}.micro_batch_size = {stage.micro_batch_size}; change one of the two"
-                )
+            stage.prompts_at_once()
             for part in ("vision", "projector"):
                 if stage.enabled and part in self.model.freeze and getattr(stage, f"{part}_learning_rate") is not None:
                     raise ValueError(
@@ -114,23 +110,25 @@ class Recipe(Section):
 
     def warnings(self) -> list[str]:
         """Return what is allowed but probably not meant, one line each."""
-        found: list[str] = []
+        from cwdpo.methods.cw_dpo import CWDPO
+        from cwdpo.methods.dpo import DPO
+        from cwdpo.methods.sft_c import SFTC
+
         one, two = self.stage1, self.stage2
-        eq4 = one.enabled and one.objective == "sft_c" and one.regularizer in ("nll_floor", "hard_constraint")
-        cooled = two.enabled and two.objective == "cw_dpo"
-        if eq4 and cooled and one.nll_reduction == "mean" and one.nll_floor > -two.floor:
-            found.append(
-                f"stage1.nll_floor = {one.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
-                "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
-            )
-        method = two.method
-        for name, field in type(method).model_fields.items() if two.enabled else ():
-            own = field.default
-            if getattr(two, name) == Stage2Section.model_fields[name].default != own:
+        found: list[str] = []
+        if isinstance(one.method, SFTC) and isinstance(two.method, CWDPO) and one.enabled and two.enabled:
+            m = one.method
+            pushed = m.regularizer in ("nll_floor", "hard_constraint") and m.nll_reduction == "mean"
+            if pushed and m.nll_floor > -two.floor:
                 found.append(
-                    f"stage2.{name} = {getattr(two, name)} is what other objectives take; {method.title} has {own} "
-                    "where the key is left out"
+                    f"stage1.nll_floor = {m.nll_floor:g} is above -stage2.floor = {-two.floor:g}: Stage 1 pushes its "
+                    "negatives to where Stage 2 already counts them less than half (the paper's own values do this)"
                 )
+        field, usual = type(two.method).model_fields.get("beta"), DPO.model_fields["beta"].default
+        if two.enabled and field is not None and two.method.reward_scale == usual != field.default:
+            found.append(
+                f"stage2.beta = {usual} is DPO's; {two.method.title} has {field.default} if the key is left out"
+            )
         return found
 
     def to_yaml(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -14,6 +15,9 @@ _DEEPEST = 40
 """Levels of nesting that a document may have."""
 _LONGEST_NUMBER = {"tag:yaml.org,2002:int": 18, "tag:yaml.org,2002:float": 60}
 """Characters that a number may have: whole numbers beyond 64 bits stop torch, very long ones Python."""
+
+_SURPRISING = re.compile(r"[-+]?(0[0-9_]+$|[0-9_]+:)")
+"""Spellings that YAML 1.1 reads as octal (017) or in base 60 (1:30)."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,6 +74,11 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         return known[id(node)]
     known[id(node)] = 0
     if isinstance(node, yaml.ScalarNode):
+        if node.tag in _LONGEST_NUMBER and _SURPRISING.match(node.value):
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value} is octal or in base 60 to YAML; write it in another way, or quote it",
+                problem_mark=node.start_mark,
+            )
         if len(node.value) > _LONGEST_NUMBER.get(node.tag, len(node.value)):
             raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
         if "\0" in node.value or any("\ud800" <= c <= "\udfff" for c in node.value):

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 
 from cwdpo._version import __version__
 from cwdpo.data import ImageLimits
 from cwdpo.devices import device
-from cwdpo.errors import RunError
+from cwdpo.errors import RecipeError, RunError
 from cwdpo.files import read_json, remove, write_json, write_text
 from cwdpo.models.fsdp import share_weights, too_large
 from cwdpo.models.identity import folder_digest
@@ -32,7 +31,7 @@ from cwdpo.models.processors import load_processor
 from cwdpo.outputs import LIST, OwnedFolder
 from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
-from cwdpo.recipe.load_recipe import recipe_differences
+from cwdpo.recipe.load_recipe import load_recipe, recipe_differences
 from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.progress import Reporter, Silent
 from cwdpo.scenes import base_path
@@ -190,8 +189,8 @@ class RunDirectory:
             before = None
         if not isinstance(before, dict):
             raise RunError(f"{path}: is not the recipe that a run keeps; choose another --out")
-        with contextlib.suppress(ValidationError):  # a key that came later was at its default then
-            before = Recipe.model_validate(before).model_dump(mode="json")
+        with contextlib.suppress(RecipeError):  # a key that came later was at its default then
+            before = load_recipe(base=before, run_files=False).model_dump(mode="json")
         for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
             key = difference.split(" ")[0]
             first = first_reader(key)

@@ -9,10 +9,9 @@ from typing import Any
 from cwdpo.data.jsonl_dataset import LazyGroups, MappedGroups
 from cwdpo.data.schema import PromptGroup
 from cwdpo.devices import device, has_accelerator
-from cwdpo.errors import RecipeError
 from cwdpo.files import remove
 from cwdpo.processes import processes
-from cwdpo.recipe import Recipe, Stage1Section, Stage2Section, StageSection, settings_of
+from cwdpo.recipe import Recipe, StageSection
 from cwdpo.run.own_answers import taught
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 from cwdpo.run.refresh_rounds import Refresher, Rounds
@@ -35,7 +34,7 @@ def train_stage1(run: RunDirectory) -> None:
     else:
         groups = MappedGroups(groups_of(run, "stage1"), _taught, "taught")
     run.reporter.step("stage1", f"Stage 1: {s.objective} on {len(groups)} prompts")
-    args = SFTCConfig(**_arguments(run, "stage1", s), **{n: getattr(s, n) for n in settings_of(Stage1Section)})
+    args = SFTCConfig(**_arguments(run, s), method=s.method)
 
     def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> SFTCTrainer:
         return SFTCTrainer(model, args, groups, **common)
@@ -58,7 +57,7 @@ def train_stage2(run: RunDirectory) -> None:
     cache, refresh = _reference_path(run), run.recipe.negatives.stage2.refresh
 
     def make(model: Any, groups: Sequence[PromptGroup], **common: Any) -> CWDPOTrainer:
-        args = CWDPOConfig(**_arguments(run, "stage2", s), **{n: getattr(s, n) for n in settings_of(Stage2Section)})
+        args = CWDPOConfig(**_arguments(run, s), method=s.method, reference=s.reference, floor=s.floor, tau=s.tau)
         return CWDPOTrainer(model, args=args, train_dataset=groups, reference_cache=cache, **common)
 
     rounds = Rounds(groups, cache) if refresh is None else Refresher(run, refresh, start, groups, cache)
@@ -93,28 +92,17 @@ def require_batches(recipe: Recipe, ranks: int) -> None:
     Raises:
         RecipeError: It cannot.
     """
-    for stage, section in (("stage1", recipe.stage1), ("stage2", recipe.stage2)):
+    for section in (recipe.stage1, recipe.stage2):
         if section.enabled:
-            _micro_batch(stage, section, ranks)
+            section.prompts_at_once(ranks)
 
 
-def _micro_batch(stage: str, s: StageSection, ranks: int) -> int:
-    """Return the prompts of a forward pass on each process."""
-    micro = min(s.micro_batch_size, max(1, s.batch_size // ranks))
-    if s.batch_size % (micro * ranks):
-        raise RecipeError(
-            f"{stage}.batch_size = {s.batch_size} is not a multiple of {micro} prompts × {ranks} processes; set "
-            f"{stage}.batch_size or {stage}.micro_batch_size, or start another number of processes"
-        )
-    return micro
-
-
-def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]:
+def _arguments(run: RunDirectory, s: StageSection) -> dict[str, Any]:
     """Return the stage's training arguments."""
     recipe, ranks = run.recipe, processes().size
-    micro = _micro_batch(stage, s, ranks)
+    micro = s.prompts_at_once(ranks)
     return {
-        "output_dir": str(run.folder / stage / "checkpoints"),
+        "output_dir": str(run.folder / s.place / "checkpoints"),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": s.batch_size // (micro * ranks),
         "num_train_epochs": s.epochs,
@@ -141,7 +129,7 @@ def _arguments(run: RunDirectory, stage: str, s: StageSection) -> dict[str, Any]
         "train_sampling_strategy": "group_by_length" if recipe.data.group_by_length else "random",
         "dataloader_pin_memory": device().type == "cuda",
         "report_to": recipe.report_to or "none",
-        "run_name": f"{run.folder.name}/{stage}",
+        "run_name": f"{run.folder.name}/{s.place}",
         "disable_tqdm": True,
         "include_eos": s.include_eos,
         "max_length": recipe.model.max_length,

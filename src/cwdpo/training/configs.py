@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.launcher import refuse_deepspeed
+from cwdpo.methods.base import Method
 from cwdpo.models.parts import Part
-from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, settings_of
+from cwdpo.recipe import ModelSection, Stage1Section, Stage2Section, StageSection
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.scorer import AutoScorer
+from cwdpo.section import first_mistake
 
-__all__ = ["CWDPOConfig", "GroupTrainingArguments", "SFTCConfig"]
+__all__ = ["CWDPOConfig", "GroupTrainingArguments", "MethodArguments", "SFTCConfig"]
 
 _OF_BOTH = (
     "include_eos",
@@ -26,6 +30,9 @@ _OF_BOTH = (
 )
 """Fields of a stage that are arguments of both trainers under the same name."""
 
+S = TypeVar("S", bound=BaseModel)
+C = TypeVar("C", bound="type[MethodArguments]")
+
 
 def _field(section: type[BaseModel], name: str) -> Any:
     """A dataclass field with the default and the description of a recipe field."""
@@ -33,9 +40,23 @@ def _field(section: type[BaseModel], name: str) -> Any:
     return field(default=info.default, metadata={"help": info.description})
 
 
-def _own(section: type[BaseModel], name: str) -> Any:
-    """The same without a default: left out, it is the method's own."""
+def _left_out(section: type[BaseModel], name: str) -> Any:
+    """The same without a default: left out, the method decides."""
     return field(default=None, metadata={"help": section.model_fields[name].description})
+
+
+def _takes_settings(config: C) -> C:
+    """Let a config take the settings of its method by name: `CWDPOConfig("out", objective="rpo", sft_weight=1)`."""
+    generated, own = config.__init__, {f.name for f in fields(config)}
+
+    @functools.wraps(generated)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        settings = {name: kwargs.pop(name) for name in [*kwargs] if name not in own}
+        settings |= kwargs.pop("method_settings", None) or {}
+        generated(self, *args, method_settings=settings or None, **kwargs)
+
+    config.__init__ = __init__
+    return config
 
 
 @dataclass
@@ -70,8 +91,8 @@ class GroupTrainingArguments(TrainingArguments):
         self.label_names = []
         super().__post_init__()
         cache = ("vision_cache_gib", "vision_cache_folder", "vision_cache_folder_gib")
-        self._validated(ModelSection, ("max_length", "scorer", "padding_free", *cache))
-        self.section()
+        values = {name: getattr(self, name) for name in ("max_length", "scorer", "padding_free", *cache)}
+        self._validated(ModelSection, values)
 
     def make_scorer(self) -> AutoScorer:
         """Return the scorer that these arguments ask for."""
@@ -87,84 +108,95 @@ class GroupTrainingArguments(TrainingArguments):
         }
         return {part: rate for part, rate in rates.items() if rate is not None}
 
-    def section(self) -> Any:
-        """Return the objective's settings, validated.
-
-        Raises:
-            RecipeError: A value breaks its rule.
-        """
-        return None
-
-    def _validated(self, section: type[BaseModel], names: tuple[str, ...]) -> Any:
+    def _validated(self, section: type[S], values: Mapping[str, Any]) -> S:
         try:
-            return section(**{name: getattr(self, name) for name in names})
+            return section.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            where = f"{key} = {first['input']!r}: " if key else ""
-            message = f"{type(self).__name__}: {where}{first['msg']}"
-            raise RecipeError(one_line(message)) from None
+            place = f"{section.place}." if issubclass(section, StageSection) else ""
+            message = one_line(first_mistake(error).replace(place, "") if place else first_mistake(error))
+            raise RecipeError(f"{type(self).__name__}: {message}") from None
 
 
 @dataclass
-class SFTCConfig(GroupTrainingArguments):
-    """Arguments of `SFTCTrainer` (Stage 1; paper, Eq. 4)."""
+class MethodArguments(GroupTrainingArguments):
+    """Arguments of a trainer with a method."""
 
-    objective: str = _field(Stage1Section, "objective")
-    regularizer: str = _field(Stage1Section, "regularizer")
-    weight: float = _field(Stage1Section, "weight")
-    nll_floor: float = _field(Stage1Section, "nll_floor")
-    hinge_scope: str = _field(Stage1Section, "hinge_scope")
-    nll_reduction: str = _field(Stage1Section, "nll_reduction")
-    epsilon: float = _field(Stage1Section, "epsilon")
+    kind: ClassVar[type[StageSection]]
+    """The stage of a recipe that these arguments stand for."""
 
-    def section(self) -> Stage1Section:
-        """Return the objective's settings, validated."""
-        return self._validated(Stage1Section, (*settings_of(Stage1Section), *_OF_BOTH))
-
-
-@dataclass
-class CWDPOConfig(GroupTrainingArguments):
-    """Arguments of `CWDPOTrainer` (Stage 2; paper, Eq. 6 and 7, and its relatives)."""
-
-    objective: str = _field(Stage2Section, "objective")
-    beta: float | None = _own(Stage2Section, "beta")
-    floor: float = _field(Stage2Section, "floor")
-    tau: float = _field(Stage2Section, "tau")
-    detach: bool = _field(Stage2Section, "detach")
-    w_min: float = _field(Stage2Section, "w_min")
-    renormalise: bool = _field(Stage2Section, "renormalise")
-    bound_pull: bool = _field(Stage2Section, "bound_pull")
-    cooling_span: str = _field(Stage2Section, "cooling_span")
-    shift_weight: float = _field(Stage2Section, "shift_weight")
-    sft_weight: float = _field(Stage2Section, "sft_weight")
-    label_smoothing: float = _field(Stage2Section, "label_smoothing")
-    target_margin: float = _field(Stage2Section, "target_margin")
-    focus: float | None = _own(Stage2Section, "focus")
-    winner_penalty: float = _field(Stage2Section, "winner_penalty")
-    guidance: float = _field(Stage2Section, "guidance")
-    detach_null: bool = _field(Stage2Section, "detach_null")
-    image_weight: float = _field(Stage2Section, "image_weight")
-    anchor_weight: float = _field(Stage2Section, "anchor_weight")
-    samples: int = _field(Stage2Section, "samples")
-    reward: str = _field(Stage2Section, "reward")
-    max_new_tokens: int = _field(Stage2Section, "max_new_tokens")
-    rollout_updates: int | None = _own(Stage2Section, "rollout_updates")
-    rollout_batch_size: int = _field(Stage2Section, "rollout_batch_size")
-    clip: float = _field(Stage2Section, "clip")
-    kl: float = _field(Stage2Section, "kl")
-    gae_lambda: float = _field(Stage2Section, "gae_lambda")
-    value_learning_rate: float = _field(Stage2Section, "value_learning_rate")
-    reference: str | None = _own(Stage2Section, "reference")
+    objective: str = ""
+    method: Method | None = field(
+        default=None, metadata={"help": "A method with its settings, in place of objective and settings (in Python)."}
+    )
+    method_settings: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of the method by name (in Python they are keyword arguments)."}
+    )
 
     def __post_init__(self) -> None:
-        """Set what the method has of its own and was left out."""
+        """Make the method; a value that breaks its rule is refused here."""
+        super().__post_init__()
+        settings = self.method_settings or {}
+        if recipes_own := settings.keys() & StageSection.model_fields.keys():
+            raise RecipeError(f"{type(self).__name__}: {min(recipes_own)} is a key of recipes, not an argument")
+        own = {f.name for f in fields(self)} & self.kind.model_fields.keys() - StageSection.model_fields.keys()
+        shared = {name: value for name in (*_OF_BOTH, *own) if (value := getattr(self, name)) is not None}
+        chosen: dict[str, Any] = {"objective": self.objective} if self.method is None else {"method": self.method}
+        section = self._validated(self.kind, {**shared, **settings, **chosen})
+        self.objective, self.method, self.method_settings = section.objective, section.method, None
+        self.__dict__["_section"] = section
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as trackers log them."""
+        method = self.section().method.model_dump(mode="json")
+        return {**super().to_dict(), "method": method}
+
+    def section(self) -> Any:
+        """Return the stage of a recipe that these arguments stand for."""
+        return self.__dict__["_section"]
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a setting of the method: `args.beta`."""
+        section = self.__dict__.get("_section")
+        if section is not None and name in type(section.method).model_fields:
+            return getattr(section.method, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+
+
+@_takes_settings
+@dataclass
+class SFTCConfig(MethodArguments):
+    """Arguments of `SFTCTrainer` (Stage 1; paper, Eq. 4): `SFTCConfig("out", objective="sft_c", nll_floor=3)`."""
+
+    kind: ClassVar[type[StageSection]] = Stage1Section
+
+    objective: str = _field(Stage1Section, "objective")
+
+    def section(self) -> Stage1Section:
+        """Return the stage of a recipe that these arguments stand for."""
+        return self.__dict__["_section"]
+
+
+@_takes_settings
+@dataclass
+class CWDPOConfig(MethodArguments):
+    """Arguments of `CWDPOTrainer` (Stage 2; paper, Eq. 6 and 7, and its relatives).
+
+    `CWDPOConfig("out", objective="rpo", sft_weight=1, beta=0.2)`; `cwdpo methods` lists methods and settings.
+    """
+
+    kind: ClassVar[type[StageSection]] = Stage2Section
+
+    objective: str = _field(Stage2Section, "objective")
+    floor: float | None = _left_out(Stage2Section, "floor")
+    tau: float | None = _left_out(Stage2Section, "tau")
+    reference: str | None = _left_out(Stage2Section, "reference")
+
+    def __post_init__(self) -> None:
+        """Make the method, and settle what it leaves to its stage."""
         super().__post_init__()
         section = self.section()
-        self.beta, self.focus = section.beta, section.focus
-        self.rollout_updates, self.reference = section.rollout_updates, section.reference
+        self.floor, self.tau, self.reference = section.floor, section.tau, section.reference
 
     def section(self) -> Stage2Section:
-        """Return the objective's settings, validated."""
-        names = (*settings_of(Stage2Section), *_OF_BOTH)
-        return self._validated(Stage2Section, tuple(n for n in names if getattr(self, n) is not None))
+        """Return the stage of a recipe that these arguments stand for."""
+        return self.__dict__["_section"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 from transformers import set_seed
@@ -14,6 +15,7 @@ from transformers import set_seed
 from cwdpo.data.hf_dataset import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
+from cwdpo.methods.base import Method
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.identity import state_digest
 from cwdpo.models.loading import load_model, sequence_limit
@@ -26,7 +28,7 @@ from cwdpo.recipe import ModelSection
 from cwdpo.scoring.collator import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache
 from cwdpo.scoring.scorer import Scorer
-from cwdpo.training.configs import CWDPOConfig, GroupTrainingArguments, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, GroupTrainingArguments, MethodArguments, SFTCConfig
 from cwdpo.training.rollout_scoring import Weigher
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.trainer import GroupTrainer
@@ -34,6 +36,9 @@ from cwdpo.training.trainer import GroupTrainer
 __all__ = ["CWDPOTrainer", "SFTCTrainer"]
 
 REFERENCE_ADAPTER = "reference"
+
+
+A = TypeVar("A", bound=MethodArguments)
 
 
 def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, peft_config: Any) -> tuple[Any, Any]:
@@ -67,6 +72,11 @@ def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, pe
     return model, processing_class
 
 
+def _with_method(args: A, method: Method | None) -> A:
+    """Return arguments with another method."""
+    return args if method is None else replace(args, method=method)
+
+
 def _groups(dataset: Any, require: str) -> Any:
     """Return a dataset as prompt groups; several by name likewise; None and the name of one as they are."""
     if dataset is None or isinstance(dataset, str):
@@ -82,6 +92,7 @@ class SFTCTrainer(GroupTrainer):
     Args:
         model: A vision-language model, or a directory or hub id to load it from.
         args: `SFTCConfig`; default `SFTCConfig("sft-c")`.
+        method: A method with its settings, `SFTC(nll_floor=3)`, in place of the one that `args` names.
         train_dataset: Prompt groups, or a `datasets.Dataset` with TRL's columns (`images`, `prompt`, `chosen`,
             `rejected`).
         eval_dataset: Likewise.
@@ -100,9 +111,10 @@ class SFTCTrainer(GroupTrainer):
         processing_class: Any = None,
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
+        method: Method | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or SFTCConfig("sft-c")
+        args = _with_method(args or SFTCConfig("sft-c"), method)
         model, processing_class = _prepare(model, args, processing_class, peft_config)
         super().__init__(
             model,
@@ -132,6 +144,8 @@ class CWDPOTrainer(GroupTrainer):
         model: A vision-language model, or a directory or hub id to load it from.
         ref_model: Another model as reference.
         args: `CWDPOConfig`; default `CWDPOConfig("cw-dpo")`.
+        method: A method with its settings, `RPO(sft_weight=1)`, in place of the one that `args` names; or a class of
+            yours.
         train_dataset: Prompt groups, or a `datasets.Dataset` with TRL's columns.
         eval_dataset: Likewise.
         processing_class: The model's processor; default loaded from the model's directory.
@@ -157,9 +171,10 @@ class CWDPOTrainer(GroupTrainer):
         scorer: Scorer | None = None,
         reward: Reward | None = None,
         encoder: PromptEncoder | None = None,
+        method: Method | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or CWDPOConfig("cw-dpo")
+        args = _with_method(args or CWDPOConfig("cw-dpo"), method)
         if peft_config is not None and ref_model is not None:
             raise RecipeError(
                 "ref_model and peft_config are both given; with adapters the reference is the base itself"
