@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cwdpo.recipe import Recipe
+from cwdpo.methods import METHODS
+from cwdpo.recipe import Recipe, StageSection
 
 _RULES = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
@@ -34,12 +35,14 @@ def recipe_page() -> str:
         lines += [" ".join((model.__doc__ or "").split()), ""]
         lines += [note, ""] if note else []
         lines += ["| field | type and rule | default | what it is |", "|---|---|---|---|"]
-        for name, field in model.model_fields.items():
+        for name, field in fields_of(model).items():
             key = f"{path}.{name}" if path else name
             kind, shown = type_of(field), f"`{name}`{{ #{anchor(key)} }}"
             if nested(field):  # its heading has the anchor
                 kind, shown = kind.replace("section", f"[section](#{anchor(key)})"), f"`{name}`"
             lines.append(row((shown, kind, default_of(field), text_of(field))))
+        for name, owners in settings_of(model).items():
+            lines.append(_setting(f"{path}.{name}", name, owners))
         lines.append("")
     return "\n".join(lines)
 
@@ -47,7 +50,7 @@ def recipe_page() -> str:
 def sections(model: type[BaseModel] = Recipe, path: str = "", note: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield every section with its dotted path and, where it can be left out, a remark."""
     yield path, model, note
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         if below := nested(field):
             remark = "Left out by default; give it to switch it on." if field.default is None else ""
             remark = "An item of the list." if typing.get_origin(field.annotation) is list else remark
@@ -56,7 +59,36 @@ def sections(model: type[BaseModel] = Recipe, path: str = "", note: str = "") ->
 
 def keys() -> list[str]:
     """Return the dotted key of every field."""
-    return [f"{path}.{name}" if path else name for path, model, _ in sections() for name in model.model_fields]
+    return [
+        f"{path}.{name}" if path else name
+        for path, model, _ in sections()
+        for name in (*fields_of(model), *settings_of(model))
+    ]
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields that are keys of a recipe: a stage's method stands flat beside its own."""
+    return {name: field for name, field in model.model_fields.items() if not field.exclude}
+
+
+def settings_of(model: type[BaseModel]) -> dict[str, dict[str, FieldInfo]]:
+    """Return the settings of all methods of a stage, by name and method; those of other sections are empty."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for method in METHODS.all().values() if issubclass(model, StageSection) else ():
+        for name, field in method.model_fields.items() if method.stage == model.place else ():
+            if name not in model.model_fields:
+                found.setdefault(name, {})[method.name] = field
+    return found
+
+
+def _setting(key: str, name: str, owners: dict[str, FieldInfo]) -> str:
+    """Return the row of a setting of some methods, whose defaults and words may differ."""
+    first = next(iter(owners.values()))
+    defaults = [default_of(first)]
+    defaults += [f"{default_of(f)} ({m})" for m, f in owners.items() if default_of(f) != default_of(first)]
+    kind = type_of(first)
+    words = text_of(first) + f" ({', '.join(f'`{method}`' for method in owners)})"
+    return row((f"`{name}`{{ #{anchor(key)} }}", kind, ", ".join(defaults), words))
 
 
 def anchor(path: str) -> str:
@@ -104,6 +136,8 @@ def _type(annotation: Any) -> str:
 
 def default_of(field: FieldInfo) -> str:
     """Return the default as it would stand in a recipe."""
+    if field.default_factory is not None:
+        return ""
     if field.default is PydanticUndefined:
         return "required"
     if isinstance(field.default, BaseModel):

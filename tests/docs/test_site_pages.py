@@ -43,7 +43,7 @@ def test_every_field_of_a_recipe_has_a_row():
 
 def test_a_row_says_type_rule_default_and_description():
     page = recipe_page()
-    assert "| `w_min`{ #stage2-w_min } | number, ≥ 0, ≤ 1 | `0.0` | Least cooling weight" in page
+    assert "| `w_min`{ #stage2-w_min } | number, ≥ 0, ≤ 1 | `0.0` | Smallest cooling weight" in page
     assert '| `path`{ #data-path } | text | `"scenes"` |' in page
     assert '| `reference`{ #stage2-reference } | `cached` · `live` | `"cached"` |' in page
 
