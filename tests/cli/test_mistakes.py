@@ -106,7 +106,7 @@ RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "section is a number": ({"stage2": 5}, ("`stage2` = 5",)),
     "out of range": ({"stage2": {"beta": 0}}, ("stage2.beta", "greater than 0")),
     "not finite": ({"stage2": {"floor": float("nan")}}, ("stage2.floor", "finite")),
-    "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "'sftc'", "sft_c")),
+    "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "sftc", "sft_c")),
     "two that conflict": ({"model": {"freeze": ["vision"], "train_fully": ["vision"], "lora": {}}}, ("both name",)),
     "adapters beside": (
         {"model": {"train_fully": ["language"], "lora": {}}},
