@@ -12,7 +12,9 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,7 +26,9 @@ from pydantic import ValidationError
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.files import file_digest
 
-__all__ = ["Registry", "user_file"]
+__all__ = ["Registry", "user_file", "without_user_files"]
+
+_LOADS_FILES = ContextVar("loads_files", default=True)
 
 T = TypeVar("T")
 
@@ -121,6 +125,8 @@ class Registry(Generic[T]):
         return None
 
     def _from_file(self, path: Path, attribute: str) -> type[T]:
+        if not _LOADS_FILES.get():
+            raise RecipeError(f"{path}:{attribute}: is not run, for the user has not named it")
         module = _load(path)
         if not hasattr(module, attribute):
             raise RecipeError(f"{path}: defines no {attribute}; write {path.name}:Name with a name that it defines")
@@ -134,6 +140,19 @@ class Registry(Generic[T]):
         also = ", or a function" if self._adapt is not None else ""
         base = f"{self._base.__module__}.{self._base.__qualname__}"
         raise RecipeError(f"{where}: is no {self.kind}; it must be a subclass of {base}{also}")
+
+
+@contextmanager
+def without_user_files() -> Generator[None]:
+    """Run no file that is named within the block: a recipe that lies in a run directory may be a stranger's.
+
+    `find` raises `RecipeError` for such a name.
+    """
+    before = _LOADS_FILES.set(False)
+    try:
+        yield
+    finally:
+        _LOADS_FILES.reset(before)
 
 
 def user_file(name: str) -> tuple[Path, str] | None:

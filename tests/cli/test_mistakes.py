@@ -116,7 +116,10 @@ RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no padding, separate": ({"model": {"padding_free": True, "scorer": "separate"}}, ("padding_free", "scorer: auto")),
     "both stages off": ({"stage1": {"enabled": False}, "stage2": {"enabled": False}}, ("enable one",)),
     "every share 0": ({"negatives": {"stage2": {"dataset": 0}}}, ("every share is 0",)),
-    "cut of the batch": ({"stage1": {"batch_size": 10, "micro_batch_size": 4}}, ("stage1.batch_size = 10", "stage1.micro_batch_size = 4")),
+    "cut of the batch": (
+        {"stage1": {"batch_size": 10, "micro_batch_size": 4}},
+        ("stage1.batch_size = 10", "micro_batch_size = 4"),
+    ),
     "format of scenes": ({"data": {"path": "some.jsonl", "format": "scenes"}}, ("data.format", "format: auto")),
     "path of scenes": ({"data": {"path": "scenes", "format": "trl"}}, ("data.format", "format: auto")),
     "a list": ([1, 2], ("mapping", "list")),

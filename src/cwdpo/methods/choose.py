@@ -6,14 +6,13 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from cwdpo.errors import RecipeError
 from cwdpo.methods.base import METHODS, Method
-from cwdpo.plugins import user_file
 from cwdpo.section import first_mistake
 
-__all__ = ["UnreadMethod", "choose_method", "kind_of"]
+__all__ = ["choose_method", "kind_of"]
 
 Stage = Literal["stage1", "stage2"]
 
@@ -25,36 +24,25 @@ _EVERY_METHOD: Mapping[Stage, set[str]] = {
 of these, other methods' keys are dropped if they are at their defaults."""
 
 
-class UnreadMethod(Method):
-    """A method in a user's file that must not be run: its settings as they stand, and nothing more."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-def kind_of(objective: Any, key: str, run_files: bool = True) -> type[Method]:
+def kind_of(objective: Any, key: str) -> type[Method]:
     """Return the class that an objective names.
 
     Args:
         objective: Value of the recipe's key.
         key: That key, for errors.
-        run_files: Load a class in a user's file, which runs the file.
 
     Raises:
         RecipeError: There is none.
     """
     if not isinstance(objective, str):
         raise RecipeError(f"{key} = {objective!r}: must be the name of a method (`cwdpo methods`)")
-    if user_file(objective) is not None and not run_files:
-        return UnreadMethod
     try:
         return METHODS.find(objective)
     except RecipeError as error:
         raise RecipeError(f"{key}: {error}") from None
 
 
-def choose_method(
-    objective: Any, settings: Mapping[str, Any], *, place: Stage, others: Sequence[str], run_files: bool = True
-) -> Method:
+def choose_method(objective: Any, settings: Mapping[str, Any], *, place: Stage, others: Sequence[str]) -> Method:
     """Return the method that a stage of a recipe asks for.
 
     Args:
@@ -62,14 +50,11 @@ def choose_method(
         settings: Keys of the stage that are the method's, or nobody's.
         place: The stage.
         others: Keys of every stage, for hints.
-        run_files: As for `kind_of`.
 
     Raises:
         RecipeError: There is no such method for that stage, or a key is not its own or breaks its rule.
     """
-    kind = kind_of(objective, f"{place}.objective", run_files)
-    if kind is UnreadMethod:
-        return UnreadMethod.model_validate(settings)
+    kind = kind_of(objective, f"{place}.objective")
     if kind.stage != place:
         raise RecipeError(f"{place}.objective = {objective!r}: is a method of {kind.stage}; see `cwdpo methods`")
     if foreign := _foreign(kind, settings, place):

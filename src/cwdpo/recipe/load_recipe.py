@@ -28,20 +28,9 @@ _DATA = (".csv", ".jsonl", ".parquet", ".tar", ".tsv")
 
 
 def load_recipe(
-    path: Path | None = None,
-    overrides: Sequence[str] = (),
-    base: Mapping[str, Any] | None = None,
-    *,
-    run_files: bool = True,
+    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
 ) -> Recipe:
     """Read a recipe from a YAML file (or from `base`) and apply `section.key=value` overrides.
-
-    Args:
-        path: The file.
-        overrides: Settings that replace those of the file.
-        base: The recipe's values where there is no file.
-        run_files: Load classes in the user's files that the recipe names. A recipe that was found in a run directory,
-            and was not given by the user, must not run anything.
 
     Raises:
         RecipeError: The file cannot be read or is empty, a key is unknown, or a value breaks its rule.
@@ -53,7 +42,7 @@ def load_recipe(
     for override in overrides:
         _apply_override(values, override)
     try:
-        return Recipe.model_validate(values, context={"run_files": run_files})
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, where)) from None
 

@@ -10,7 +10,6 @@ from pydantic import (
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -96,7 +95,7 @@ class StageSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _split(cls, values: Any, info: ValidationInfo) -> Any:
+    def _split(cls, values: Any) -> Any:
         """Take apart the section's keys and the method's; a key of both (`floor`) goes to both."""
         if not isinstance(values, dict):
             return values
@@ -113,7 +112,7 @@ class StageSection(Section):
             raise ValueError(f"unknown key `{cls.place}.method`; did you mean `objective`?")
         else:
             objective = common.setdefault("objective", cls.model_fields["objective"].default)
-            kind = kind_of(objective, f"{cls.place}.objective", _runs_files(info))
+            kind = kind_of(objective, f"{cls.place}.objective")
             settings |= {name: value for name, value in common.items() if name in kind.model_fields}
             common["method"] = _Asked(objective, settings)
         if kind.on_policy and "reference" in cls.model_fields:
@@ -122,11 +121,11 @@ class StageSection(Section):
 
     @field_validator("method", mode="plain")
     @classmethod
-    def _chosen(cls, asked: Any, info: ValidationInfo) -> Method:
+    def _chosen(cls, asked: Any) -> Method:
         if isinstance(asked, Method):
             return asked
         others = [name for name in cls.model_fields if name != "method"]
-        return choose_method(*asked, place=cls.place, others=others, run_files=_runs_files(info))
+        return choose_method(*asked, place=cls.place, others=others)
 
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -209,8 +208,3 @@ class Stage2Section(Cooling, StageSection):
                 "token; use true"
             )
         return self
-
-
-def _runs_files(info: ValidationInfo) -> bool:
-    """Whether a class in a file may be loaded, which runs that file: not of a recipe that a run directory holds."""
-    return not (isinstance(info.context, dict) and info.context.get("run_files") is False)

@@ -29,6 +29,7 @@ from cwdpo.models.model_checks import require_model, require_tokenizer
 from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
 from cwdpo.outputs import LIST, OwnedFolder
+from cwdpo.plugins import without_user_files
 from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import load_recipe, recipe_differences
@@ -189,8 +190,8 @@ class RunDirectory:
             before = None
         if not isinstance(before, dict):
             raise RunError(f"{path}: is not the recipe that a run keeps; choose another --out")
-        with contextlib.suppress(RecipeError):  # a key that came later was at its default then
-            before = load_recipe(base=before, run_files=False).model_dump(mode="json")
+        with contextlib.suppress(RecipeError), without_user_files():  # a key that came later was at its default then
+            before = load_recipe(base=before).model_dump(mode="json")
         for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
             key = difference.split(" ")[0]
             first = first_reader(key)
