@@ -23,24 +23,24 @@ from PIL import Image
 from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Request, UnusableAnswer, json_request, read_json, until_usable
+from cwdpo.chat.messages import Conversation, Request, UnusableAnswer, json_request, until_usable
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import RecipeError
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.load_recipe import load_recipe
 
 KEY = "sk-very-secret-0123456789"
-SCHEMA = ("answer", {"caption": {"type": "string"}})
+PROPERTIES = {"caption": {"type": "string"}}
 
 
-def model(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> LanguageModel:
+def model(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> LanguageModel[EditorSection]:
     values = {"base_url": url, "model": "m", "timeout": 5.0, "concurrency": 4, "attempts": 4} | settings
     note = None if notes is None else notes.append
     return LanguageModel(EditorSection(**values), folder / "answers.jsonl", note=note)
 
 
 def request(text: str, url: str = "", **more: Any) -> Request:
-    return json_request(EditorSection(base_url=url, model="m"), "task", f"Caption: {text}", SCHEMA, **more)
+    return json_request(EditorSection(base_url=url, model="m"), "task", f"Caption: {text}", PROPERTIES, (), **more)
 
 
 def echo(text: str, **more: Any) -> Conversation[str]:
@@ -48,7 +48,7 @@ def echo(text: str, **more: Any) -> Conversation[str]:
     return reply.text
 
 
-def ask(asked: LanguageModel, count: int) -> list[str]:
+def ask(asked: LanguageModel[EditorSection], count: int) -> list[str]:
     return asked.ask("echo", [echo(f"text {i}") for i in range(count)])
 
 
@@ -253,7 +253,7 @@ def test_images_are_sent_and_count(tmp_path: Path):
 
     def look(name: str) -> Conversation[str]:
         images = [ImageRef(path=str(tmp_path / f"{name}.png"))]
-        return (yield json_request(settings, "task", "Caption: same", SCHEMA, images=images)).text
+        return (yield json_request(settings, "task", "Caption: same", PROPERTIES, images)).text
 
     with serving(good) as server:
         model(server.url, tmp_path).ask("look", [look("a"), look("b")])
@@ -277,7 +277,7 @@ def test_an_unusable_answer_is_sent_back_with_the_reason(kind: str, tmp_path: Pa
 
     def caption(retries: int) -> Conversation[str]:
         try:
-            return (yield from until_usable(request("a"), lambda reply: read_json(reply)["caption"], retries))
+            return (yield from until_usable(request("a"), lambda reply: reply.json()["caption"], retries))
         except UnusableAnswer as error:
             return f"unusable: {error}"
 

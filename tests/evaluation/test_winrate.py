@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
+from cwdpo.chat.language_model import LanguageModel
 from cwdpo.chat.messages import Reply
 from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import DataError, RecipeError
-from cwdpo.evaluation.judge import CaptionJudge, read_opinion
+from cwdpo.evaluation.judge import read_opinion
 from cwdpo.evaluation.win_rates import by_cider, by_judge, by_scenes, win_rate
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.recipe import JudgeSection
@@ -37,9 +38,9 @@ def fair(first: str, count: int = 1) -> Answer:
     return says("1" if "good" in first else "2")
 
 
-def judge(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> CaptionJudge:
+def judge(url: str, folder: Path, notes: list[str] | None = None, **settings: Any) -> LanguageModel[JudgeSection]:
     values = {"base_url": url, "model": "judge", "timeout": 5.0, "concurrency": 3, "attempts": 2} | settings
-    return CaptionJudge(JudgeSection(**values), folder / "judge.jsonl", note=None if notes is None else notes.append)
+    return LanguageModel(JudgeSection(**values), folder / "judge.jsonl", note=None if notes is None else notes.append)
 
 
 def test_the_rate_by_hand() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from bad_server import Answer, completion, edited, serving
 from built_negatives import propose
-from cwdpo.chat.messages import Reply, UnusableAnswer
+from cwdpo.chat.messages import Reply
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
 from cwdpo.negatives.source import Candidate
-from cwdpo.negatives.sources.edit import Edit, read_edit, require_small_change
+from cwdpo.negatives.sources.edit import Edit, read_edit
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.load_recipe import load_recipe
 
@@ -57,7 +57,7 @@ BAD_ANSWERS: dict[str, tuple[Any, str]] = {
     "kind": (completion('{"caption": "a red bus number 0", "changed": "mood"}'), "changed: Input should be"),
     "list": (completion('[{"caption": 7}]'), "caption: Input should be"),
     "same": (edited("A red car, number 0"), "nothing was changed"),
-    "gold": (edited("a crimson car"), "equals another right one"),
+    "gold": (edited("a crimson car"), "equals a right one"),
     "essay": (edited("word " * 50), "has 50 words instead of 5"),
     "rewritten": (edited("one two three four five six seven eight"), "8 words were changed, at most 2"),
     "empty": (edited("..."), "no words"),
@@ -79,15 +79,6 @@ def test_an_unusable_answer_is_asked_for_again(answer: str, tmp_path: Path):
 def test_read_edit_passes_over_what_stands_around_the_json():
     fenced = 'Here:\n```json\n{"caption": " a  bus ", "changed": "object", "why": 1}\n```'
     assert read_edit(Reply(fenced, 1, 1)) == Edit(caption="a bus", changed="object")
-    require_small_change("a bus", "a car", ["a car"], 1)
-
-
-def test_a_short_caption_is_not_written_anew():
-    """Six words: at most 3 may change, though 6 are allowed; what a small model gave as an edit changes all of them."""
-    gold = "A boy is covered in bubbles ."
-    with pytest.raises(UnusableAnswer, match="6 words were changed, at most 3 may be"):
-        require_small_change("The wrong caption", gold, [gold], 6)
-    require_small_change("A girl was covered in mud .", gold, [gold], 6)
 
 
 def test_a_recipe_needs_the_endpoint():

@@ -19,6 +19,7 @@ from cwdpo.recipe.endpoint_sections import EndpointSection
 __all__ = ["LanguageModel"]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=EndpointSection)
 
 
 @dataclass
@@ -26,14 +27,14 @@ class _Result(Generic[T]):
     value: T
 
 
-class LanguageModel:
+class LanguageModel(Generic[S]):
     """Conversations with a model behind an endpoint: cached, budgeted, many at once.
 
     Every answer is appended to a file as it comes, under the content of its request: what was answered is never asked
     again, except what was in flight when the process was killed.
 
     Args:
-        settings: Endpoint, limits, prices.
+        settings: Endpoint, limits, prices; kept as `settings`.
         path: JSON-lines file of the answers.
         note: Told how much is about to be asked, and its price.
         progress: Called with conversations done and their number.
@@ -41,13 +42,13 @@ class LanguageModel:
 
     def __init__(
         self,
-        settings: EndpointSection,
+        settings: S,
         path: Path,
         *,
         note: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._settings, self._note, self._progress = settings, note, progress
+        self.settings, self._note, self._progress = settings, note, progress
         self._cache, self.spent = TextCache(path), 0.0
         self._dearest, self._reserved = 0.0, list[float]()
         for kept in self._cache.values():
@@ -89,7 +90,7 @@ class LanguageModel:
 
     def _announce(self, label: str, requests: Sequence[Request]) -> None:
         """Say what is about to be asked and what it will cost; stop where that is too much."""
-        s, sent, received = self._settings, sum(r.tokens for r in requests), sum(r.expected for r in requests)
+        s, sent, received = self.settings, sum(r.tokens for r in requests), sum(r.expected for r in requests)
         cost = self._cost(sent, received)
         if self._note is not None:
             price = f", about {cost:.4g} at the prices given" if cost else ""
@@ -103,7 +104,7 @@ class LanguageModel:
             )
 
     def _cost(self, sent: float, received: float) -> float:
-        return (sent * self._settings.price_input + received * self._settings.price_output) / 1e6
+        return (sent * self.settings.price_input + received * self.settings.price_output) / 1e6
 
     def _count(self, reply: Reply) -> None:
         cost = self._cost(reply.sent, reply.received)
@@ -137,8 +138,8 @@ class LanguageModel:
                 if client.stopped:
                     return
 
-        async with ChatClient(self._settings) as client:
-            workers = [asyncio.create_task(work()) for _ in range(min(self._settings.concurrency, len(waiting)))]
+        async with ChatClient(self.settings) as client:
+            workers = [asyncio.create_task(work()) for _ in range(min(self.settings.concurrency, len(waiting)))]
             done: set[asyncio.Task[None]] = set()
             try:
                 done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
@@ -157,14 +158,14 @@ class LanguageModel:
         Raises:
             ServiceError: The cap is reached.
         """
-        cap = self._settings.max_cost
+        cap = self.settings.max_cost
         while True:
             amount = max(self._cost(request.tokens, request.most), self._dearest)
             if cap is None or self.spent + sum(self._reserved) + amount <= cap:
                 break
             if not self._reserved:
                 raise ServiceError(
-                    f"{self._settings.place}.max_cost = {cap:g} is reached ({self.spent:.4g} spent); what was answered "
+                    f"{self.settings.place}.max_cost = {cap:g} is reached ({self.spent:.4g} spent); what was answered "
                     "is kept: raise it and run the command again to resume"
                 )
             freed.clear()

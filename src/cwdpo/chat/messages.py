@@ -16,16 +16,7 @@ from cwdpo.errors import one_line
 from cwdpo.files import text_digest
 from cwdpo.recipe.endpoint_sections import WriterSection
 
-__all__ = [
-    "Conversation",
-    "Reply",
-    "Request",
-    "UnusableAnswer",
-    "guess_tokens",
-    "json_request",
-    "read_json",
-    "until_usable",
-]
+__all__ = ["Conversation", "Reply", "Request", "UnusableAnswer", "guess_tokens", "json_request", "until_usable"]
 
 T = TypeVar("T")
 
@@ -72,8 +63,7 @@ class Request:
 
     def body(self) -> dict[str, Any]:
         """Return what is sent, with the images in it."""
-        images = iter(self.images)
-        messages: list[dict[str, Any]] = []
+        images, messages = iter(self.images), list[dict[str, Any]]()
         for message in self.messages:
             content = message["content"]
             if not isinstance(content, str):
@@ -88,6 +78,19 @@ class Request:
         picture.save(buffer, kind, **({"quality": 85} if self.small_images else {}))
         content = base64.b64encode(buffer.getvalue()).decode("ascii")
         return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{content}"}}
+
+
+class UnusableAnswer(Exception):
+    """An answer breaks a rule.
+
+    Args:
+        problem: Which.
+        text: What it says, where that can be read.
+    """
+
+    def __init__(self, problem: str, text: str = "") -> None:
+        super().__init__(problem)
+        self.text = text
 
 
 @dataclass(frozen=True)
@@ -108,23 +111,25 @@ class Reply:
     whole: bool = True
     more: Sequence[str] = ()
 
+    def json(self) -> dict[str, Any]:
+        """Return the JSON object in the text, whatever stands around it.
+
+        Raises:
+            UnusableAnswer: There is none.
+        """
+        if not self.whole:
+            raise UnusableAnswer("the answer was cut short")
+        if (start := self.text.find("{")) < 0:
+            raise UnusableAnswer("the answer holds no JSON")
+        try:
+            return json.JSONDecoder().raw_decode(self.text[start:])[0]
+        except (ValueError, RecursionError):
+            raise UnusableAnswer("the answer holds no whole JSON") from None
+
 
 Conversation = Generator[Request, Reply, T]
 """Yields requests, is sent the replies, returns what it was about. It depends on the replies alone, so that it can be
 resumed from cached ones."""
-
-
-class UnusableAnswer(Exception):
-    """An answer breaks a rule.
-
-    Args:
-        problem: Which.
-        text: What it says, where that can be read.
-    """
-
-    def __init__(self, problem: str, text: str = "") -> None:
-        super().__init__(problem)
-        self.text = text
 
 
 def until_usable(request: Request, read: Callable[[Reply], T], retries: int) -> Conversation[T]:
@@ -150,55 +155,32 @@ def json_request(
     settings: WriterSection,
     task: str,
     text: str,
-    schema: tuple[str, Mapping[str, Any]],
-    *,
-    images: Sequence[ImageRef] = (),
-    expected: int = 20,
-    salt: str = "",
+    properties: Mapping[str, Any],
+    images: Sequence[ImageRef],
+    **more: Any,
 ) -> Request:
     """Return a request for a JSON object.
 
     Args:
-        settings: Model, temperature, length, and what the server is told about JSON.
+        settings: Model, temperature, length, whether images are sent, what the server is told about JSON.
         task: What to do, for the system message.
         text: What to do it with.
-        schema: Name of the object, and the JSON schema of each of its properties.
-        images: Images to be seen; they are sent where `settings.images` says so.
-        expected: About how many tokens will come back.
-        salt: See `Request`.
+        properties: JSON schema of each property of the object.
+        images: Images to be seen.
+        **more: Further attributes of the request.
     """
     fields: dict[str, Any] = {"model": settings.model, "temperature": settings.temperature}
     fields["max_tokens"] = settings.max_tokens
     if settings.structured == "json_schema":
-        name, properties = schema
         rules = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-        fields["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": name, "strict": True, "schema": rules},
-        }
+        schema = {"name": "answer", "strict": True, "schema": rules}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif settings.structured == "json_object":
         fields["response_format"] = {"type": "json_object"}
     shown = tuple(images) if settings.images else ()
     content = [*({"type": "image"} for _ in shown), {"type": "text", "text": text}] if shown else text
     messages = [{"role": "system", "content": task}, {"role": "user", "content": content}]
-    return Request(fields, messages, shown, expected=expected, salt=salt)
-
-
-def read_json(reply: Reply) -> dict[str, Any]:
-    """Return the JSON object in an answer, whatever stands around it.
-
-    Raises:
-        UnusableAnswer: There is none.
-    """
-    if not reply.whole:
-        raise UnusableAnswer("the answer was cut short")
-    start = reply.text.find("{")
-    if start < 0:
-        raise UnusableAnswer("the answer holds no JSON")
-    try:
-        return json.JSONDecoder().raw_decode(reply.text[start:])[0]
-    except (ValueError, RecursionError):
-        raise UnusableAnswer("the answer holds no whole JSON") from None
+    return Request(fields, messages, shown, **more)
 
 
 def guess_tokens(text: str) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cwdpo.chat.language_model import LanguageModel
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.evaluation.caption_files import read_captions
 from cwdpo.evaluation.evaluate_captions import EvaluationData, Listener
 from cwdpo.evaluation.intervals import share_interval
-from cwdpo.evaluation.judge import CaptionJudge, Opinion
+from cwdpo.evaluation.judge import Opinion, judge_captions
 from cwdpo.evaluation.measure_captions import references_of
 from cwdpo.evaluation.metrics.cider import cider_of_tokens
 from cwdpo.evaluation.tokenize_captions import Tokenizer, choose_tokenizer, tokenize
@@ -61,7 +62,7 @@ def compare_captions(
     a, b = ([texts[0] for texts in read_captions(path, groups)] for path in (captions_a, captions_b))
     references = references_of(groups)
     if judge is not None:
-        asked = CaptionJudge(
+        asked = LanguageModel(
             judge,
             folder / "judge.jsonl",
             note=listener.note,
@@ -128,7 +129,7 @@ def by_scenes(
 
 
 def by_judge(
-    judge: CaptionJudge,
+    judge: LanguageModel[JudgeSection],
     groups: Sequence[PromptGroup],
     ones: Sequence[str],
     others: Sequence[str],
@@ -144,7 +145,7 @@ def by_judge(
     asked = [i for i, (x, y) in enumerate(zip(ones, others, strict=True)) if x.strip() != y.strip()]
     some, gold = [groups[i] for i in asked], [references[i] for i in asked]
     straight = [(ones[i], others[i]) for i in asked]
-    both = judge.opinions([*some, *some], [*gold, *gold], [*straight, *((y, x) for x, y in straight)])
+    both = judge_captions(judge, [*some, *some], [*gold, *gold], [*straight, *((y, x) for x, y in straight)])
     verdicts: list[Verdict] = [0.5] * len(groups)
     rows: list[dict[str, Any]] = [{"a_first": None, "b_first": None} for _ in groups]
     for i, one, two in zip(asked, both[: len(asked)], both[len(asked) :], strict=True):

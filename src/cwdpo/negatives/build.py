@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
-from cwdpo.data.schema import CHOSEN, PromptGroup
+from cwdpo.data.schema import CHOSEN, PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.files import whole_file
 from cwdpo.negatives.filters import CandidateFilter, FilterResult
@@ -73,6 +73,14 @@ class BuildCounts:
     by_source: dict[str, SourceCounts] = field(default_factory=dict[str, SourceCounts])
     dropped: int = 0
 
+    def use(self, candidates: Iterable[Candidate]) -> list[Response]:
+        """Count candidates as used, and return them as responses."""
+        responses = [candidate.response() for candidate in candidates]
+        for response in responses:
+            self.used[response.source] += 1
+            self.by_source[response.source].used += 1
+        return responses
+
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Return what became of the candidates, as plain values."""
         return {name: asdict(counts) for name, counts in self.by_source.items()}
@@ -87,8 +95,8 @@ class Draw:
         wishes: Names of the sources that are still to give one.
         left: Candidates left, by source.
         strict: A wish goes to its source alone; otherwise any other source stands in.
-        taken: What was taken, by key.
         refused: Keys that are not to be taken.
+        taken: What was taken, by key.
     """
 
     group: PromptGroup
@@ -122,82 +130,48 @@ class Draw:
 
 
 class NegativeBuilder:
-    """Asks sources for candidates of some prompts, filters them and draws.
+    """Asks sources for candidates, filters them and draws.
 
     Args:
-        groups: Prompts with chosen responses.
         context: Settings, seed, models.
-        wishes: Names of the sources that the negatives of each prompt are to come from, by row id.
-        strict: A wish goes to its source alone; otherwise any other source stands in.
         counts: Where candidates are counted.
+        drops: Where candidates that a filter drops are listed, as JSON lines.
     """
 
-    def __init__(
+    def __init__(self, context: SourceContext, counts: BuildCounts, drops: BinaryIO) -> None:
+        self._context, self._counts, self._drops = context, counts, drops
+        self._filter, mix = CandidateFilter(context.mix.filter), context.mix
+        by_logp = mix.filter.logp is not None
+        self._scorer = ResponseScorer(context.policy, context.folder, mix.batch_size) if by_logp else None
+
+    def draw(
         self,
         groups: Sequence[PromptGroup],
-        context: SourceContext,
+        names: Sequence[str],
         wishes: Mapping[str, list[str]],
+        *,
         strict: bool,
-        counts: BuildCounts,
-    ) -> None:
-        self._groups, self._context, self._wishes, self._strict = groups, context, wishes, strict
-        self._filter, self._counts = CandidateFilter(context.mix.filter), counts
-        self.dropped: list[dict[str, Any]] = []
-        self._pools: dict[str, dict[str, list[Candidate]]] = {g.id: {} for g in groups}
-
-    def ask(self, names: Sequence[str]) -> None:
-        """Ask cheap sources for every prompt, costly ones where wished for, or where there is nothing else."""
-        context, wishes = self._context, self._wishes
-        sources = {name: context.mix.sources[name] for name in names}
-        for name in names:
-            self._counts.by_source.setdefault(name, SourceCounts())
-            for pool in self._pools.values():
-                pool[name] = []
-        for name, source in sorted(sources.items(), key=lambda item: item[1].costly):
-            asked = [
-                group
-                for group in self._groups
-                if not source.costly
-                or name in wishes[group.id]
-                or not (self._strict or any(self._pools[group.id].values()))
-            ]
-            # Cheap sources are asked for as many as a prompt can take, costly ones for what is wished for.
-            wanted = {g.id: (wishes[g.id].count(name) if source.costly else 0) or context.mix.most for g in asked}
-            proposed = source.propose(asked, wanted, context) if asked else {}
-            for group in asked:
-                for candidate in proposed.get(group.id, ()):
-                    self._sort_in(group, replace(candidate, source=name))
-
-    def _sort_in(self, group: PromptGroup, candidate: Candidate) -> None:
-        result = self._filter(group, candidate)
-        self._counts.by_source[candidate.source].add(result)
-        if result.reason is None:
-            self._pools[group.id][candidate.source].append(candidate)
-        else:
-            self._drop(group, candidate, result.reason)
-
-    def _drop(self, group: PromptGroup, candidate: Candidate, reason: str) -> None:
-        row: dict[str, Any] = {"id": group.id, "source": candidate.source, "text": candidate.text, "reason": reason}
-        self.dropped.append(row | ({} if candidate.difficulty is None else {"difficulty": candidate.difficulty}))
-        self._counts.dropped += 1
-
-    def draw(self, taken: Mapping[str, Sequence[str]] | None = None) -> list[Draw]:
-        """Draw negatives; with a filter on ℓ̄, draw again where one is too easy, while any are left.
+        present: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[Draw]:
+        """Draw negatives of some prompts; with a filter on ℓ̄, draw again where one is too easy, while any are left.
 
         Args:
-            taken: Texts that a prompt already has, by row id.
+            groups: Prompts with chosen responses.
+            names: The sources that are asked.
+            wishes: Names of the sources that the negatives are to come from, by row id.
+            strict: A wish goes to its source alone; otherwise any other source stands in.
+            present: Texts that a prompt already has, by row id.
         """
-        draws: list[Draw] = []
-        for group in self._groups:
+        pools, draws = self._pools(groups, names, wishes, strict), list[Draw]()
+        for group in groups:
             rng = seeded(self._context.seed, group.id, "order")
-            left = {name: rng.sample(pool, len(pool)) for name, pool in self._pools[group.id].items()}
-            refused = {Candidate(text).key for text in (taken or {}).get(group.id, ())}
-            draws.append(Draw(group, [*self._wishes[group.id]], left, self._strict, refused))
+            left = {name: rng.sample(pool, len(pool)) for name, pool in pools[group.id].items()}
+            refused = {Candidate(text).key for text in (present or {}).get(group.id, ())}
+            draws.append(Draw(group, [*wishes[group.id]], left, strict, refused))
         fresh = [(draw, new) for draw in draws if (new := draw.take())]
-        scorer = _scorer(self._context) if self._context.mix.filter.logp is not None else None
-        while scorer is not None and fresh:
-            groups = [draw.group.with_responses([c.response() for c in new]) for draw, new in fresh]
-            for (draw, new), logps in zip(fresh, scorer.logp_means(groups, self._context.progress), strict=True):
+        while self._scorer is not None and fresh:
+            scored = [draw.group.with_responses([c.response() for c in new]) for draw, new in fresh]
+            for (draw, new), logps in zip(fresh, self._scorer.logp_means(scored, self._context.progress), strict=True):
                 for candidate, logp in zip(new, logps, strict=True):
                     if (reason := self._filter.too_easy(logp)) is not None:
                         draw.refuse(candidate)
@@ -206,9 +180,40 @@ class NegativeBuilder:
             fresh = [(draw, new) for draw, _ in fresh if (new := draw.take())]
         return draws
 
+    def _pools(
+        self, groups: Sequence[PromptGroup], names: Sequence[str], wishes: Mapping[str, list[str]], strict: bool
+    ) -> dict[str, dict[str, list[Candidate]]]:
+        """Ask cheap sources for every prompt, costly ones where wished for, or where there is nothing else."""
+        context = self._context
+        pools: dict[str, dict[str, list[Candidate]]] = {g.id: {name: [] for name in names} for g in groups}
+        sources = {name: context.mix.sources[name] for name in names}
+        for name in names:
+            self._counts.by_source.setdefault(name, SourceCounts())
+        for name, source in sorted(sources.items(), key=lambda item: item[1].costly):
+            asked = [
+                group
+                for group in groups
+                if not source.costly or name in wishes[group.id] or not (strict or any(pools[group.id].values()))
+            ]
+            # Cheap sources are asked for as many as a prompt can take, costly ones for what is wished for.
+            wanted = {g.id: (wishes[g.id].count(name) if source.costly else 0) or context.mix.most for g in asked}
+            proposed = source.propose(asked, wanted, context) if asked else {}
+            for group in asked:
+                for candidate in proposed.get(group.id, ()):
+                    named = replace(candidate, source=name)
+                    result = self._filter(group, named)
+                    self._counts.by_source[name].add(result)
+                    if result.reason is None:
+                        pools[group.id][name].append(named)
+                    else:
+                        self._drop(group, named, result.reason)
+        return pools
 
-def _scorer(context: SourceContext) -> ResponseScorer:
-    return ResponseScorer(context.policy, context.folder, context.mix.batch_size)
+    def _drop(self, group: PromptGroup, candidate: Candidate, reason: str) -> None:
+        row: dict[str, Any] = {"id": group.id, "source": candidate.source, "text": candidate.text, "reason": reason}
+        row |= {} if candidate.difficulty is None else {"difficulty": candidate.difficulty}
+        self._drops.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._counts.dropped += 1
 
 
 def make_negatives(context: SourceContext, counts: BuildCounts) -> Iterator[PromptGroup]:
@@ -231,26 +236,19 @@ def make_negatives(context: SourceContext, counts: BuildCounts) -> Iterator[Prom
     """
     mix, rows = context.mix, context.rows
     cheap = mix.filter.logp is None and not any(source.costly for source in mix.sources.values())
-    size, found = (_CHUNK if cheap else max(1, len(rows))), 0
+    size = _CHUNK if cheap else max(1, len(rows))
     with whole_file(context.folder / "dropped.jsonl") as drops:
+        builder = NegativeBuilder(context, counts, drops)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            builder = NegativeBuilder(part, context, _wishes(part, context), mix.pooled, counts)
-            builder.ask([*mix.sources])
-            for draw in builder.draw():
-                if not draw.taken:
+            for draw in builder.draw(part, [*mix.sources], _wishes(part, context), strict=mix.pooled):
+                if rejected := counts.use(draw.taken.values()):
+                    yield draw.group.with_responses((*draw.group.by_role(CHOSEN)[:1], *rejected))
+                else:
                     counts.used["none"] += 1
-                    continue
-                found += 1
-                counts.used.update(candidate.source for candidate in draw.taken.values())
-                chosen = draw.group.by_role(CHOSEN)[:1]
-                yield draw.group.with_responses((*chosen, *(c.response() for c in draw.taken.values())))
-            drops.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in builder.dropped)
             if context.progress is not None and size < len(rows):
                 context.progress(min(start + size, len(rows)), len(rows))
-    for name, source in counts.by_source.items():
-        source.used = counts.used[name]
-    if not found:
+    if counts.used["none"] == len(rows):
         listed = f" ({counts.dropped} candidates were dropped: {context.folder / 'dropped.jsonl'})"
         raise DataError(
             f"none of {len(rows)} prompts got a negative from {', '.join(mix.sources)}{listed * bool(counts.dropped)}"

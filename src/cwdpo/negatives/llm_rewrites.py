@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
 
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, read_json, until_usable
+from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.negatives.rule_rewrites import REWRITES, source_text
@@ -14,7 +14,7 @@ from cwdpo.negatives.source import gold_texts
 from cwdpo.negatives.text import edit_distance, normalise
 from cwdpo.recipe import EditorSection
 
-__all__ = ["LLMRewriter", "require_rewrite"]
+__all__ = ["correct_by_llm", "require_change", "rewrite_by_llm"]
 
 _TASKS = {
     "paraphrase": (
@@ -32,109 +32,108 @@ _TASKS = {
     ),
 }
 _ANSWER = ' Answer with JSON only: {"caption": "the new caption"}.'
-_SCHEMA = ("rewrite", {"caption": {"type": "string"}})
-_SHARED = 0.7
-"""Largest fraction of its words that another caption of the same form may keep."""
+_OTHER = 0.3
+"""Smallest fraction of its words that a caption of another picture must change."""
 
 
-def require_rewrite(new: str, old: str, golds: Sequence[str], how: str) -> None:
-    """Refuse a text that is no rewrite of another. Whether its meaning is right cannot be checked here.
+def require_change(
+    new: str, old: str, *, fewest: float = 1, most: float = math.inf, unlike: Sequence[str] = ()
+) -> None:
+    """Refuse a text that does not change another as it should. Whether its meaning is right cannot be checked here.
 
     Args:
         new: What the model wrote.
-        old: The response that it was to rewrite.
-        golds: The right responses of the prompt.
-        how: `paraphrase`, `form` or `correction`.
+        old: What it was to change.
+        fewest: Fewest words to be inserted, deleted or replaced.
+        most: Most of them.
+        unlike: Texts that it must not read like.
 
     Raises:
-        UnusableAnswer: It is none.
+        UnusableAnswer: It has no words, is less than half or more than twice as long, or breaks one of these.
     """
     before, after = normalise(old).split(), normalise(new).split()
     changes = edit_distance(before, after)
-    problem = ""
     if not after:
         problem = "the caption has no words"
-    elif before == after:
-        problem = "" if how == "correction" else "nothing was changed"
+    elif fewest and not changes:
+        problem = "nothing was changed"
+    elif normalise(new) in map(normalise, unlike):
+        problem = "the caption equals a right one"
     elif not 0.5 <= len(after) / max(1, len(before)) <= 2:
         problem = f"the caption has {len(after)} words instead of {len(before)}"
-    elif how == "correction" and changes > max(2, len(before) // 2):
-        problem = f"{changes} of {len(before)} words were changed"
-    elif how == "form" and normalise(new) in {normalise(gold) for gold in golds}:
-        problem = "the caption is right of the same picture"
-    elif how == "form" and changes < (1 - _SHARED) * len(before):
-        problem = "the caption is about the same things"
-    if problem:
-        raise UnusableAnswer(problem)
+    elif changes > most:
+        problem = f"{changes} words were changed, at most {most:g} may be"
+    elif changes < fewest:
+        problem = f"{changes} of {len(before)} words were changed, which is too few"
+    else:
+        return
+    raise UnusableAnswer(problem, new)
 
 
-class LLMRewriter:
-    """Rewrites responses through an OpenAI-compatible endpoint; answers are kept in `folder/rewrites.jsonl`.
+def rewrite_by_llm(model: LanguageModel[EditorSection], groups: Sequence[PromptGroup], kind: str) -> dict[str, str]:
+    """Return rewritten responses by prompt id; a prompt whose answers were unusable has none.
 
     Args:
-        settings: The endpoint.
-        folder: Where answers are kept.
-        note: Told what is about to be asked.
+        model: The language model.
+        groups: Prompts with their responses.
+        kind: A key of `REWRITES`.
+
+    Raises:
+        ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
     """
+    texts = {group.id: source_text(group, kind) for group in groups}
+    return _ask_all(
+        model, kind, REWRITES[kind][1], groups, {key: text for key, text in texts.items() if text is not None}
+    )
 
-    def __init__(self, settings: EditorSection, folder: Path, note: Callable[[str], None] | None = None) -> None:
-        self._settings = settings
-        self._model = LanguageModel(settings, folder / "rewrites.jsonl", note=note)
 
-    def rewrite(self, groups: Sequence[PromptGroup], kind: str) -> dict[str, str]:
-        """Return rewritten responses by prompt id; a prompt whose answers were unusable has none.
+def correct_by_llm(
+    model: LanguageModel[EditorSection], groups: Sequence[PromptGroup], answers: Mapping[str, str]
+) -> dict[str, str]:
+    """Return answers by prompt id with what is false in them corrected, judged by the chosen responses.
 
-        Args:
-            groups: Prompts with their responses.
-            kind: A key of `REWRITES`.
+    An answer in which nothing is false is returned unchanged; one whose corrections were unusable has none.
 
-        Raises:
-            ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
-        """
-        tasks = [(group, text) for group in groups if (text := source_text(group, kind)) is not None]
-        return self._ask_all(kind, REWRITES[kind][1], tasks)
+    Args:
+        model: The language model.
+        groups: Prompts with their chosen responses.
+        answers: What is to be corrected, by prompt id.
 
-    def correct(self, groups: Sequence[PromptGroup], answers: Mapping[str, str]) -> dict[str, str]:
-        """Return answers by prompt id with what is false in them corrected, judged by the chosen responses.
+    Raises:
+        ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
+    """
+    return _ask_all(model, "correction", "correction", groups, answers)
 
-        An answer in which nothing is false is returned unchanged; one whose corrections were unusable has none.
 
-        Args:
-            groups: Prompts with their chosen responses.
-            answers: What is to be corrected, by prompt id.
+def _ask_all(
+    model: LanguageModel[EditorSection], label: str, how: str, groups: Sequence[PromptGroup], texts: Mapping[str, str]
+) -> dict[str, str]:
+    asked = [group for group in groups if group.id in texts]
+    answers = model.ask(label, [_rewritten(model.settings, how, group, texts[group.id]) for group in asked])
+    return {group.id: text for group, text in zip(asked, answers, strict=True) if text is not None}
 
-        Raises:
-            ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
-        """
-        return self._ask_all("correction", "correction", [(g, answers[g.id]) for g in groups if g.id in answers])
 
-    def _ask_all(self, label: str, how: str, tasks: Sequence[tuple[PromptGroup, str]]) -> dict[str, str]:
-        texts = self._model.ask(label, [self._rewritten(how, *task) for task in tasks])
-        return {group.id: text for (group, _), text in zip(tasks, texts, strict=True) if text is not None}
+def _rewritten(editor: EditorSection, how: str, group: PromptGroup, text: str) -> Conversation[str | None]:
+    golds, length = gold_texts(group), len(normalise(text).split())
 
-    def _rewritten(self, how: str, group: PromptGroup, text: str) -> Conversation[str | None]:
-        golds = gold_texts(group)
-
-        def read(reply: Reply) -> str:
-            caption = read_json(reply).get("caption")
-            if not isinstance(caption, str):
-                raise UnusableAnswer("the answer has no text under caption")
-            require_rewrite(caption := one_line(caption, 4000), text, golds, how)
-            return caption
-
-        lines = [f"Caption: {text}"]
+    def read(reply: Reply) -> str:
+        caption = reply.json().get("caption")
+        if not isinstance(caption, str):
+            raise UnusableAnswer("the answer has no text under caption")
+        caption = one_line(caption, 4000)
         if how == "correction":
-            lines += ["Right captions of the picture:", *(f"- {gold}" for gold in golds)]
-        images = group.images if how == "correction" else ()
-        request = json_request(
-            self._settings,
-            _TASKS[how] + _ANSWER,
-            "\n".join(lines),
-            _SCHEMA,
-            images=images,
-            expected=guess_tokens(text) + 20,
-        )
-        try:
-            return (yield from until_usable(request, read, self._settings.rewrites))
-        except UnusableAnswer:
-            return None
+            require_change(caption, text, fewest=0, most=max(2, length // 2))
+        elif how == "form":
+            require_change(caption, text, fewest=_OTHER * length, unlike=golds)
+        else:
+            require_change(caption, text)
+        return caption
+
+    right = ["Right captions of the picture:", *(f"- {gold}" for gold in golds)] if how == "correction" else []
+    asked, images = "\n".join([f"Caption: {text}", *right]), group.images if right else ()
+    properties, expected = {"caption": {"type": "string"}}, guess_tokens(text) + 20
+    request = json_request(editor, _TASKS[how] + _ANSWER, asked, properties, images, expected=expected)
+    try:
+        return (yield from until_usable(request, read, editor.rewrites))
+    except UnusableAnswer:
+        return None

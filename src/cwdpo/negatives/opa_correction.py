@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cwdpo.chat.language_model import LanguageModel
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError
 from cwdpo.negatives.generating_model import NegativePolicy
-from cwdpo.negatives.llm_rewrites import LLMRewriter
+from cwdpo.negatives.llm_rewrites import correct_by_llm
 from cwdpo.negatives.policy_texts import write_texts
 from cwdpo.negatives.sources.perturb import caption_of
 from cwdpo.negatives.text import normalise
@@ -84,7 +85,7 @@ def correct_answers(
     if settings.by == "exact":
         right = _corrected_exactly(groups, answers)
     else:
-        right = LLMRewriter(editor, folder, note).correct(groups, answers)
+        right = correct_by_llm(LanguageModel(editor, folder / "rewrites.jsonl", note=note), groups, answers)
     counts = {CORRECTED: 0, "right": 0, "lost": 0}
     corrections: list[PromptGroup] = []
     for group in groups:

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from cwdpo.data.schema import REJECTED, PromptGroup, Response
-from cwdpo.files import write_jsonl
+from cwdpo.files import whole_file
 from cwdpo.negatives.build import BuildCounts, NegativeBuilder
 from cwdpo.negatives.source import Candidate, SourceContext
 
@@ -35,23 +35,19 @@ def regenerate_negatives(context: SourceContext) -> Regenerated:
         context: Prompts with their negatives; settings, seed, and the model as it is now. Texts, scores and
             `dropped.jsonl` go to its folder.
     """
-    names, counts = context.mix.on_policy, BuildCounts()
-    written = {g.id: [r for r in g.by_role(REJECTED) if r.source in names] for g in context.rows}
-    others = {g.id: [r.text for r in g.by_role(REJECTED) if r.source not in names] for g in context.rows}
-    wishes = {identity: [r.source for r in responses] for identity, responses in written.items()}
-    builder = NegativeBuilder(context.rows, context, wishes, True, counts)
-    builder.ask(names)
-    groups: list[PromptGroup] = []
-    total = 0
-    for draw in builder.draw(others):
-        new = [candidate.response() for candidate in draw.taken.values()]
-        counts.used.update(response.source for response in new)
-        groups.append(draw.group.with_responses(_replaced(draw.group.responses, new, draw.taken.keys(), names)))
-        total += sum(r.source in names for r in groups[-1].by_role(REJECTED))
-    for name, source in counts.by_source.items():
-        source.used = counts.used[name]
-    write_jsonl(context.folder / "dropped.jsonl", builder.dropped)
-    return Regenerated(groups, counts, total - counts.used.total())
+    names, made = context.mix.on_policy, Regenerated([], BuildCounts(), 0)
+    rejected = {g.id: g.by_role(REJECTED) for g in context.rows}
+    wishes = {key: [r.source for r in responses if r.source in names] for key, responses in rejected.items()}
+    present = {key: [r.text for r in responses if r.source not in names] for key, responses in rejected.items()}
+    with whole_file(context.folder / "dropped.jsonl") as drops:
+        builder = NegativeBuilder(context, made.counts, drops)
+        draws = builder.draw(context.rows, names, wishes, strict=True, present=present)
+    for draw in draws:
+        new = made.counts.use(draw.taken.values())
+        responses = _replaced(draw.group.responses, new, draw.taken.keys(), names)
+        made.old += sum(r.role == REJECTED and r.source in names for r in responses) - len(new)
+        made.groups.append(draw.group.with_responses(responses))
+    return made
 
 
 def _replaced(old: Sequence[Response], new: Sequence[Response], keys: Set[str], names: Sequence[str]) -> list[Response]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwdpo.data.schema import REJECTED, PromptGroup
-from cwdpo.data.write_groups import write_groups
+from cwdpo.data.write_groups import with_image_files, write_groups
 from cwdpo.errors import RunError
 from cwdpo.files import write_jsonl
 
 __all__ = ["export_negatives", "trl_rows"]
 
-_ROWS_AT_ONCE = 256
 
+def trl_rows(groups: Sequence[PromptGroup], images: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for every pair: `images`, `prompt`, `chosen`, `rejected` as conversations, and what else is known.
 
-def trl_rows(groups: Sequence[PromptGroup]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every pair: `images`, `prompt`, `chosen`, `rejected` as conversations, and what else is known."""
-    for group in groups:
+    Args:
+        groups: Prompts with their negatives.
+        images: Where images that are no files are written.
+    """
+    for group in (with_image_files(group, images) for group in groups):
         rejected = group.by_role(REJECTED)
         for number, response in enumerate(rejected, 1):
             yield {
@@ -28,13 +32,12 @@ def trl_rows(groups: Sequence[PromptGroup]) -> Iterator[dict[str, Any]]:
                 "chosen": [_turn("assistant", group.chosen.text)],
                 "rejected": [_turn("assistant", response.text)],
                 "source": response.source,
-                "difficulty": response.difficulty,
+                **({} if response.difficulty is None else {"difficulty": response.difficulty}),
             }
 
 
 def _turn(role: str, content: Any) -> dict[str, Any]:
-    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    return {"role": role, "content": [{"type": p["type"], "text": p.get("text")} for p in parts]}
+    return {"role": role, "content": [{"type": "text", "text": content}] if isinstance(content, str) else [*content]}
 
 
 def export_negatives(groups: Sequence[PromptGroup], out: Path, images: Path | None = None) -> int:
@@ -53,25 +56,20 @@ def export_negatives(groups: Sequence[PromptGroup], out: Path, images: Path | No
     Raises:
         RunError: The ending is of no known format.
     """
+    folder = (images or out.with_name(f"{out.stem}_images")).absolute()
     if out.name.endswith(".trl.jsonl"):
-        rows = list(trl_rows(groups))
-        write_jsonl(out, [_without_nulls(row) for row in rows])
+        rows = list(trl_rows(groups, folder))
+        write_jsonl(out, rows)
         return len(rows)
     if out.suffix == ".jsonl":
         write_groups(out, groups, images)
         return len(groups)
     if out.suffix == ".parquet":
-        return _write_parquet(groups, out)
+        return _write_parquet(trl_rows(groups, folder), out)
     raise RunError(f"{out}: --export must end in .jsonl (our format), .trl.jsonl or .parquet (TRL's columns)")
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
-
-
-def _write_parquet(groups: Sequence[PromptGroup], out: Path) -> int:
+def _write_parquet(rows: Iterator[dict[str, Any]], out: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Features, Image, List, Value
@@ -81,20 +79,18 @@ def _write_parquet(groups: Sequence[PromptGroup], out: Path) -> int:
     columns = {"id": text, "images": List(Image()), "prompt": turns, "chosen": turns, "rejected": turns}
     schema: Any = Features({**columns, "source": text, "difficulty": text}).arrow_schema
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    count = 0
+    temporary, count = out.with_name(f".{out.name}.tmp"), 0
     try:
         with pq.ParquetWriter(temporary, schema) as writer:
-            for start in range(0, len(groups), _ROWS_AT_ONCE):
-                part = groups[start : start + _ROWS_AT_ONCE]
-                rows = [{**row, "images": [_bytes(Path(path)) for path in row["images"]]} for row in trl_rows(part)]
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                count += len(rows)
+            while part := list(itertools.islice(rows, 256)):
+                whole = [{**row, "images": [_content(Path(path)) for path in row["images"]]} for row in part]
+                writer.write_table(pa.Table.from_pylist(whole, schema=schema))
+                count += len(part)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     return count
 
 
-def _bytes(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, Any]:
     return {"bytes": path.read_bytes(), "path": path.name}

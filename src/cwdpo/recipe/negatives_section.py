@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
@@ -28,17 +29,17 @@ __all__ = [
 
 
 class FilterSection(Section):
-    """Which negatives are dropped. Texts equal to a gold response always are, but for those that came with the data."""
+    """Which negatives are dropped. Texts equal to a gold response always are, except those that came with the data."""
 
     logp: float | None = None
     """Drop negatives whose ℓ̄ (nats per token, under the model that the stage starts from) is below this: the paper's
-    Negative Filtering. Its threshold is not given; stage2.floor - 2 is ours. null drops none."""
+    Negative Filtering, which states no threshold; stage2.floor - 2 is ours. null drops none."""
     similarity: float | None = Field(default=None, gt=0, le=1)
-    """Drop negatives that may be right: whose similarity to the gold responses is this or more. null drops none."""
+    """Drop negatives that may be right: similarity to the gold responses of at least this. null drops none."""
     measure: Literal["support", "rouge_l", "exact"] = "support"
-    """`support`: share of what a text speaks of (objects, whose colour, actions, …) that some gold response of the
-    image speaks of too. `rouge_l`: largest ROUGE-L with a gold response. `exact`: 1 where it is true of the picture,
-    for `scenes` only."""
+    """`support`: fraction of what a text mentions (objects, whose colour, actions, …) that some gold response of the
+    image mentions too. `rouge_l`: largest ROUGE-L with a gold response. `exact`: 1 if it is true of the picture, for
+    `scenes` only."""
     shortest: float | None = Field(default=None, ge=0)
     """Drop negatives with fewer words than this times the chosen response's. null drops none."""
     longest: float | None = Field(default=None, gt=0)
@@ -58,13 +59,14 @@ def _sources(own: Iterable[str] = ()) -> dict[str, Any]:
 @functools.cache
 def _keys(sources: tuple[tuple[str, Any], ...], whole_mix: bool) -> type[Section]:
     """Return a section of the keys that sources bring: a share each, and in a mix their settings too."""
-    fields: dict[str, Any] = {
+    shares = {
         name: (float, Field(default=kind.default_share * whole_mix, ge=0, description=kind.words()))
         for name, kind in sources
     }
-    for _, kind in sources if whole_mix else ():
-        fields |= {name: (info.annotation, info) for name, info in kind.model_fields.items()}
-    return create_model("SourceKeys", __base__=Section, **fields)
+    settings: dict[str, Any] = {
+        name: (info.annotation, info) for _, kind in sources if whole_mix for name, info in kind.model_fields.items()
+    }
+    return create_model("SourceKeys", __base__=Section, **shares, **settings)
 
 
 class Shares(Section):
@@ -84,11 +86,11 @@ class Shares(Section):
     def _read_keys(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        own = {key: value for key, value in values.items() if key in cls.model_fields}
         parts: list[Any] = [values, *(values.get("schedule") or ())]
         files = {key for part in parts if isinstance(part, dict) for key in part if user_file(str(key))}
-        others = {key: value for key, value in values.items() if key not in own}
-        return {**_keys(tuple(_sources(files).items()), cls.whole_mix).model_validate(others).model_dump(), **own}
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        keys = _keys(tuple(_sources(files).items()), cls.whole_mix)
+        return {**keys.model_validate({k: v for k, v in values.items() if k not in own}).model_dump(), **own}
 
     @functools.cached_property
     def kinds(self) -> dict[str, Any]:
@@ -113,11 +115,6 @@ class SchedulePoint(Shares):
         if not self.shares():
             raise ValueError(f"schedule: every share at {self.at:g} is 0; give at least one source a share above 0")
         return self
-
-    def portions(self) -> dict[str, float]:
-        """Return the shares above 0, scaled so that they add up to 1."""
-        shares = self.shares()
-        return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
 class SourceMix(Shares):
@@ -153,8 +150,7 @@ class SourceMix(Shares):
     @functools.cached_property
     def sources(self) -> dict[str, Any]:
         """The sources with a share at any moment, by name (`cwdpo.negatives.source.Source`)."""
-        points: Sequence[Shares] = self.schedule or [self]
-        used = {name for point in points for name in point.shares()}
+        used = {name for point in self.schedule or [self] for name in point.shares()}
         kinds = [kind for kind in self.kinds.values() if kind.name in used]
         return {kind.name: kind(**{key: getattr(self, key) for key in kind.model_fields}) for kind in kinds}
 
@@ -167,47 +163,39 @@ class SourceMix(Shares):
         """Return the shares at a moment of the stage, 0 the first update and 1 the last."""
         if not self.schedule:
             return self.shares()
-        if moment <= self.schedule[0].at:
-            return self.schedule[0].portions()
-        for before, after in pairwise(self.schedule):
-            if moment < after.at:
-                way = (moment - before.at) / (after.at - before.at)
-                one, other = before.portions(), after.portions()
-                mixed = {n: (1 - way) * one.get(n, 0.0) + way * other.get(n, 0.0) for n in self.sources}
-                return {name: share for name, share in mixed.items() if share > 0}
-        return self.schedule[-1].portions()
+        points = [point.shares() for point in self.schedule]
+        mixed: dict[str, float] = {}
+        for name in self.sources:
+            portions = [point.get(name, 0.0) / sum(point.values()) for point in points]
+            mixed[name] = float(np.interp(moment, [point.at for point in self.schedule], portions))
+        return {name: share for name, share in mixed.items() if share > 0}
 
     @model_validator(mode="after")
-    def _some_source(self) -> SourceMix:
+    def _fitting(self) -> SourceMix:
+        moments = [point.at for point in self.schedule]
         if not self.sources:
             raise ValueError("every share is 0; give at least one source a share above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _scheduled(self) -> SourceMix:
-        moments = [point.at for point in self.schedule]
         if len(moments) == 1:
             raise ValueError("schedule: has one point; give two or more, or set constant shares without a schedule")
         if any(b <= a for a, b in pairwise(moments)):
             raise ValueError(f"schedule: the points are at {moments}; `at` must grow from each to the next")
         defaults = {kind.name: kind.default_share for kind in self.kinds.values()}
-        beside = {name: share for name, share in self.shares().items() if share != defaults[name]}
-        if moments and beside:
-            name, share = next(iter(beside.items()))
-            raise ValueError(f"{name} = {share:g} stands beside a schedule; write the shares into its points")
+        for name, share in self.shares().items() if moments else ():
+            if share != defaults[name]:
+                raise ValueError(f"{name} = {share:g} stands beside a schedule; write the shares into its points")
         return self
 
 
 class RefreshSection(Section):
-    """When the model writes `beam` and `sample` anew while it is trained. At least one of `every` and `below`."""
+    """When the model writes `beam` and `sample` again while it is trained. At least one of `every` and `below`."""
 
     every: int | None = Field(default=None, ge=1)
     """After so many updates."""
     below: float | None = Field(default=None, gt=0, lt=1)
-    """When mean w_c of the training pairs, as a row of metrics.jsonl has it (`stage2.log_steps`), is below this: the
-    negatives have gone easy."""
+    """When mean w_c of the training pairs in a row of metrics.jsonl (`stage2.log_steps`) is below this: the negatives
+    have become easy."""
     wait: int = Field(default=50, ge=1)
-    """Fewest updates before `below` asks for a refresh, and from one to the next."""
+    """Fewest updates before `below` asks for a refresh, and between two."""
 
     @model_validator(mode="after")
     def _some_moment(self) -> RefreshSection:
@@ -217,13 +205,13 @@ class RefreshSection(Section):
 
 
 class Stage2Mix(SourceMix):
-    """Which negatives the preference stage gets, as shares that need not add up to 1."""
+    """Which negatives the preference stage gets."""
 
     curriculum: Literal["uniform", "frontier"] = "uniform"
-    """How an update draws among `candidates`. `frontier`: likelier where w_c (1 - w_c) is high, that is where
-    ℓ̄ is near stage2.floor, ℓ̄ being that of the stage's start or of the last refresh."""
+    """How an update draws among `candidates`. `frontier` prefers high w_c (1 - w_c): ℓ̄ near stage2.floor, as measured
+    at the stage's start or at the last refresh."""
     refresh: RefreshSection | None = None
-    """Have the model write `beam` and `sample` anew while it is trained."""
+    """Have the model write `beam` and `sample` again while it is trained."""
 
     @model_validator(mode="after")
     def _dynamic(self) -> Stage2Mix:
@@ -245,25 +233,25 @@ class Stage2Mix(SourceMix):
 
 
 class CorrectionSection(Section):
-    """The model's own answers, and the same answers corrected with as few changes as can be (OPA-DPO).
+    """The model's own answers, and the same answers corrected with as few changes as possible (OPA-DPO).
 
-    Before Stage 1 the model answers every prompt of both stages. A corrected answer is a chosen response beside those
-    of the data; what the model had said is what the source `dataset` gives. Answers that are right stay out.
+    Before Stage 1 the model answers every prompt of both stages. A corrected answer becomes a chosen response beside
+    those of the data, and what the model had said is what the source `dataset` gives. Right answers are left out.
     """
 
     by: Literal["none", "exact", "editor"] = "none"
-    """Who corrects. none: there are no corrections; `exact`: the grammar, on `scenes`; `editor`: the language model of
-    `negatives.editor`, which is shown the chosen responses."""
+    """`none`: no corrections; `exact`: by the grammar, on `scenes`; `editor`: by the language model of
+    `negatives.editor`, which sees the chosen responses."""
     model: str | None = None
-    """The model whose answers these are; null is model.path."""
+    """The model that answers; null is model.path."""
     temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the answers."""
+    """Sampling temperature of the answers."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of the answers: the likeliest tokens that have this probability together."""
+    """Top-p (nucleus) sampling of the answers."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest answer, in tokens."""
     batch_size: int = Field(default=16, ge=1)
-    """Prompts answered at once."""
+    """Prompts per batch."""
 
 
 class NegativesSection(Section):
@@ -274,11 +262,11 @@ class NegativesSection(Section):
     stage2: Stage2Mix = Field(default_factory=Stage2Mix)
     """Negatives of the preference stage."""
     editor: EditorSection = EditorSection()
-    """Who writes the source `edit`, rewrites probes and corrects answers."""
+    """LLM endpoint used for `edit` negatives, probe rewrites and corrections."""
     correction: CorrectionSection = CorrectionSection()
     """The model's own answers, corrected."""
     seed: int = 0
-    """Seed of the draw among sources."""
+    """Seed of every draw among sources and candidates."""
 
     @model_validator(mode="after")
     def _has_editor(self) -> NegativesSection:

@@ -7,8 +7,9 @@ from itertools import chain, islice
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.files import read_jsonl, write_jsonl
+from cwdpo.chat.language_model import LanguageModel
 from cwdpo.negatives.generating_model import GenerationJob, NegativePolicy, has_images
-from cwdpo.negatives.llm_rewrites import LLMRewriter
+from cwdpo.negatives.llm_rewrites import rewrite_by_llm
 from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.probe_responses import with_kinds
 from cwdpo.probes.reading import probe_digest
@@ -69,8 +70,9 @@ def _rewritten(run: RunDirectory, groups: list[PromptGroup]) -> dict[str, dict[s
     kinds = [kind for kind in p.kinds if kind in REWRITES]
     if p.rewriter == "rules" or not kinds:
         return {kind: rewritten_by_rules(groups, kind, p.seed) for kind in kinds}
-    rewriter = LLMRewriter(run.recipe.negatives.editor, run.folder / "probes", run.reporter.note)
-    return {kind: rewriter.rewrite(groups, kind) for kind in kinds}
+    path = run.folder / "probes" / "rewrites.jsonl"
+    model = LanguageModel(run.recipe.negatives.editor, path, note=run.reporter.note)
+    return {kind: rewrite_by_llm(model, groups, kind) for kind in kinds}
 
 
 def _own_answers(run: RunDirectory, first: NegativePolicy, groups: list[PromptGroup]) -> dict[str, str]:

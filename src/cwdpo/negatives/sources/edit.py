@@ -8,14 +8,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, read_json, until_usable
+from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
+from cwdpo.negatives.llm_rewrites import require_change
 from cwdpo.negatives.source import Candidate, Source, SourceContext, gold_texts, seeded
-from cwdpo.negatives.text import edit_distance, normalise
+from cwdpo.negatives.text import normalise
 from cwdpo.recipe.endpoint_sections import EditorSection
 
-__all__ = ["Edit", "EditSource", "read_edit", "require_small_change"]
+__all__ = ["Edit", "EditSource", "read_edit"]
 
 KINDS = ("object", "attribute", "relation", "count", "action")
 
@@ -26,7 +27,7 @@ _TASK = (
     'false. Answer with JSON only: {"caption": "the wrong caption", "changed": "the kind"}, the kind being one of '
     f"{', '.join(KINDS)}. Where the caption states no fact of the kind asked for, change one of another kind."
 )
-_SCHEMA = ("edit", {"caption": {"type": "string"}, "changed": {"type": "string", "enum": list(KINDS)}})
+_PROPERTIES = {"caption": {"type": "string"}, "changed": {"type": "string", "enum": list(KINDS)}}
 
 
 class Edit(BaseModel):
@@ -43,41 +44,11 @@ def read_edit(reply: Reply) -> Edit:
         UnusableAnswer: There is none.
     """
     try:
-        edit = Edit.model_validate(read_json(reply))
+        edit = Edit.model_validate(reply.json())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise UnusableAnswer(one_line(f"{where}: {first['msg']}", 160)) from None
+        raise UnusableAnswer(one_line(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 160)) from None
     return edit.model_copy(update={"caption": " ".join(edit.caption.split())})
-
-
-def require_small_change(text: str, chosen: str, golds: Sequence[str], max_changes: int) -> None:
-    """Refuse what is no small wrong change of `chosen`.
-
-    Args:
-        text: What the model wrote.
-        chosen: The right caption that it was to change.
-        golds: All right captions of the image.
-        max_changes: Most words inserted, deleted or replaced; half of those of `chosen` if that is less (but 2).
-
-    Raises:
-        UnusableAnswer: It is none.
-    """
-    new, old = normalise(text).split(), normalise(chosen).split()
-    changes, most = edit_distance(old, new), min(max_changes, max(2, len(old) // 2))
-    if not new:
-        problem = "the caption has no words"
-    elif new == old:
-        problem = "nothing was changed"
-    elif normalise(text) in {normalise(gold) for gold in golds}:
-        problem = "the caption equals another right one"
-    elif not 0.5 <= len(new) / max(1, len(old)) <= 2:
-        problem = f"the caption has {len(new)} words instead of {len(old)}"
-    elif changes > most:
-        problem = f"{changes} words were changed, at most {most} may be"
-    else:
-        return
-    raise UnusableAnswer(problem, text)
 
 
 class EditSource(Source):
@@ -111,17 +82,18 @@ def _tasks(group: PromptGroup, count: int, seed: int) -> Iterator[tuple[str, int
 
 def _edited(group: PromptGroup, kind: str, number: int, editor: EditorSection) -> Conversation[Candidate]:
     chosen, golds = group.chosen.text, gold_texts(group)
+    most = min(editor.max_changes, max(2, len(normalise(chosen).split()) // 2))
 
     def read(reply: Reply) -> Candidate:
         edit = read_edit(reply)
-        require_small_change(edit.caption, chosen, golds, editor.max_changes)
+        require_change(edit.caption, chosen, most=most, unlike=golds)
         return Candidate(edit.caption, "hard", (edit.changed,))
 
     lines = [f"Caption: {chosen}", f"Kind: {kind}"]
     if others := [f"- {gold}" for gold in golds if gold != chosen]:
         lines += ["Other right captions of the picture; the wrong one must be false by these too:", *others]
-    expected, text = guess_tokens(chosen) + 20, "\n".join(lines)
-    request = json_request(editor, _TASK, text, _SCHEMA, images=group.images, expected=expected, salt=str(number))
+    asked: dict[str, Any] = {"expected": guess_tokens(chosen) + 20, "salt": str(number)}
+    request = json_request(editor, _TASK, "\n".join(lines), _PROPERTIES, group.images, **asked)
     try:
         return (yield from until_usable(request, read, editor.rewrites))
     except UnusableAnswer as error:
