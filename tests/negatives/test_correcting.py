@@ -12,7 +12,7 @@ import pytest
 from bad_server import Answer, completion, serving
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response, user_message
 from cwdpo.errors import DataError
-from cwdpo.negatives.generating_model import GenerationJob
+from cwdpo.negatives.generating_model import PolicyJob
 from cwdpo.negatives.opa_correction import Corrections, correct_answers
 from cwdpo.recipe import CorrectionSection, EditorSection
 from cwdpo.scenes.world import Scene, Shape
@@ -28,7 +28,7 @@ class Says:
     def __init__(self, answers: Mapping[str, str]) -> None:
         self.answers, self.prompts = answers, 0
 
-    def write(self, job: GenerationJob) -> list[list[str]]:
+    def write(self, job: PolicyJob) -> list[list[str]]:
         self.prompts += len(job.prompts)
         return [[self.answers[g.id]] for g in job.prompts]
 

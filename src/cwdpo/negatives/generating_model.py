@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,27 +16,18 @@ from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.reference import ReferenceCache
 from cwdpo.scoring.scorer import AutoScorer, Scorer
 
-__all__ = ["GenerationJob", "NegativePolicy", "ResponseScorer", "ScoringJob", "has_images"]
+__all__ = ["NegativePolicy", "PolicyJob", "ResponseScorer", "has_images"]
 
 
 @dataclass(frozen=True)
-class GenerationJob:
-    """A batch of prompts to answer, with the seed and arguments of `generate`."""
+class PolicyJob:
+    """A batch of prompts, with arguments of `generate` to answer them, or the `path` of the scores to score them."""
 
     prompts: Sequence[PromptGroup]
-    seed: int
-    settings: dict[str, Any]
+    how: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class ScoringJob:
-    """A batch of prompts whose responses are to be scored, and the file of the scores."""
-
-    prompts: Sequence[PromptGroup]
-    scores: Path
-
-
-def has_images(job: GenerationJob | ScoringJob) -> bool:
+def has_images(job: PolicyJob) -> bool:
     """Whether a batch has an image."""
     return any(group.images for group in job.prompts)
 
@@ -67,18 +58,17 @@ class NegativePolicy:
         """What other processes help with (`Processes.lead`); rank 0 scores alone unless weights are sharded."""
         return {"generate": self.write, **({"score": self.score} if processes().in_step else {})}
 
-    def write(self, job: GenerationJob) -> list[list[str]]:
+    def write(self, job: PolicyJob) -> list[list[str]]:
         """Return what the model says to each prompt."""
         return generate(
             self.model,
             self.encoder.tokenizer,
             lambda prompts: processes().each(lambda: self.encoder.prompt_inputs(prompts, padding=True)),
             job.prompts,
-            seed=job.seed,
-            **job.settings,
+            **job.how,
         )
 
-    def score(self, job: ScoringJob) -> list[list[tuple[str, int]]]:
+    def score(self, job: PolicyJob) -> list[list[tuple[str, int]]]:
         """Score every response that was not scored before.
 
         Returns:
@@ -87,7 +77,7 @@ class NegativePolicy:
         Raises:
             NonFiniteError: A log-probability is NaN or infinite.
         """
-        team, cache = processes(), ReferenceCache(job.scores)
+        team, cache = processes(), ReferenceCache(job.how["path"])
         groups = team.each(lambda: [self.encoder.encode(g) for g in job.prompts])
         if any(team.gather(cache.missing([r.key for g in groups for r in g.responses]))):
             cache.fill(self.model, self.scorer, [Batch(tuple(groups))])
@@ -122,7 +112,7 @@ class ResponseScorer:
         """
         means: list[list[float]] = []
         starts = range(0, len(groups), self._batch_size)
-        jobs = [ScoringJob(groups[start : start + self._batch_size], self._path) for start in starts]
+        jobs = [PolicyJob(groups[start : start + self._batch_size], {"path": self._path}) for start in starts]
         for scored in processes().map("score", jobs, self._policy.score, has_images):
             sums = iter(self._cache.sums([key for responses in scored for key, _ in responses]).tolist())
             means += [[next(sums) / tokens for _, tokens in responses] for responses in scored]

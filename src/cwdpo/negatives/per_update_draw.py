@@ -16,17 +16,12 @@ from cwdpo.recipe import SourceMix
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.reference import ReferenceCache
 
-__all__ = ["MIN_WEIGHT", "NegativeSampler", "frontier", "uniform"]
+__all__ = ["MIN_WEIGHT", "NegativeSampler", "frontier"]
 
 MIN_WEIGHT = 0.05
 """Weight of the coldest and of the likeliest candidates, where the best have 1: none is left out for good."""
 
 WeightFunction = Callable[[Sequence[EncodedResponse]], Sequence[float]]
-
-
-def uniform(responses: Sequence[EncodedResponse]) -> list[float]:
-    """Return the same weight for every candidate."""
-    return [1.0] * len(responses)
 
 
 def frontier(scores: ReferenceCache, floor: float, tau: float) -> WeightFunction:
@@ -57,10 +52,10 @@ class NegativeSampler:
     Args:
         mix: Shares and `per_prompt`.
         seed: Fixes the draw.
-        weights: Weights of candidates.
+        weights: Weights of candidates; None gives them all the same.
     """
 
-    def __init__(self, mix: SourceMix, seed: int, weights: WeightFunction = uniform) -> None:
+    def __init__(self, mix: SourceMix, seed: int, weights: WeightFunction | None = None) -> None:
         self._mix, self._seed, self._weights = mix, seed, weights
 
     def __call__(self, batch: Batch, update: int, updates: int) -> Batch:
@@ -73,7 +68,7 @@ class NegativeSampler:
         """
         shares = self._mix.shares_at(update / max(1, updates - 1))
         rejected = [r for group in batch.groups if not group.altered for r in group.responses if r.role == REJECTED]
-        weights = iter(self._weights(rejected) if rejected else [])
+        weights = iter(self._weights(rejected) if self._weights is not None and rejected else [1.0] * len(rejected))
         left_out: dict[str, list[EncodedResponse]] = {}
         groups: list[EncodedGroup] = []
         for group in batch.groups:

@@ -26,20 +26,15 @@ class PolicySource(Source):
 
     costly: ClassVar[bool] = True
     on_policy: ClassVar[bool] = True
-    seed_matters: ClassVar[bool] = True
-    """Whether another seed gives other texts."""
 
     def copies(self, most: int) -> int:
         """Return how many texts a prompt is given, if up to `most` of them are to become negatives."""
         raise NotImplementedError
 
-    def generation(self, copies: int) -> Mapping[str, Any]:
-        """Return the arguments of `generate`, beside the length."""
-        raise NotImplementedError
-
-    def request(self, copies: int) -> Mapping[str, Any]:
-        """Return the fields of a request to a server, beside model and length."""
-        raise NotImplementedError
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """Settings of the sampling; None for a beam search."""
+        return None
 
     def propose(
         self, groups: Sequence[PromptGroup], wanted: Mapping[str, int], context: SourceContext
@@ -51,13 +46,17 @@ class PolicySource(Source):
         """
         mix, copies = context.mix, self.copies(context.mix.most)
         if mix.generator.base_urls:
-            texts = self._served(groups, copies, context)
+            told: dict[str, Any] = {"note": context.note, "progress": context.progress}
+            model = LanguageModel(mix.generator, context.folder / f"{self.name}.jsonl", **told)
+            answers = model.ask(self.name, [self._served(group, copies, context) for group in groups])
+            texts = {group.id: said for group, said in zip(groups, answers, strict=True)}
         else:
+            how = {"num_beams": copies} if self.sampling is None else self.sampling
             texts = write_texts(
                 self.name,
                 groups,
-                {"max_new_tokens": mix.max_new_tokens, **self.generation(copies)},
-                seed=str(context.seed) if self.seed_matters else "",
+                {"max_new_tokens": mix.max_new_tokens, "num_return_sequences": copies, **how},
+                seed="" if self.sampling is None else str(context.seed),
                 folder=context.folder,
                 policy=context.policy,
                 batch_size=mix.batch_size,
@@ -65,32 +64,19 @@ class PolicySource(Source):
             )
         return {name: [Candidate(text) for text in dict.fromkeys(said)] for name, said in texts.items()}
 
-    def _served(self, groups: Sequence[PromptGroup], copies: int, context: SourceContext) -> dict[str, list[str]]:
-        told: dict[str, Any] = {"note": context.note, "progress": context.progress}
-        model = LanguageModel(context.mix.generator, context.folder / f"{self.name}.jsonl", **told)
-        answers = model.ask(self.name, [self._answers(group, copies, context) for group in groups])
-        return {group.id: texts for group, texts in zip(groups, answers, strict=True)}
-
-    def _answers(self, group: PromptGroup, copies: int, context: SourceContext) -> Conversation[list[str]]:
+    def _served(self, group: PromptGroup, copies: int, context: SourceContext) -> Conversation[list[str]]:
         """Ask for the texts of one prompt; a server that gives one sample per request is asked several times."""
         mix, digest, texts = context.mix, context.policy.digest, list[str]()
-        fields: dict[str, Any] = {"model": mix.generator.model, "max_tokens": mix.max_new_tokens}
-        while len(texts) < copies:
-            left = copies - len(texts)
-            fields |= {"n": left, **self.request(copies)}
-            if self.seed_matters:
+        how = {"use_beam_search": True, "temperature": 0.0} if self.sampling is None else self.sampling
+        while (left := copies - len(texts)) > 0:
+            fields = {"model": mix.generator.model, "max_tokens": mix.max_new_tokens, "n": left, **how}
+            if self.sampling is not None:
                 salt = text_digest(digest, str(context.seed), _prompt_digest(group), str(len(texts)))
                 fields["seed"] = int(salt[:7], 16)
-            reply = yield Request(
-                {**fields},
-                group.messages,
-                group.images,
-                small_images=False,
-                expected=left * mix.max_new_tokens,
-                salt=digest,
-            )
+            expected = left * mix.max_new_tokens
+            reply = yield Request(fields, group.messages, group.images, False, expected=expected, salt=digest)
             texts += [text.strip() for text in (reply.text, *reply.more)]
-            if not self.seed_matters and len(texts) < copies:
+            if self.sampling is None and len(texts) < copies:
                 raise ServiceError(
                     f"generator {mix.generator.model}: {len(texts)} of {copies} hypotheses came back; the server does "
                     "no beam search (vLLM does): use sample in place of beam"
@@ -124,7 +110,7 @@ def write_texts(
         batch_size: Prompts generated at once.
         progress: Called with prompts done and their number.
     """
-    from cwdpo.negatives.generating_model import GenerationJob, has_images
+    from cwdpo.negatives.generating_model import PolicyJob, has_images
     from cwdpo.processes import processes
 
     cache, fixed = TextCache(folder / f"{name}.jsonl"), json.dumps(settings, sort_keys=True)
@@ -134,7 +120,8 @@ def write_texts(
     done = len(by_key) - len(todo)
     parts = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     jobs = [
-        GenerationJob([by_key[key] for key in part], int(text_digest(*part)[:12], 16), dict(settings)) for part in parts
+        PolicyJob([by_key[key] for key in part], {**settings, "seed": int(text_digest(*part)[:12], 16)})
+        for part in parts
     ]
     for part, texts in zip(parts, processes().map("generate", jobs, policy.write, has_images), strict=True):
         cache.add({key: {"id": by_key[key].id, "texts": said} for key, said in zip(part, texts, strict=True)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,14 @@ class SourceStatistics:
     cooling_weight: float | None = None
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
 
+    def add_scores(self, scores: Sequence[tuple[float, float]]) -> None:
+        """Take in ℓ̄ and w_c of each of its negatives."""
+        if scores:
+            self.logp_mean = sum(logp for logp, _ in scores) / len(scores)
+            self.cooling_weight = sum(weight for _, weight in scores) / len(scores)
+        for _, weight in scores:
+            self.histogram[min(BINS - 1, int(weight * BINS))] += 1
+
 
 @dataclass(frozen=True)
 class ShownNegative:
@@ -62,8 +71,8 @@ class ShownNegative:
     response: Response
     suspect: bool
     right: bool | None
-    logp_mean: float | None = None
-    cooling_weight: float | None = None
+    logp_mean: float | None
+    cooling_weight: float | None
 
 
 @dataclass(frozen=True)
@@ -144,11 +153,29 @@ def collect_statistics(
         asked = {group.id: group for group in (*part, *(shown if part else ()))}
         logps = dict(zip(asked, scorer.logp_means(list(asked.values()), progress), strict=True))
     weights = {key: cooling_weight(torch.tensor(row), floor=floor, tau=tau).tolist() for key, row in logps.items()}
-    _add_scores(figures, part, logps, weights)
+    for name, source in figures.items():
+        scores = [
+            (logp, weight)
+            for group in part
+            for response, logp, weight in zip(group.responses, logps[group.id], weights[group.id], strict=True)
+            if response.role == REJECTED and response.source == name
+        ]
+        source.add_scores(scores)
     chosen = [logps[group.id][0] for group in part]
+
+    def show(group: PromptGroup) -> ShownPrompt:
+        unknown: list[None] = [None] * len(group.responses)
+        row, cooled = logps.get(group.id, unknown), weights.get(group.id, unknown)
+        negatives: list[ShownNegative] = []
+        for response, logp, weight in zip(group.responses, row, cooled, strict=True):
+            if response.role == REJECTED:
+                result = judge(group, Candidate(response.text, response.difficulty, source=response.source))
+                negatives.append(ShownNegative(response, result.suspect, result.right, logp, weight))
+        return ShownPrompt(group, negatives, row[0])
+
     return NegativeStatistics(
         figures=list(figures.values()),
-        samples=[_shown(group, judge, logps.get(group.id), weights.get(group.id)) for group in shown],
+        samples=[show(group) for group in shown],
         prompts=len(groups),
         scored=len(part),
         chosen_logp=sum(chosen) / len(chosen) if chosen else None,
@@ -159,57 +186,20 @@ def collect_statistics(
 
 
 def _of_source(name: str, counts: Mapping[str, Any]) -> SourceStatistics:
-    proposed = max(1, counts["proposed"])
-    statistics = SourceStatistics(name, counts["used"], counts["proposed"], counts["dropped"])
-    statistics.identical, statistics.suspects = counts["identical"] / proposed, counts["suspects"] / proposed
-    statistics.length_ratio = counts["length_ratio"] / proposed
+    proposed, suspects, right = max(1, counts["proposed"]), counts["suspects"], counts.get("right", 0)
+    figures = SourceStatistics(name, counts["used"], counts["proposed"], counts["dropped"])
+    figures.identical, figures.suspects = counts["identical"] / proposed, suspects / proposed
+    figures.length_ratio = counts["length_ratio"] / proposed
     if counts["exact"]:
-        right = counts["right_suspects"]
-        statistics.right = counts["right"] / proposed
-        statistics.precision = right / counts["suspects"] if counts["suspects"] else None
-        statistics.recall = right / counts["right"] if counts["right"] else None
-    return statistics
-
-
-def _add_scores(
-    figures: Mapping[str, SourceStatistics],
-    groups: Sequence[PromptGroup],
-    logps: Mapping[str, Sequence[float]],
-    weights: Mapping[str, Sequence[float]],
-) -> None:
-    scores: dict[str, list[tuple[float, float]]] = {}
-    for group in groups:
-        for response, logp, weight in zip(group.responses, logps[group.id], weights[group.id], strict=True):
-            if response.role == REJECTED and response.source in figures:  # a data set may name sources of its own
-                scores.setdefault(response.source, []).append((logp, weight))
-    for name, values in scores.items():
-        figures[name].logp_mean = sum(logp for logp, _ in values) / len(values)
-        figures[name].cooling_weight = sum(weight for _, weight in values) / len(values)
-        for _, weight in values:
-            figures[name].histogram[min(BINS - 1, int(weight * BINS))] += 1
+        figures.right = right / proposed
+        figures.precision = counts["right_suspects"] / suspects if suspects else None
+        figures.recall = counts["right_suspects"] / right if right else None
+    return figures
 
 
 def _every_source(groups: Sequence[PromptGroup], sources: Sequence[str], count: int) -> list[PromptGroup]:
     """Take the first prompts, every source in turn, so that a rare one is seen too."""
-    waiting = {name: [g for g in groups if any(r.source == name for r in g.by_role(REJECTED))] for name in sources}
-    shown: dict[str, PromptGroup] = {}
-    while len(shown) < count and any(waiting.values()):
-        for rows in waiting.values():
-            while rows and rows[0].id in shown:
-                rows.pop(0)
-            if rows and len(shown) < count:
-                group = rows.pop(0)
-                shown[group.id] = group
-    return list(shown.values())
-
-
-def _shown(
-    group: PromptGroup, judge: CandidateFilter, logps: Sequence[float] | None, weights: Sequence[float] | None
-) -> ShownPrompt:
-    negatives: list[ShownNegative] = []
-    for i, response in enumerate(group.responses):
-        if response.role == REJECTED:
-            result = judge(group, Candidate(response.text, response.difficulty, source=response.source))
-            scores = (logps[i], weights[i]) if logps is not None and weights is not None else (None, None)
-            negatives.append(ShownNegative(response, result.suspect, result.right, *scores))
-    return ShownPrompt(group, negatives, None if logps is None else logps[0])
+    by_source = ([g for g in groups if any(r.source == name for r in g.by_role(REJECTED))] for name in sources)
+    turns = itertools.zip_longest(*by_source)
+    shown = {group.id: group for turn in turns for group in turn if group is not None}
+    return list(shown.values())[:count]

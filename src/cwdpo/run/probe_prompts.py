@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import chain, islice
 
+from cwdpo.chat.language_model import LanguageModel
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.files import read_jsonl, write_jsonl
-from cwdpo.chat.language_model import LanguageModel
-from cwdpo.negatives.generating_model import GenerationJob, NegativePolicy, has_images
+from cwdpo.negatives.generating_model import NegativePolicy, PolicyJob, has_images
 from cwdpo.negatives.llm_rewrites import rewrite_by_llm
 from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.probe_responses import with_kinds
@@ -84,7 +84,7 @@ def _own_answers(run: RunDirectory, first: NegativePolicy, groups: list[PromptGr
     run.reporter.step("probes", f"the model's own answers to {len(groups)} probe prompts")
     how = {"max_new_tokens": run.recipe.evaluation.max_new_tokens, "temperature": 1.0}
     starts = range(0, len(groups), p.batch_size)
-    jobs = [GenerationJob(groups[start : start + p.batch_size], p.seed + start, how) for start in starts]
+    jobs = [PolicyJob(groups[start : start + p.batch_size], {**how, "seed": p.seed + start}) for start in starts]
     batches = processes().map("generate", jobs, first.write, has_images)
     answers = [answer for batch in batches for answer in batch]
     texts = {group.id: answer[0] for group, answer in zip(groups, answers, strict=True)}

@@ -18,9 +18,9 @@ from cwdpo.files import append_jsonl, read_json
 from cwdpo.methods.cooling import cooling_weight
 from cwdpo.models.identity import state_digest
 from cwdpo.models.meta_init import is_bare
+from cwdpo.negatives.build import regenerate_negatives
 from cwdpo.negatives.generating_model import NegativePolicy, ResponseScorer
-from cwdpo.negatives.per_update_draw import NegativeSampler, frontier, uniform
-from cwdpo.negatives.regenerate import regenerate_negatives
+from cwdpo.negatives.per_update_draw import NegativeSampler, frontier
 from cwdpo.negatives.source import SourceContext, seeded
 from cwdpo.processes import processes
 from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
@@ -48,10 +48,10 @@ def make_picker(run: RunDirectory, mix: SourceMix, scores: Path) -> NegativeSamp
     """
     if not mix.pooled:
         return None
-    two, weigh = run.recipe.stage2, uniform
+    two, weights = run.recipe.stage2, None
     if isinstance(mix, Stage2Mix) and mix.curriculum == "frontier":
-        weigh = frontier(ReferenceCache(scores), two.floor, two.tau)
-    return NegativeSampler(mix, run.recipe.negatives.seed, weigh)
+        weights = frontier(ReferenceCache(scores), two.floor, two.tau)
+    return NegativeSampler(mix, run.recipe.negatives.seed, weights)
 
 
 class Rounds:

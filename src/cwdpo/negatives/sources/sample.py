@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -27,10 +26,7 @@ class SampleSource(PolicySource):
         """Return how many samples leave some to spare for those that are gold responses."""
         return 2 * most + 2
 
-    def generation(self, copies: int) -> Mapping[str, Any]:
-        """Return the arguments of `generate`."""
-        return {"temperature": self.temperature, "top_p": self.top_p, "num_return_sequences": copies}
-
-    def request(self, copies: int) -> Mapping[str, Any]:
-        """Return the fields of a request."""
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings."""
         return {"temperature": self.temperature, "top_p": self.top_p}
