@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def summarise(
             part |= {key: reading[key] for key in ("reliability", "grounding") if key in reading}
             columns[name]["logp"] = [{k: v for k, v in p.items() if k != "id"} for p in reading["prompts"]]
         summary[name] = part
-    summary["figures"] = [figure.to_json() for name, figure in figures.items() if name not in EVALUATED]
+    summary["figures"] = [asdict(figure) for name, figure in figures.items() if name not in EVALUATED]
     rows: list[dict[str, Any]] = []
     for i, group in enumerate(groups):
         row: dict[str, Any] = {"id": group.id, "image": _shown_path(group, folder), "references": list(references[i])}
