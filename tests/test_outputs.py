@@ -223,16 +223,20 @@ def test_special_files_are_refused_even_with_force(tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing_but_rows_to_go_on_from(tmp_path: Path) -> None:
     for rows in ([], [{"n": 1}]):
         with pytest.raises(ZeroDivisionError), output(tmp_path / "deep" / "a", "caption") as draft:
-            kept = draft.keep("rows.jsonl")
+            kept = draft.keep()
             append_jsonl(kept, *rows)
             draft.file.write_text("half")
             _ = 1 / 0
-        assert list(content(tmp_path)) == ["deep/.a.part/rows.jsonl"] * len(rows)
+        assert list(content(tmp_path)) == ["deep/.a.part"] * len(rows)
         assert rows or not list(tmp_path.iterdir())
     with output(tmp_path / "deep" / "a", "caption") as draft:
-        assert list(read_jsonl(draft.keep("rows.jsonl"))) == [{"n": 1}]
+        assert list(read_jsonl(draft.keep())) == [{"n": 1}]
         draft.file.write_text("whole")
-    assert content(tmp_path) == {"deep/a": b"whole"}
+    assert content(tmp_path) == {"deep/a": b"whole"} and not (tmp_path / "deep" / ".a.draft").exists()
+    (tmp_path / ".b.part").write_text("{}\n")
+    with pytest.raises(RunError, match=r"\.b\.part"), output(tmp_path / "b", "caption") as draft:
+        draft.keep()
+    assert (tmp_path / ".b.part").read_text() == "{}\n"
 
 
 def test_two_commands_on_one_output(tmp_path: Path) -> None:

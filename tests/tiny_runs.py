@@ -334,7 +334,7 @@ def _database(path: Path) -> list[Any]:
 
 def failures_left(folder: Path) -> Iterator[Path]:
     """What a command that failed must not leave behind."""
-    return (p for p in folder.rglob("*") if p.name.endswith((".tmp", ".part")))
+    return (p for p in folder.rglob("*") if p.name.endswith((".tmp", ".part", ".draft")))
 
 
 if __name__ == "__main__":

@@ -235,15 +235,38 @@ class Draft:
         file: Where to write it; it has the output's own name.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.folder = path.with_name(f".{path.name}.part")
+    def __init__(self, path: Path, by: str) -> None:
+        self._path, self._by = path, by
+        self.folder = path.with_name(f".{path.name}.draft")
         self.file = self.folder / path.name
         self.rows: list[Path] = []
 
-    def keep(self, name: str) -> Path:
-        """Return a file for what a killed command goes on from; it goes when the output stands."""
-        self.rows.append(self.folder / name)
-        return self.rows[-1]
+    def keep(self, name: str = "") -> Path:
+        """Return a file for what a killed command resumes from, `.OUTPUT.part`; it goes when the output stands.
+
+        Args:
+            name: Tells several of them apart: `.OUTPUT.NAME.part`.
+
+        Raises:
+            RunError: There is such a file, and an earlier call of the command did not write it.
+        """
+        rows = self._path.with_name(".".join(["", self._path.name, *([name] if name else []), "part"]))
+        _require_plain(rows, stat.S_ISREG)
+        listed = _Listed(self.folder, self._by)
+        if rows.exists() and not listed.grows(rows.name):
+            raise RunError(f"{rows}: is there, and `cwdpo {self._by}` did not write it; move it away")
+        listed.add(grows=rows.name)
+        self.rows.append(rows)
+        return rows
+
+    def clear(self, *, done: bool) -> None:
+        """Delete what is not needed any more: rows too where the output is done, or where there are none."""
+        self.file.unlink(missing_ok=True)
+        for rows in self.rows:
+            if done or (rows.is_file() and not rows.stat().st_size):
+                rows.unlink(missing_ok=True)
+        if not any(rows.exists() for rows in self.rows):
+            (self.folder / LIST).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -262,20 +285,17 @@ def output(path: Path, by: str, *, reads: Iterable[str | Path] = (), force: bool
     path = _absolute(path)
     reads = list(reads)
     require_replaceable(path, by, reads=reads, force=force)
-    draft = Draft(path)
+    draft = Draft(path, by)
     with _made(draft.folder), _locked(draft.folder):
+        done = False
         try:
             yield draft
             require_replaceable(path, by, reads=reads, force=force)
             _Listed(path.parent, by).add(file=path.name, sha256=file_digest(draft.file))
             draft.file.replace(path)
-            for rows in draft.rows:
-                rows.unlink(missing_ok=True)
+            done = True
         finally:
-            draft.file.unlink(missing_ok=True)
-            for rows in draft.rows:
-                if rows.is_file() and not rows.stat().st_size:
-                    rows.unlink()
+            draft.clear(done=done)
             with contextlib.suppress(OSError):
                 draft.folder.rmdir()
 

@@ -359,7 +359,7 @@ def test_caption_goes_on_where_it_was(cli: Callable[..., str], tmp_path: Path, t
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 130
-        assert len(rows_of(tmp_path / ".c.jsonl.part" / "captions.jsonl")) == 2 and not Path("c.jsonl").exists()
+        assert len(rows_of(tmp_path / ".c.jsonl.part")) == 2 and not Path("c.jsonl").exists()
         calls.clear()
         patch.setattr(captioning, "generate", lambda *a, **k: (calls.append(len(a[3])), original(*a, **k))[1])
         cli(*argv)

@@ -61,7 +61,7 @@ def benchmark(
             questions,
             AutoScorer(),
             by=by,
-            kept=(draft.keep("answers.jsonl"), draft.keep("letters.jsonl")),
+            kept=(draft.keep("answers"), draft.keep("letters")),
             key=folder_digest(base_path() if model == "scenes" else model),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

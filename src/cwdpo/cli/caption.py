@@ -30,7 +30,7 @@ def caption(
     quiet_libraries()
     files = image_files(images)
     with output(out, "caption", reads=files, force=force) as draft:
-        kept, sizes = draft.keep("captions.jsonl"), {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        kept, sizes = draft.keep(), {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         captions = caption_images(model, files, kept, prompt=prompt, **sizes)
         rows = [{"image": str(file), "caption": text} for file, text in zip(files, captions, strict=True)]
         write_jsonl(draft.file, rows)

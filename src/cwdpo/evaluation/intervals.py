@@ -1,6 +1,7 @@
 """95 % intervals: Student's t for a mean, the bootstrap over pictures, Wilson's for a share of all or none.
 
-An interval never has zero width: where values do not differ they say nothing of their spread, and there is none.
+An interval never has zero width: where values differ by no more than rounding, they say nothing of their spread, and
+there is none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ __all__ = ["bootstrap", "bootstrap_mean", "interval_text", "mean_interval", "mea
 
 _LEVEL = 0.95
 _DRAWS, _BLOCK = 1000, 50
+_ROUNDING = 1e-12
+"""A spread below this part of the values is their rounding."""
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -25,7 +28,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     mean = statistics.fmean(values) if values else math.nan
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    if deviation == 0:
+    if deviation <= _ROUNDING * max(map(abs, values), default=0.0):
         return mean, math.nan, math.nan
     from scipy.stats import t
 
@@ -68,7 +71,7 @@ def bootstrap(
         rng=np.random.default_rng(0),
     )
     low, high = map(float, drawn.confidence_interval)
-    return (low, high) if high > low else None
+    return (low, high) if high - low > _ROUNDING * max(abs(low), abs(high)) else None
 
 
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, float] | None:
