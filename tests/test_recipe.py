@@ -17,13 +17,17 @@ import cwdpo
 from cwdpo.errors import RecipeError
 from cwdpo.methods import CWDPO, DPO, METHODS, RPO, Method
 from cwdpo.recipe import (
+    EarlyStopSection,
+    InfluenceSection,
     LoraSection,
     ModelSection,
+    ProbeSection,
     Recipe,
     Stage1Section,
     Stage2Section,
 )
-from cwdpo.recipe.load_recipe import commented_yaml, load_recipe, recipe_differences
+from cwdpo.recipe.commented_recipe import commented_yaml
+from cwdpo.recipe.load_recipe import load_recipe, recipe_differences
 from cwdpo.section import Section
 
 SOURCE = Path(str(cwdpo.__file__)).parent
@@ -124,6 +128,11 @@ RECIPES = st.builds(
     Recipe,
     name=st.text(max_size=20).filter(lambda t: t.isprintable()),
     seed=st.integers(-(2**40), 2**40),
+    probes=st.builds(
+        ProbeSection,
+        influence=st.none() | st.just(InfluenceSection()),
+        early_stop=st.none() | st.builds(EarlyStopSection, patience=st.integers(1, 9)),
+    ),
     model=st.builds(
         ModelSection,
         path=st.sampled_from(["scenes", "owner/name", "/a b/c:d", "no", "1e5", "~", "#x", "'q\""]),
@@ -132,7 +141,7 @@ RECIPES = st.builds(
         min_pixels=st.none() | st.integers(1, 10**9),
     ),
     stage1=st.builds(Stage1Section, learning_rate=st.floats(1e-12, 1), warmup_ratio=st.floats(0, 0.99)),
-    stage2=st.builds(Stage2Section, floor=st.floats(-1e6, 1e6), objective=st.sampled_from(["cw_dpo", "simpo", "ppo"])),
+    stage2=st.builds(Stage2Section, floor=st.floats(-1e6, 1e6), objective=st.sampled_from(["cw_dpo", "simpo", "dpop"])),
     report_to=st.lists(st.sampled_from(["wandb", "tensorboard", "null", "yes"])),
 )
 
@@ -140,7 +149,8 @@ RECIPES = st.builds(
 @settings(deadline=None, max_examples=40)
 @given(RECIPES)
 def test_written_recipes_load_back_equal(recipe: Recipe) -> None:
-    assert Recipe.model_validate(yaml.safe_load(commented_yaml(recipe))) == recipe
+    for every_field in (True, False):
+        assert Recipe.model_validate(yaml.safe_load(commented_yaml(recipe, every_field=every_field))) == recipe
     assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
     assert recipe_differences(recipe.model_dump(mode="json"), yaml.safe_load(recipe.to_yaml())) == []
 
@@ -150,7 +160,7 @@ def keys_of(values: dict[str, Any]) -> list[str]:
 
 
 def test_commented_yaml_explains_every_field() -> None:
-    text = commented_yaml(Recipe())
+    text = commented_yaml(Recipe(), every_field=True)
     fields = keys_of(Recipe().model_dump())
     assert [name for name in fields if f"{name}: " not in text and f"{name}:\n" not in text] == []
     assert text.count("# ") > len(fields)

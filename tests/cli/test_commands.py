@@ -21,7 +21,8 @@ from cwdpo.cli import main
 from cwdpo.data import load_groups
 from cwdpo.data.read_source import DataSource
 from cwdpo.models.processors import load_processor
-from cwdpo.recipe.load_recipe import commented_yaml, load_recipe
+from cwdpo.recipe.commented_recipe import commented_yaml
+from cwdpo.recipe.load_recipe import load_recipe
 from tiny_models import tiny_image, tiny_model
 from tiny_runs import CliServer, files_of, rows_of, tiny_recipe, write_yaml
 
@@ -92,15 +93,20 @@ def test_module_is_the_command(cli_server: CliServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["recipe", "no", "123", "a b"])
-def test_init_writes_what_loads_back_equal(name: str, cli: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("every_field", [True, False])
+def test_init_writes_what_loads_back_equal(
+    every_field: bool, name: str, cli: Callable[..., str], tmp_path: Path
+) -> None:
     data = data_file(tmp_path / "data")
-    cli("init", "--model", "owner/model-7b", "--data", data, "--out", f"{name}.yaml")
+    more = ["--all"] * every_field
+    cli("init", "--model", "owner/model-7b", "--data", data, "--out", f"{name}.yaml", *more)
     recipe = load_recipe(Path(f"{name}.yaml"))
     assert recipe.name == name and recipe.model.path == "owner/model-7b" and recipe.data.path == str(data)
     assert recipe.model.lora is not None and recipe.model.freeze == ["vision"]
-    Path("again.yaml").write_text(commented_yaml(recipe), encoding="utf-8")
-    assert load_recipe(Path("again.yaml")) == recipe
-    assert Path("again.yaml").read_text() == Path(f"{name}.yaml").read_text()
+    text = Path(f"{name}.yaml").read_text()
+    assert commented_yaml(recipe, every_field=every_field) == text
+    assert every_field or (text.count("\n") <= 60 and "cwdpo init --all" in text)
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_init_without_options(cli: Callable[..., str]) -> None:
@@ -114,6 +120,7 @@ def test_init_gives_captions_some_negatives(cli: Callable[..., str], tmp_path: P
     tiny_image(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption\na.png,a star\n", encoding="utf-8")
     cli("init", "--data", tmp_path, "--out", tmp_path / "r.yaml")
+    assert (tmp_path / "r.yaml").read_text().count("\n") <= 60
     found = load_recipe(tmp_path / "r.yaml").negatives
     assert found.stage1.shares() == {"perturb": 1, "other": 1}
     assert found.stage2.shares() == {"perturb": 3, "other": 1}

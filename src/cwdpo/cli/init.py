@@ -19,19 +19,20 @@ def init(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")] = "scenes",
     data: Annotated[str, typer.Option(help="Data file or folder.")] = "scenes",
     out: Annotated[Path, typer.Option(help="Recipe to write.")] = Path("recipe.yaml"),
+    every_field: Annotated[bool, typer.Option("--all", help="Write every field, with all that is to be said.")] = False,
     force: Force = False,
 ) -> None:
-    """Write a recipe with a comment on every field, fitted to a model and a data set.
+    """Write a recipe fitted to a model and a data set: what is usually set, or with --all every field.
 
     [bold]cwdpo init --model Qwen/Qwen2.5-VL-3B-Instruct --data train.jsonl[/]
     """
     from cwdpo.files import write_text
     from cwdpo.outputs import output
-    from cwdpo.recipe.load_recipe import commented_yaml
+    from cwdpo.recipe.commented_recipe import commented_yaml
 
     recipe = _fitted(out.stem, model, data)
     with output(out, "init", reads=[data], force=force) as draft:
-        write_text(draft.file, commented_yaml(recipe))
+        write_text(draft.file, commented_yaml(recipe, every_field=every_field))
     typer.echo(f"wrote {out}; next: cwdpo check {out}")
 
 

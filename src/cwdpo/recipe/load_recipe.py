@@ -1,10 +1,9 @@
-"""Recipes as files: reading, overriding, explaining what is wrong, writing one with comments."""
+"""Recipes as files: reading, overriding, explaining what is wrong."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from pydantic.fields import FieldInfo
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.recipe import Recipe
 from cwdpo.recipe.safe_yaml import parse_yaml
-from cwdpo.section import Described, Section, first_mistake
+from cwdpo.section import Section, first_mistake
 
-__all__ = ["commented_yaml", "load_recipe", "load_section", "recipe_differences"]
+__all__ = ["load_recipe", "load_section", "recipe_differences"]
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -171,24 +170,3 @@ def recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any], pref
         elif old != new:
             found.append(f"{prefix}{key} (was {old!r}, now {new!r})")
     return found
-
-
-def commented_yaml(recipe: Recipe) -> str:
-    """Return a recipe as YAML with each field's description above it."""
-    lines = [f"# {Recipe.__doc__}", "# Every key can also be set on the command line: --set stage2.beta=0.2", ""]
-    for key in recipe.described():
-        lines += _commented(recipe, key, 0)
-        if isinstance(key.value, Section):
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _commented(section: Section, key: Described, depth: int) -> list[str]:
-    pad = "  " * depth
-    lines = [f"{pad}# {line}" for line in textwrap.wrap(key.description, 110 - len(pad))]
-    if isinstance(key.value, Section):
-        lines.append(f"{pad}{key.name}:")
-        return lines + [line for below in key.value.described() for line in _commented(key.value, below, depth + 1)]
-    plain = section.model_dump(mode="json")[key.name]
-    dumped = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1000)
-    return [*lines, f"{pad}{key.name}: {dumped.removesuffix('...' + chr(10)).strip()}"]
