@@ -13,11 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from test_trainers import TRL_METRICS
 
 from cwdpo.methods import SimPO
 from pair_examples import example_pairs
-from tiny_training import QUIET, clone, fresh, largest_difference, rows, train_dpo, trl_rows, weights
+from tiny_training import (
+    QUIET,
+    clone,
+    fresh,
+    largest_difference,
+    lora,
+    rows,
+    scores_of,
+    train_dpo,
+    train_sft,
+    trl_rows,
+    weights,
+)
 
 trl = pytest.importorskip("trl")
 
@@ -55,6 +68,42 @@ def test_losses_equal_trl(name: str, tmp_path: Path) -> None:
     """The same for other losses that TRL has, on batches of one pair where it takes those to mean the same."""
     theirs, ours = LOSSES[name]
     check("llava", tmp_path, theirs, ours, batch=2 if name == "ipo" else 1)
+
+
+@pytest.mark.parametrize("where", ["adapters", "attention"])
+def test_no_dropout_in_stage_two(where: str, tmp_path: Path) -> None:
+    """The policy starts as the reference, so that the first loss is log 2 = 0.693147 at any rate of dropout."""
+    model, processor = fresh(attention_dropout=0.3 if where == "attention" else 0.0)
+    if where == "adapters":
+        model = get_peft_model(model, lora(lora_dropout=0.3, init_lora_weights=False))
+    trainer = train_dpo(model, processor, rows(2, tmp_path, images=1), tmp_path / "out", objective="dpo", max_steps=1)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_load_balancing_equals_transformers(stage: str, tmp_path: Path) -> None:
+    """Experts: the loss gains the coefficient times what the model itself calls `aux_loss`, in both micro-batches."""
+    model, processor = fresh("qwen3_vl_moe", router_aux_loss_coef=0.5)
+    groups = rows(4, tmp_path, images=1, responses=[1])
+    if stage == "stage2":
+        groups = rows(4, tmp_path, images=1)
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1, "learning_rate": 0.0}
+    train = train_sft if stage == "stage1" else train_dpo
+    objective = {"objective": "sft" if stage == "stage1" else "dpo", "scorer": "separate"}
+    logged = train(clone(model), processor, groups, tmp_path / "out", **cut | objective).state.log_history[0]
+    expected = []
+    for part in (groups[:2], groups[2:]):
+        sequences: list[Any] = []
+        handle = model.register_forward_pre_hook(
+            lambda module, given, named, into=sequences: into.append(named), with_kwargs=True
+        )
+        scores_of(model, processor, part)
+        handle.remove()
+        named = {name: value for name, value in sequences[0].items() if name != "use_cache"}
+        expected.append(float(model(**named, output_router_logits=True).aux_loss))
+    assert logged["aux_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
+    own = logged["nll/chosen"] if stage == "stage1" else 0.693147
+    assert logged["loss"] == pytest.approx(own + 0.5 * sum(expected) / 2, rel=1e-5)
 
 
 def test_simpo_equals_trl() -> None:

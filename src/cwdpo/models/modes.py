@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from cwdpo.devices import capture_random, restore_random
 
-__all__ = ["in_float32", "inference", "precision_of"]
+__all__ = ["disable_dropout", "in_float32", "inference", "precision_of"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -94,3 +95,16 @@ def _float(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if _is_half(value) else value
     return torch.float32 if value in _HALF else value
+
+
+def disable_dropout(model: Any) -> None:
+    """Set every rate of dropout, layer drop and router noise in a model to 0; its configuration keeps what it says.
+
+    A policy with dropout and a reference without differ before anything was learnt. The training mode stays: gradient
+    checkpointing and 4-bit layers depend on it.
+    """
+    for module in model.modules():
+        own = ("p",) if isinstance(module, _DropoutNd) else ()
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and (name in own or "drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)

@@ -19,7 +19,7 @@ class LoraSection(Section):
     alpha: float = Field(default=32, gt=0)
     """Scale of the update; the effective factor is alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input. Above 0 it is drawn anew in every forward pass."""
+    """Dropout on the adapter's input in Stage 1. Stage 2, which compares with a reference, trains without dropout."""
     dora: bool = False
     """DoRA: the size of every output's weights is trained by itself, beside the direction that the adapter turns. Takes
     more time and memory (`cwdpo plan` says how much)."""

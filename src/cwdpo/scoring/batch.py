@@ -124,6 +124,8 @@ class ResponseLogits:
         rows: `Long[positions]`, the response it belongs to.
         columns: `Long[positions]`, its place in the response.
         shape: (responses, longest response).
+        tokens: `Bool[rows, width]`, which places of the model's input are not padding; None where each response had a
+            forward pass of its own, without padding.
     """
 
     logits: Tensor
@@ -131,15 +133,18 @@ class ResponseLogits:
     rows: Tensor
     columns: Tensor
     shape: tuple[int, int]
+    tokens: Tensor | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, responses: Sequence[EncodedResponse]) -> ResponseLogits:
+    def of(
+        cls, logits: Tensor, responses: Sequence[EncodedResponse], tokens: Tensor | None = None
+    ) -> ResponseLogits:
         """Name logits that stand in the order of the responses' tokens."""
         targets = [token for r in responses for token in r.ids]
         rows = [row for row, r in enumerate(responses) for _ in r.ids]
         columns = [column for r in responses for column in range(len(r.ids))]
         told = (torch.tensor(values, device=logits.device) for values in (targets, rows, columns))
-        return cls(logits, *told, shape=(len(responses), max(len(r.ids) for r in responses)))
+        return cls(logits, *told, shape=(len(responses), max(len(r.ids) for r in responses)), tokens=tokens)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class SeparateScorer:
         rows = [row for row, r in enumerate(responses) for _ in r.ids]
         columns = [keep - len(r.ids) + column for r in responses for column in range(len(r.ids))]
         row_index, column_index = (torch.tensor(values, device=logits.device) for values in (rows, columns))
-        return ResponseLogits.of(logits[row_index, column_index], responses)
+        return ResponseLogits.of(logits[row_index, column_index], responses, inputs["attention_mask"] > 0)
 
 
 class OneByOneScorer:

@@ -53,7 +53,7 @@ class SharedPrefixScorer:
         logits: Tensor = model(**inputs, use_cache=False).logits
         if logits.ndim == 3:  # of one row, or of the last columns
             logits = logits[0] if len(keep) == 1 else logits[keep[:, -logits.shape[1] :].to(logits.device)]
-        return _by_response(logits, batch)
+        return _by_response(logits, batch, layout.tokens)
 
 
 def _head_positions(keep: Tensor, device: torch.device) -> Tensor | int:
@@ -67,7 +67,7 @@ def _head_positions(keep: Tensor, device: torch.device) -> Tensor | int:
     return keep.shape[1] - int(keep.any(0).nonzero()[0])
 
 
-def _by_response(logits: Tensor, batch: Batch) -> ResponseLogits:
+def _by_response(logits: Tensor, batch: Batch, tokens: Tensor) -> ResponseLogits:
     """Name the kept logits `[kept, vocabulary]` (group by group) by response; the prefix's last one serves them all."""
     places: list[int] = []
     place = 0
@@ -78,4 +78,4 @@ def _by_response(logits: Tensor, batch: Batch) -> ResponseLogits:
             places += [shared, *range(place + 1, place + 1 + own)]
             place += own
         place += 1
-    return ResponseLogits.of(logits[torch.tensor(places, device=logits.device)], batch.responses)
+    return ResponseLogits.of(logits[torch.tensor(places, device=logits.device)], batch.responses, tokens)

@@ -117,7 +117,7 @@ class SharingScorer:
         mine = found.rows < len(batch.responses)
         logits = found.logits[mine] + 0.0 * found.logits[~mine].sum()
         kept = (part[mine] for part in (found.targets, found.rows, found.columns))
-        return ResponseLogits(logits, *kept, shape=(len(batch.responses), found.shape[1]))
+        return ResponseLogits(logits, *kept, shape=(len(batch.responses), found.shape[1]), tokens=found.tokens)
 
 
 def _meets_in_the_encoder(model: Any) -> bool:

@@ -25,6 +25,7 @@ from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.configs import GroupTrainingArguments
 from cwdpo.training.data_parallel import SharedBatches, SharingScorer, shared_loader
 from cwdpo.training.length_grouping import LengthGrouped, estimated_length
+from cwdpo.training.load_balancing import AUX_LOSS, LoadBalancing
 from cwdpo.training.metric_sums import Meter, means_over
 from cwdpo.training.nonfinite import NonFiniteGuard
 from cwdpo.training.param_groups import give_own_rates
@@ -91,6 +92,7 @@ class GroupTrainer(UpdatingTrainer):
         self._rates: dict[str, float] = {}
         self.team = processes()
         self._meter = Meter(self.team)
+        self.balancing = LoadBalancing(model)
         self.guard = NonFiniteGuard(skip=args.on_nonfinite == "skip")
         rows = eval_dataset if train_dataset is None else train_dataset
         self.shared_scorer = SharingScorer(self.scorer, rows, self.encoder) if self.team.size > 1 else self.scorer
@@ -201,7 +203,8 @@ class GroupTrainer(UpdatingTrainer):
             )
         means = means_over(self.team, tally)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        metrics[f"{metric_key_prefix}_loss"] = self.objective.value(means)
+        balance = self.balancing.weight * means.get(AUX_LOSS, 0.0)
+        metrics[f"{metric_key_prefix}_loss"] = self.objective.value(means) + balance
         nothing: Any = ()
         return EvalLoopOutput(
             predictions=nothing, label_ids=None, metrics=metrics, num_samples=sum(self.team.gather(rows))

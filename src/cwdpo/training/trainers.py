@@ -20,6 +20,7 @@ from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.identity import state_digest
 from cwdpo.models.loading import load_model, sequence_limit
 from cwdpo.models.meta_init import on_meta
+from cwdpo.models.modes import disable_dropout
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives import objective_of
 from cwdpo.objectives.rewards import Reward, reward_for
@@ -140,6 +141,8 @@ class CWDPOTrainer(GroupTrainer):
     (`reference="live"`) from `ref_model`, from a frozen copy of the adapter the model comes with, from the base under
     fresh adapters, or from a copy of the model.
 
+    Dropout is off, as in TRL: with it the policy would differ from the reference before the first update.
+
     Args:
         model: A vision-language model, or a directory or hub id to load it from.
         ref_model: Another model as reference.
@@ -182,6 +185,7 @@ class CWDPOTrainer(GroupTrainer):
         if ref_model is model and ref_model is not None:
             raise RecipeError("ref_model is the model itself; leave ref_model out, or pass a copy")
         model, processing_class = _prepare(model, args, processing_class, peft_config)
+        disable_dropout(model)
         scorer = scorer or args.make_scorer()
         self._cache_path = reference_cache or Path(str(args.output_dir)) / "reference" / "logps.sqlite"
         self._ref_model = ref_model

@@ -12,10 +12,13 @@ from cwdpo.errors import NonFiniteError
 from cwdpo.objectives.objective import ObjectiveOutput, Tally
 from cwdpo.scoring.batch import Batch
 
-__all__ = ["TOKENS", "Update", "add_up", "sequence_tokens"]
+__all__ = ["PROMPTS", "TOKENS", "Update", "add_up", "sequence_tokens"]
 
 TOKENS = "num_tokens"
 """Key of an update's tokens among its totals."""
+
+PROMPTS = "num_prompts"
+"""Key of its prompts."""
 
 
 @dataclass

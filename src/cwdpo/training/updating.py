@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.checkpointing import SealedTrainer
 from cwdpo.training.configs import GroupTrainingArguments
 from cwdpo.training.data_parallel import SharingScorer
+from cwdpo.training.load_balancing import AUX_LOSS, LoadBalancing
 from cwdpo.training.metric_sums import Meter
 from cwdpo.training.nonfinite import NonFiniteGuard, blamed_rows, not_finite
 from cwdpo.training.offloading import OffloadedActivations
 from cwdpo.training.rollouts import Rollouts
-from cwdpo.training.update import TOKENS, Update, add_up, sequence_tokens
+from cwdpo.training.update import PROMPTS, TOKENS, Update, add_up, sequence_tokens
 
 __all__ = ["UpdatingTrainer"]
 
@@ -47,6 +49,7 @@ class UpdatingTrainer(SealedTrainer):
     waiting: Stopwatch
     team: Processes
     guard: NonFiniteGuard
+    balancing: LoadBalancing
     _meter: Meter
     _step: Update | None = None
     _last_gate: bool = True
@@ -89,7 +92,7 @@ class UpdatingTrainer(SealedTrainer):
 
     def _counts(self, batch: Batch) -> dict[str, float]:
         counted = self.objective.counts(batch) if batch.groups else {}
-        return counted | {TOKENS: float(sequence_tokens(batch))}
+        return counted | {TOKENS: float(sequence_tokens(batch)), PROMPTS: float(batch.prompts)}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Add one micro-batch's gradient; after the last one, make sure that the gated term was guessed right.
@@ -186,10 +189,19 @@ class UpdatingTrainer(SealedTrainer):
         with self.accelerator.autocast():
             reference = self._reference_of(model, batch)
             # Logits are needed again at once: what keeps them is outside.
-            with OffloadedActivations(model) if self.args.activation_offloading else nullcontext():
+            with (
+                OffloadedActivations(model) if self.args.activation_offloading else nullcontext(),
+                self.balancing.recorded() as routed,
+            ):
                 logits = self.shared_scorer(model, batch)
             scores = scores_from_logits(logits)
-        return self.objective(batch, scores, reference, totals, gate), scores
+        output = self.objective(batch, scores, reference, totals, gate)
+        if self.balancing.weight:
+            unbalanced = self.balancing.loss(routed, logits)
+            output.tally.add(AUX_LOSS, unbalanced)
+            share = self.balancing.weight * batch.prompts / totals[PROMPTS]
+            output = replace(output, loss=output.loss + share * unbalanced)
+        return output, scores
 
     def _nothing(self, model: Any) -> tuple[ObjectiveOutput, Scores]:
         """Run what other ranks run while this one has no rows."""
