@@ -136,9 +136,7 @@ class ResponseLogits:
     tokens: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, logits: Tensor, responses: Sequence[EncodedResponse], tokens: Tensor | None = None
-    ) -> ResponseLogits:
+    def of(cls, logits: Tensor, responses: Sequence[EncodedResponse], tokens: Tensor | None = None) -> ResponseLogits:
         """Name logits that stand in the order of the responses' tokens."""
         targets = [token for r in responses for token in r.ids]
         rows = [row for row, r in enumerate(responses) for _ in r.ids]

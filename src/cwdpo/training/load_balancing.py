@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixtures of experts (Fedus et al., 2021, Eq. 4 to 6), as transformers and TRL compute it."""
+"""The load-balancing loss of mixtures of experts (Fedus et al., 2021, Eq. 4 to 6), as in transformers and TRL."""
 
 from __future__ import annotations
 
