@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -104,7 +103,7 @@ def disable_dropout(model: Any) -> None:
     checkpointing and 4-bit layers depend on it.
     """
     for module in model.modules():
-        own = ("p",) if isinstance(module, _DropoutNd) else ()
+        own = ("p",) if "Dropout" in type(module).__name__ else ()
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and (name in own or "drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
