@@ -77,6 +77,7 @@ def test_numbers_are_rounded_to_sixteen_levels(qwen: Path) -> None:
     import bitsandbytes
 
     model, plain = load_model(section(qwen)), load_model(ModelSection(path=str(qwen)))
+    assert {m.weight.quant_state.shape[-1] % 64 for m in model.modules() if hasattr(m, "quant_state")} == {0, 32}
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             found = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from cwdpo.errors import ModelError
 from cwdpo.recipe import ModelSection
 
 __all__ = [
+    "compute_alike",
     "is_quantized",
     "quantization_config",
     "quantized_flops",
@@ -84,19 +87,59 @@ def settle_quantized(model: Any, where: str) -> None:
             f"{where}: the weights are quantised already, by {getattr(method, 'value', method)}; give the original "
             "model, or one in bitsandbytes' 4 bits"
         )
+    compute_alike(model)
     matrices: dict[bool, int] = {True: 0, False: 0}
     for module in _layers_of(model):
         for parameter in module.parameters(recurse=False):
             if parameter.ndim > 1:
                 matrices[_is_packed(parameter)] += weight_count(parameter)
-        # On CPUs with bfloat16 instructions bitsandbytes computes otherwise in evaluation than in training.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            vars(module)["support_avx512bf16_for_cpu"] = False
     if matrices[False] > matrices[True]:
         raise ModelError(
             f"{where}: most weights in the layers of {type(model).__name__} are not linear layers (experts, as a "
             "rule), which bitsandbytes leaves as they are; leave model.quantization out"
         )
+
+
+def compute_alike(model: Any) -> None:
+    """Have bitsandbytes compute the same on every processor, in evaluation as in training.
+
+    On CPUs with AVX-512 (bitsandbytes 0.50) its kernel misreads matrices whose rows are no whole number of blocks, and
+    with bfloat16 instructions it packs weights anew, in place, at the first pass without gradients.
+
+    Raises:
+        ModelError: A matrix has such rows, and torch is older than 2.9, which can put another kernel in place.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or not module.weight.device.type == "cpu" or state.shape[-1] % state.blocksize == 0:
+            continue
+        if not hasattr(torch.library, "get_kernel"):
+            raise ModelError(
+                f"{name}: rows of {state.shape[-1]} weights are no whole blocks of {state.blocksize}, which "
+                "bitsandbytes misreads on some CPUs; update torch to 2.9, or leave model.quantization out"
+            )
+        _read_whole_blocks()
+
+
+@functools.cache
+def _read_whole_blocks() -> torch.library.Library:
+    """Hand matrices to bitsandbytes' CPU kernel one block a row, where their own rows are no whole blocks."""
+    kernel = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+
+    def dequantize(
+        keys: Any, packed: Any, scales: Any, block: int, kind: str, shape: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        size = math.prod(shape)
+        rows = shape if shape[-1] % block == 0 else (size // block, block) if size % block == 0 else (1, size)
+        return kernel.call_boxed(keys, packed, scales, block, kind, list(rows), dtype).reshape(tuple(shape))
+
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
+    return library
 
 
 def _layers_of(model: Any) -> Iterable[nn.Module]:

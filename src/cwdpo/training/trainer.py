@@ -14,7 +14,7 @@ from cwdpo.errors import DataError, ModelError
 from cwdpo.models.loading import sequence_limit
 from cwdpo.models.modes import inference
 from cwdpo.models.parts import Part
-from cwdpo.models.quantized import is_quantized, weight_count
+from cwdpo.models.quantized import compute_alike, is_quantized, weight_count
 from cwdpo.objectives.objective import Objective, Tally
 from cwdpo.processes import processes
 from cwdpo.scoring.batch import Batch
@@ -114,8 +114,10 @@ class GroupTrainer(UpdatingTrainer):
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
         if rollouts is not None:
             rollouts.weigher.scorer = self.shared_scorer
-        if is_quantized(model) and self.is_fsdp_enabled:
-            raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP")
+        if is_quantized(model):
+            compute_alike(model)
+            if self.is_fsdp_enabled:
+                raise ModelError("weights in 4 bits cannot be shared among processes; use DDP, not FSDP")
         if args.activation_offloading and self.is_fsdp_enabled:
             raise ModelError("activation_offloading: weights that come and go are taken for activations; use DDP")
         if args.activation_offloading and args.device.type == "cpu":
