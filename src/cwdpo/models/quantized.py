@@ -113,7 +113,7 @@ def compute_alike(model: Any) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
         state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is None or not module.weight.device.type == "cpu" or state.shape[-1] % state.blocksize == 0:
+        if state is None or module.weight.device.type != "cpu" or state.shape[-1] % state.blocksize == 0:
             continue
         if not hasattr(torch.library, "get_kernel"):
             raise ModelError(
