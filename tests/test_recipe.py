@@ -127,7 +127,7 @@ def test_warning_of_the_paper_s_own_values() -> None:
 RECIPES = st.builds(
     Recipe,
     name=st.text(max_size=20).filter(lambda t: t.isprintable()),
-    seed=st.integers(-(2**40), 2**40),
+    seed=st.integers(0, 2**32 - 1),
     probes=st.builds(
         ProbeSection,
         influence=st.none() | st.just(InfluenceSection()),
@@ -220,6 +220,10 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         ("stage2.learning_rate=yes", "stage2.learning_rate"),
         ("stage2.beta=on", "stage2.beta"),
         ("seed=true", "seed"),
+        ("seed=-1", "seed"),
+        ("seed=4294967296", "seed"),
+        ("stage1.weight=.nan", "stage1.weight"),
+        ("negatives.stage2.other=.inf", "negatives.stage2.other"),
         ("seed=017", "017"),
         ("stage2.learning_rate=1:30", "1:30"),
         ("stage2.max_steps=0", "stage2.max_steps = 0"),

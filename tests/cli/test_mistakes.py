@@ -177,7 +177,7 @@ def test_recipe_missing(cli: Cli, tmp_path: Path) -> None:
         ("stage2.beta", "expected section.key=value"),
         ("=0.2", "expected section.key=value"),
         ("stage2.beta=", "stage2.beta"),
-        ("stage2.beta=[1", "not YAML"),
+        ("stage2.beta=[1", "stage2.beta"),
         ("stage2.betta=0.2", "did you mean `beta`"),
         ("seed.deep=1", "seed is a value, not a section"),
         ("stage2.beta.deep=1", "stage2.beta"),
@@ -649,10 +649,23 @@ def test_report_on_no_run(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_score_with_tau_0(cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--tau", value) for value in ("0", "-1", "nan", "inf")),
+        *(("--floor", value) for value in ("nan", "-inf")),
+        ("--batch-size", "99999999999999999999"),
+    ],
+)
+def test_score_with_no_number(option: str, value: str, cli: Cli, tmp_path: Path) -> None:
     data = write_rows(tmp_path, rows(tmp_path, 4))
-    line = cli("score", "--model", tiny_folder("qwen2_5_vl"), "--data", data, "--out", "o.jsonl", "--tau", "0").line
-    assert "--tau 0: must be greater than 0" in line
+    assert option in cli("score", "--model", "scenes", "--data", data, "--out", "o.jsonl", option, value).line
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1e-4"])
+def test_influence_with_no_number(value: str, cli: Cli, tmp_path: Path) -> None:
+    data = write_rows(tmp_path, rows(tmp_path, 4))
+    assert "--eta" in cli("influence", "scenes", "--data", data, "--out", "o.jsonl", "--eta", "1e-4", "--eta", value).line
 
 
 @pytest.mark.parametrize("out", ["there", "file/out.jsonl"])

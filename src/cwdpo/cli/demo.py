@@ -12,7 +12,7 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("cwdpo-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of data, order and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of data, order and training.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Add DPO + NLL and fixed loser weights to the table.")] = False,
 ) -> None:
     """Compare SFT → DPO with SFT-C → CW-DPO on drawn pictures, from a model that ships with the package.

@@ -97,8 +97,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {shown}: expected section.key=value, for instance stage2.beta=0.2")
     try:
         value = parse_yaml(raw)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {shown}: the value is not YAML; quote it") from None
+    except yaml.YAMLError as error:
+        why = one_line(getattr(error, "problem", None) or error)
+        raise RecipeError(f"--set {shown}: the value cannot be read: {why}; quote it if it is a text") from None
     *sections, last = re.split(r"\.(?!py:)", key.strip())  # `my_file.py:Name` is one key
     node: Any = values
     for name in sections:

@@ -20,7 +20,7 @@ class Recipe(Section):
 
     name: str = "cwdpo run"
     """Title of the report."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Fixes data order, adapters, sampling and dropout."""
     model: ModelSection = ModelSection()
     """The model."""

@@ -76,7 +76,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     if isinstance(node, yaml.ScalarNode):
         if node.tag in _LONGEST_NUMBER and _SURPRISING.match(node.value):
             raise yaml.MarkedYAMLError(
-                problem=f"{node.value} is octal or in base 60 to YAML; write it in another way, or quote it",
+                problem=f"{node.value} is octal or in base 60 to YAML: write a number without leading zeros or colons",
                 problem_mark=node.start_mark,
             )
         if len(node.value) > _LONGEST_NUMBER.get(node.tag, len(node.value)):

@@ -17,13 +17,13 @@ _EMPTY = re.compile(r"(--[\w-]+=)?")
 
 
 class Command(TyperCommand):
-    """A command that refuses empty arguments: an empty path would stand for the current folder."""
+    """A command that refuses empty arguments (an empty path is the current folder) and numbers that are none."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse.
 
         Raises:
-            RecipeError: An argument is empty.
+            RecipeError: An argument is empty, or a number is not finite or beyond 64 bits.
         """
         for before, word in zip(["", *args], args, strict=False):
             if _EMPTY.fullmatch(word):
@@ -31,7 +31,14 @@ class Command(TyperCommand):
                 raise RecipeError(
                     f"{name.rstrip('=')}: is empty (is a shell variable not set?); leave it out or fill it"
                 )
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(str(param.name))
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, int | float) and not abs(number) < 2**63:
+                    name = max(param.opts, key=len)
+                    raise RecipeError(f"{name} {number}: must be finite and below 2^63; give another number")
+        return rest
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace files that this command reads, or did not write.")]
