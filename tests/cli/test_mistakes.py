@@ -665,7 +665,9 @@ def test_score_with_no_number(option: str, value: str, cli: Cli, tmp_path: Path)
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1e-4"])
 def test_influence_with_no_number(value: str, cli: Cli, tmp_path: Path) -> None:
     data = write_rows(tmp_path, rows(tmp_path, 4))
-    assert "--eta" in cli("influence", "scenes", "--data", data, "--out", "o.jsonl", "--eta", "1e-4", "--eta", value).line
+    assert (
+        "--eta" in cli("influence", "scenes", "--data", data, "--out", "o.jsonl", "--eta", "1e-4", "--eta", value).line
+    )
 
 
 @pytest.mark.parametrize("out", ["there", "file/out.jsonl"])
