@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from oracle import image_counts
+from safetensors.torch import load_file, save_file
 from test_vision import collate, lora, step
 
+from cwdpo.errors import RunError
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.feature_cache import FeatureCache, Features, merge_features, pack_features
 from cwdpo.scoring.frozen_vision import FrozenVision
@@ -22,7 +25,7 @@ GIB = 2**30
 
 def some(size: int) -> Features:
     """Features of `size` bytes."""
-    return {"pooled.0": torch.zeros(size // 4)}
+    return {"pooled.0": torch.ones(size // 4)}
 
 
 def ask(cache: FeatureCache, *keys: str, size: int = 100) -> str:
@@ -201,14 +204,54 @@ def test_the_least_recently_used_goes_when_nobody_asks_for_it() -> None:
     assert cache.bytes == 300
 
 
-def test_folder_is_bounded_and_a_damaged_file_is_computed_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folder_is_bounded(tmp_path: Path) -> None:
     cache = FeatureCache(0, tmp_path, 250)
     assert ask(cache, *"abc", *"abc") == "abcc"
     assert sorted(file.stem for file in tmp_path.iterdir()) == ["a", "b"]
-    (tmp_path / "a.safetensors").write_bytes(b"cut short")
-    again = FeatureCache(0, tmp_path, 250)
-    assert ask(again, *"ab") == "a"
-    assert "a.safetensors: cannot be read and is computed again" in caplog.text
     assert FeatureCache.of(0) is None and FeatureCache.of(0.5) is not None
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def _zero_tail(file: Path) -> None:
+    raw = file.read_bytes()
+    file.write_bytes(raw[: len(raw) - 40] + bytes(40))
+
+
+def _flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def _of_another(file: Path) -> None:
+    file.write_bytes(file.with_name("b.safetensors").read_bytes())
+
+
+def _no_digest(file: Path) -> None:
+    save_file(load_file(file), file)
+
+
+@pytest.mark.parametrize("damage", [_cut, _zero_tail, _flip, _of_another, _no_digest])
+def test_a_damaged_entry_is_computed_again(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(FeatureCache(0, tmp_path, 1000), *"ab")
+    damage(tmp_path / "a.safetensors")
+    assert ask(FeatureCache(0, tmp_path, 1000), *"ab") == "a"
+    assert [record.args[0] for record in caplog.records if record.args] == [tmp_path / "a.safetensors"]
+    assert ask(FeatureCache(0, tmp_path, 1000), *"ab") == ""
+
+
+def test_a_folder_that_takes_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be written is computed again, said once; a folder that is a file is one line."""
+    folder = tmp_path / "cache"
+    cache = FeatureCache(0, folder, 1000)
+    folder.rmdir()
+    assert ask(cache, *"ab", *"ab") == "abab"
+    assert len(caplog.records) == 1
+    folder.write_text("x")
+    with pytest.raises(RunError, match="vision_cache_folder"):
+        FeatureCache(0, folder, 1000)

@@ -241,6 +241,51 @@ def test_cache_file(tmp_path: Path) -> None:
         ReferenceCache(tmp_path / "bad.sqlite")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE logps SET tokens = x'00' WHERE key = 'b'",
+        "UPDATE logps SET tokens = substr(tokens, 1, 4) WHERE key = 'b'",
+        "UPDATE logps SET tokens = (SELECT tokens FROM logps WHERE key = 'a') WHERE key = 'b'",
+        "UPDATE logps SET digest = x'00' WHERE key = 'b'",
+    ],
+)
+def test_a_damaged_entry_is_dropped(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ReferenceCache(tmp_path / "logps.sqlite")
+    cache.store({key: torch.tensor([-1.0, -value]) for key, value in (("a", 2.0), ("b", 3.0), ("c", 4.0))})
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute(damage)
+    again = ReferenceCache(tmp_path / "logps.sqlite")
+    assert again.drop_damaged() == 1 and again.drop_damaged() == 0
+    assert [record.args for record in caplog.records] == [(cache.path, 1)]
+    assert again.missing(["b"]) and again.sums(["a", "c"]).tolist() == [-3.0, -5.0]
+
+
+def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    """Another schema; pages that are damaged after it was opened; no room."""
+    with sqlite3.connect(tmp_path / "other.sqlite") as connection:
+        connection.execute("CREATE TABLE logps (a, b)")
+    with pytest.raises(RunError, match="delete the file"):
+        ReferenceCache(tmp_path / "other.sqlite")
+    cache = ReferenceCache(tmp_path / "logps.sqlite")
+    cache.path.write_bytes(cache.path.read_bytes()[:100] + b"x" * 20000)
+    for use in (cache.count, cache.drop_damaged, lambda: cache.missing(["a"]), lambda: cache.store({})):
+        with pytest.raises(RunError, match="delete the file"):
+            use()
+    with pytest.raises(RunError, match="make room"), ReferenceCache(tmp_path / "full.sqlite")._connect():
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_entries_without_digest_are_taken(tmp_path: Path) -> None:
+    """Of a cache that an earlier version made."""
+    with sqlite3.connect(tmp_path / "old.sqlite") as connection:
+        connection.execute("CREATE TABLE logps (key TEXT PRIMARY KEY, tokens BLOB NOT NULL)")
+        connection.execute("INSERT INTO logps VALUES ('a', ?)", (torch.tensor([-1.0, -2.0]).numpy().tobytes(),))
+    cache = ReferenceCache(tmp_path / "old.sqlite")
+    cache.store({"b": torch.tensor([-4.0])})
+    assert cache.sums(["a", "b"]).tolist() == [-3.0, -4.0] and cache.count() == 2
+
+
 def test_fill_keeps_whole_batches(tmp_path: Path) -> None:
     """A fill that is cut short keeps the batches before; the next one gives bitwise the values of a whole one."""
     model, processor = fresh()

@@ -6,15 +6,18 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from cwdpo.errors import one_line
+from cwdpo.errors import RunError, one_line
+from cwdpo.files import text_digest
+from cwdpo.models.identity import tensor_digest
 
 __all__ = ["FeatureCache", "Features", "merge_features", "pack_features"]
 
@@ -91,8 +94,11 @@ class FeatureCache:
         self._lookups = 0
         self._folder_bytes = 0
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._folder_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._folder_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            except OSError as error:
+                raise RunError(f"model.vision_cache_folder: {folder} cannot be used: {one_line(error)}") from error
 
     @classmethod
     def of(cls, gib: float, folder: str | None = None, folder_gib: float = 0.0) -> FeatureCache | None:
@@ -150,20 +156,38 @@ class FeatureCache:
         if file is None or not file.is_file():
             return None
         try:
-            return load_file(file)
+            with safe_open(file, framework="pt") as entry:
+                found: Features = {name: entry.get_tensor(name) for name in sorted(entry.keys())}
+                if (entry.metadata() or {}).get("sha256") == _digest(key, found):
+                    return found
+            reason = "its content is not what was written"
         except (OSError, SafetensorError) as error:
-            logger.warning("%s: cannot be read and is computed again: %s", file, one_line(error))
-            file.unlink(missing_ok=True)
-            return None
+            reason = one_line(error)
+        logger.warning("%s: cannot be used and is computed again: %s", file, reason)
+        with suppress(OSError):
+            file.unlink()
+        return None
 
     def _write(self, key: str, features: Features) -> None:
         file, size = self._file(key), _size(features)
         if file is None or self._folder_bytes + size > self.folder_limit:
             return
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        save_file(features, temporary)  # not flushed to disk as other files are: one that is lost is computed again
-        temporary.replace(file)
+        try:
+            # Not flushed to disk as other files are: an entry that is not whole is found by its digest.
+            save_file(features, temporary, metadata={"sha256": _digest(key, features)})
+            temporary.replace(file)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self.folder_limit = 0
+            logger.warning("%s: no more image features are kept on disk: %s", self.folder, one_line(error))
+            return
         self._folder_bytes += size
+
+
+def _digest(key: str, features: Features) -> str:
+    return text_digest(key, tensor_digest(sorted(features.items())))
 
 
 def _size(features: Features) -> int:

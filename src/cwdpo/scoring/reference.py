@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,8 @@ from cwdpo.scoring.scorer import Scorer
 
 __all__ = ["CachedReference", "LiveReference", "Reference", "ReferenceCache"]
 
+logger = logging.getLogger(__name__)
+
 
 class Reference(Protocol):
     """Anything that knows log π_ref of the responses of a batch."""
@@ -37,35 +41,53 @@ class Reference(Protocol):
 
 
 class ReferenceCache:
-    """A SQLite file of per-token reference log-probabilities, keyed by content.
+    """A SQLite file of per-token reference log-probabilities, keyed by content, each with a digest.
 
     Each chunk is one transaction: a kill loses at most the chunk under way, and what is kept was computed in the same
-    batches as in an uninterrupted run, so that the values are bitwise the same.
+    batches as in an uninterrupted run, so that the values are bitwise the same. Entries that are not what was written
+    are dropped when they are read, with a warning, and computed again.
+
+    Raises:
+        RunError: The file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.dropped = path, 0
         claim(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._connect() as connection:
-                connection.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, tokens BLOB NOT NULL)")
-        except sqlite3.DatabaseError as error:
-            raise RunError(f"{path}: the reference cache cannot be used: {one_line(error)}; delete the file") from error
+        with self._connect() as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, tokens BLOB, digest BLOB)")
+            if not any(column[1] == "digest" for column in connection.execute("PRAGMA table_info(logps)")):
+                connection.execute("ALTER TABLE logps ADD COLUMN digest BLOB")  # of an earlier version
+            connection.execute("SELECT key, tokens, digest FROM logps LIMIT 0")
+
+    @classmethod
+    def shared(cls, path: Path) -> ReferenceCache:
+        """Open a file that all processes read; they call this together, and rank 0 makes it."""
+        team = processes()
+        made = team.each(lambda: cls(path) if team.main else None)
+        return made or cls(path)
 
     @contextmanager
     def _connect(self) -> Generator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=60)
         try:
-            with connection:
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
                 yield connection
-        finally:
-            connection.close()
+        except sqlite3.Error as error:
+            full = any(word in str(error) for word in ("full", "disk I/O"))
+            remedy = "make room, and run the same command again" if full else "delete the file"
+            raise RunError(f"{self.path}: the reference cache cannot be used: {one_line(error)}; {remedy}") from error
 
     def count(self) -> int:
         """Return how many responses are there."""
         with self._connect() as connection:
-            return connection.execute("SELECT COALESCE(MAX(rowid), 0) FROM logps").fetchone()[0]
+            return connection.execute("SELECT COUNT(*) FROM logps").fetchone()[0]
+
+    def drop_damaged(self) -> int:
+        """Read everything; drop what is not what was written, and return how many entries that were."""
+        with self._connect() as connection:
+            keys = [key for (key,) in connection.execute("SELECT key FROM logps")]
+        return len(keys) - len(self._read(keys))
 
     def missing(self, keys: Sequence[str]) -> bool:
         """Whether any of the keys is not there."""
@@ -74,19 +96,31 @@ class ReferenceCache:
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         wanted = sorted(set(keys))
         found: dict[str, Tensor] = {}
+        damaged: list[tuple[str]] = []
         with self._connect() as connection:
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
                 marks = ",".join("?" * len(part))
-                rows = connection.execute(f"SELECT key, tokens FROM logps WHERE key IN ({marks})", part)
-                found |= {key: torch.from_numpy(np.frombuffer(raw, np.float32).copy()) for key, raw in rows}
+                rows = connection.execute(f"SELECT key, tokens, digest FROM logps WHERE key IN ({marks})", part)
+                for key, raw, digest in rows:
+                    if digest == _digest(key, raw) or (digest is None and len(raw) % 4 == 0):
+                        found[key] = torch.from_numpy(np.frombuffer(raw, np.float32).copy())
+                    else:
+                        damaged.append((key,))
+            if damaged:
+                self.dropped += len(damaged)
+                connection.executemany("DELETE FROM logps WHERE key = ?", damaged)
+                logger.warning("%s: %d damaged entries are dropped and computed again", self.path, len(damaged))
         return found
 
     def store(self, rows: dict[str, Tensor]) -> None:
         """Keep per-token log-probabilities, all or none; what is there already stays."""
-        values = [(key, row.detach().cpu().to(torch.float32).numpy().tobytes()) for key, row in rows.items()]
+        raw = {key: row.detach().cpu().to(torch.float32).numpy().tobytes() for key, row in rows.items()}
         with self._connect() as connection:
-            connection.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?)", values)
+            connection.executemany(
+                "INSERT OR IGNORE INTO logps (key, tokens, digest) VALUES (?, ?, ?)",
+                [(key, tokens, _digest(key, tokens)) for key, tokens in raw.items()],
+            )
 
     def sums(self, keys: Sequence[str]) -> Tensor:
         """Return `Float[keys]`, summed log-probabilities.
@@ -130,6 +164,10 @@ class ReferenceCache:
         return scored
 
 
+def _digest(key: str, tokens: Any) -> bytes:
+    return hashlib.sha256(key.encode() + bytes(tokens)).digest()
+
+
 def _token_logps(model: Any, scorer: Scorer, batch: Batch) -> dict[str, Tensor]:
     """Return the log-probabilities of every response of a batch, token by token, by key."""
     scores = scores_from_logits(scorer(model, batch))
@@ -165,6 +203,8 @@ class CachedReference:
     def _keys(self, batch: Batch) -> list[str]:
         keys = [r.key for r in batch.responses]
         if self.cache.missing(keys):
+            if self.cache.dropped:
+                raise RunError(f"{self.cache.path}: has become damaged; run the same command again, which mends it")
             names = sorted({g.origin for g in batch.groups if self.cache.missing([r.key for r in g.responses])})
             raise RunError(
                 f"{', '.join(names)}: no reference log-probabilities in {self.cache.path}; give these rows as "

@@ -206,7 +206,7 @@ class CWDPOTrainer(GroupTrainer):
         reference: Reference | None = None
         rollouts: Rollouts | None = None
         if objective.needs_reference and args.reference == "cached":
-            self._cache = ReferenceCache(self._cache_path)
+            self._cache = ReferenceCache.shared(self._cache_path)
             reference = CachedReference(self._cache)
         elif settings.method.needs.reference:
             reference = _live(model, ref_model, scorer, fresh=self._fresh)
@@ -273,7 +273,8 @@ class CWDPOTrainer(GroupTrainer):
         held_out: Any = self.eval_dataset
         sets = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
         stamps = [_stamp(part) for part in sets if part is not None]
-        team.lead(lambda: self._check_identity(target, identity, resuming=resuming))
+        whole = not team.lead(self._cache.drop_damaged)
+        team.lead(lambda: self._check_identity(target, identity, resuming=resuming and whole))
         if team.lead(lambda: self._knows(stamps)):
             self._filled = True
             return 0
@@ -281,8 +282,8 @@ class CWDPOTrainer(GroupTrainer):
         target = self.shard_copy(target) if self.is_fsdp_enabled else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
             loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
-            whole = (inputs["batch"] for loader in loaders for inputs in loader)
-            batches = whole if self.objective.twin_reference else (batch.own for batch in whole)
+            every = (inputs["batch"] for loader in loaders for inputs in loader)
+            batches = every if self.objective.twin_reference else (batch.own for batch in every)
             with self.accelerator.autocast():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
         cache = self._cache
