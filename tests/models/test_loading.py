@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from cwdpo.errors import ModelError
 from cwdpo.models.identity import state_digest
 from cwdpo.models.loading import add_lora, load_model, load_weights, sequence_limit
+from cwdpo.models.model_checks import require_model
 from cwdpo.models.parts import freeze_parts, part_of
+from cwdpo.models.processors import load_processor
 from cwdpo.recipe import LoraSection, ModelSection
 from tiny_models import FAMILIES, tiny_processor
 from tiny_training import clone, differing, fresh, logps_of, lora, rows, train_sft, weights
@@ -144,10 +147,48 @@ def test_broken_folders(damage: Callable[[Path], None], says: str, tiny_folder: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: {name.replace("base_model.model.", "base_model.model.other."): w for name, w in file.items()},
+        lambda file: {name: w for name, w in file.items() if "layers.0.self_attn.q_proj.lora_B" not in name},
+        lambda file: {name: w for name, w in file.items() if "lora_" in name},
+        lambda file: file | {name.replace("layers.1.", "layers.7."): w for name, w in file.items()},
+        lambda file: {name: w[:1] for name, w in file.items()},
+    ],
+    ids=["other names", "one is missing", "without the projector", "more layers", "other shapes"],
+)
+def test_adapters_that_do_not_fit(change: Callable[[Weights], Weights], tiny_folder: Folder, tmp_path: Path) -> None:
+    """Nothing is left at its random start, and nothing in the file is left out."""
+    section = ModelSection(path=str(tiny_folder("llava")), train_fully=["projector"], lora=LoraSection(r=2))
+    model = add_lora(load_model(section), section, LoraSection(r=2))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    assert isinstance(load_model(section, tmp_path), PeftModel)
+    save_file({name: w.clone() for name, w in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=str(tmp_path)) as caught:
+        load_model(section, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "x" * 300, "nul\0", "nowhere", "a/b/c", "./a", "~/a"])
+def test_what_is_no_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match="this is a file"):
-        load_model(ModelSection(path=str(tmp_path / "model.bin")))
+    for use in (require_model, load_processor, lambda path: load_model(ModelSection(path=path))):
+        with pytest.raises(ModelError) as caught:
+            use(name)
+        assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+
+
+def test_a_pipe_among_the_files(tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder("llava"), tmp_path / "model")
+    os.mkfifo(folder / "more.safetensors")
+    with pytest.raises(ModelError, match=r"more\.safetensors"):
+        require_model(str(folder))
 
 
 def test_text_model_is_refused(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_why_we_do_not_use_auto_processor(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="no such model directory"):
         load_processor(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="no processor could be loaded"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.attention import OWN_ATTENTION, use_own_attention
 from cwdpo.models.meta_init import build_bare, on_meta
+from cwdpo.models.model_checks import model_folder
 from cwdpo.models.parts import pattern_of, roots_of
 from cwdpo.models.quantized import is_quantized, quantization_config, settle_quantized
 from cwdpo.recipe import LoraSection, ModelSection
@@ -37,12 +39,8 @@ def load_model(
         ModelError: The model cannot be loaded, weights are missing from it, or they are quantised and to be trained.
     """
     where = str(path if path is not None else section.path)
-    folder = Path(where)
-    if not folder.exists() and (where.startswith((".", "/", "~")) or where.count("/") > 1):
-        raise ModelError(f"{where}: no such model directory; give a directory or a hub id such as owner/name")
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
-    if (folder / "adapter_config.json").is_file():
+    folder = model_folder(where)
+    if folder is not None and (folder / "adapter_config.json").is_file():
         return _load_with_adapter(section, folder, trainable=trainable, bare=bare)
     frozen_base = section.lora is not None or section.quantization is not None or not trainable
     model = _load_base(section, where, getattr(torch, section.dtype) if frozen_base else torch.float32, bare=bare)
@@ -143,9 +141,36 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, 
             with on_meta(base):
                 model = get_peft_model(base, config)
             return model if trainable else model.eval()
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        _require_fit(model, folder)
+        return model
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{folder}: the adapter does not fit its base {base_path}: {one_line(error)}") from error
+
+
+def _require_fit(model: Any, folder: Path) -> None:
+    """Refuse an adapter with weights that are not in its file, or that have no place in the model."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    base = model.get_base_model()
+    mapping = getattr(base, "_checkpoint_conversion_mapping", {})
+    file = set(load_peft_weights(str(folder), device="cpu", key_mapping=mapping))
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if missing := sorted(wanted - file):
+        raise ModelError(
+            f"{folder}: {len(missing)} weights of the adapter are not in its file (first: {missing[0]}) and would be "
+            "untrained; save it again with save_pretrained, and from the model that base_model_name_or_path names"
+        )
+    own = {name.replace(".base_layer.", ".") for name, _ in base.named_parameters()}  # embeddings may be saved beside
+    if foreign := sorted(name for name in file - wanted if name.removeprefix("base_model.model.") not in own):
+        raise ModelError(
+            f"{folder}: {len(foreign)} weights of the adapter have no place in its base (first: {foreign[0]}); give "
+            "the base that it was trained on"
+        )
 
 
 def add_lora(model: Any, section: ModelSection, lora: LoraSection) -> Any:

@@ -8,7 +8,27 @@ from typing import Any
 
 from cwdpo.errors import ModelError, one_line
 
-__all__ = ["require_model", "require_tokenizer"]
+__all__ = ["model_folder", "require_model", "require_tokenizer"]
+
+
+def model_folder(path: str | Path) -> Path | None:
+    """Return the directory of a model, or None of a hub id.
+
+    Raises:
+        ModelError: It is neither: missing, no directory, or a name that no file can have.
+    """
+    where, folder = one_line(path, 200), Path(path)
+    try:
+        if folder.is_dir():
+            return folder
+        there, beside = folder.exists(), folder.parent.exists()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: no such model directory: {one_line(error, 120)}") from error
+    if there:
+        raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
+    if where.startswith((".", "/", "~")) or where.count("/") != 1 or beside:
+        raise ModelError(f"{where}: no such model directory; give a directory or a hub id such as owner/name")
+    return None
 
 
 def require_model(path: str) -> None:
@@ -20,13 +40,12 @@ def require_model(path: str) -> None:
     Raises:
         ModelError: It is missing, no directory, without config or weights, or a file of weights is cut short.
     """
-    folder = Path(path)
-    if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.exists():
-            raise ModelError(f"{path}: no such model directory; give a directory or a hub id such as owner/name")
+    folder = model_folder(path)
+    if folder is None:
         return
-    if not folder.is_dir():
-        raise ModelError(f"{path}: a model is a directory with config.json and *.safetensors, this is a file")
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelError(f"{file}: is a pipe or a device, not a model's file; remove it")
     settings = folder / "adapter_config.json"
     if settings.is_file():
         base = _json_object(settings).get("base_model_name_or_path")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cwdpo.errors import ModelError, one_line
+from cwdpo.models.model_checks import model_folder
 
 if TYPE_CHECKING:
     from transformers.processing_utils import ProcessorMixin
@@ -52,8 +53,7 @@ def load_processor(
             have no pixel bounds to set.
     """
     name = str(path)
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise ModelError(f"{name}: no such folder; give the folder of a saved model or its name on the Hub")
+    model_folder(name)
     try:
         processor = _from_pretrained(name, trust_remote_code)
     except ImportError as error:
