@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 from torch import distributed
 
 from cwdpo.devices import has_accelerator
-from cwdpo.errors import PeerError, UserError, one_line
+from cwdpo.errors import PeerError, RunError, UserError, one_line
 from cwdpo.launcher import is_set, refuse_deepspeed
 
-__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "processes"]
+__all__ = ["Processes", "is_lost_peer", "join_processes", "lost_peer", "naming_lost_workers", "processes"]
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -302,6 +302,24 @@ _LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken p
 def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an error of torch says that another process does not answer any more."""
     return _joined is not None and (isinstance(error, distributed.DistError) or bool(_LOST.search(str(error))))
+
+
+@contextmanager
+def naming_lost_workers() -> Generator[None]:
+    """Say in one line that a data loader's worker has ended, which torch tells wherever it is just then.
+
+    Raises:
+        RunError: One has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a worker that reads the data has ended ({one_line(error, 100)}), as where memory runs out. What was "
+            "finished is kept; run the same command again, with fewer data.workers (dataloader_num_workers) if need be"
+        ) from error
 
 
 def lost_peer(error: RuntimeError, rank: int) -> PeerError:

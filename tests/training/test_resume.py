@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -15,13 +17,15 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerCallback
 
 import cwdpo.training.checkpointing as sealed_module
+from cwdpo.errors import RunError
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.full_sequence import SeparateScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, RowsKnown, StopOnSignal
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.checkpoints import MARKER, last_checkpoint
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
@@ -179,6 +183,19 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def flip_a_byte(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def zero_the_tail(folder: Path) -> None:
+    file = folder / "rng_state.pth"
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + bytes(len(content) - 100))
+
+
 def unmark(folder: Path) -> None:
     (folder / MARKER).unlink()
 
@@ -191,8 +208,8 @@ def lose_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, unmark, half_marker, lose_weights])
-def test_checkpoint_cut_short_is_skipped(damage: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, zero_the_tail, unmark, half_marker, lose_weights])
+def test_damaged_checkpoint_is_skipped(damage: Callable[[Path], None], tmp_path: Path) -> None:
     groups = rows(4, tmp_path, images=0)
     kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     trainer = train_sft(*fresh(), groups, tmp_path / "run", **kept)
@@ -207,6 +224,65 @@ def test_checkpoint_cut_short_is_skipped(damage: Callable[[Path], None], tmp_pat
     again.train(resume_from_checkpoint=str(found))
     assert not differing(weights(model), want)
     assert last_checkpoint(tmp_path / "run") == (tmp_path / "run" / "checkpoint-3", [])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, zero_the_tail, half_marker])
+def test_damaged_checkpoint_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    """Asked for by name, it is not trained on."""
+    groups, kept = rows(4, tmp_path, images=0), {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    train_sft(*fresh(), groups, tmp_path / "run", **kept)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    damage(checkpoint)
+    model, processor = fresh()
+    trainer = SFTCTrainer(model, SFTCConfig(str(tmp_path / "run"), **QUIET | kept), groups, processing_class=processor)
+    with pytest.raises(RunError, match="checkpoint-2"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error"), "torch"])
+def test_full_disk_is_one_line(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint before stays, nothing is left of the one that could not be written."""
+    write = torch.save
+
+    def full(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-2" not in str(file):
+            return write(content, file, *args, **kwargs)
+        if error == "torch":
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3351168 vs 3351056")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    with pytest.raises(RunError, match="checkpoint-2"):
+        train_sft(*fresh(), rows(4, tmp_path, images=0), tmp_path / "run", **kept)
+    assert last_checkpoint(tmp_path / "run") == (tmp_path / "run" / "checkpoint-1", [])
+
+
+class EndWorker(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+
+def test_killed_worker_is_one_line(tmp_path: Path) -> None:
+    workers: dict[str, Any] = {"dataloader_num_workers": 1, "per_device_train_batch_size": 1, "max_steps": 50}
+    with pytest.raises(RunError, match="worker"):
+        train_sft(*fresh(), rows(8, tmp_path, images=0), tmp_path / "run", callbacks=[EndWorker()], **workers)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_rows_of_a_stopped_run_are_compared(cut: bool, tmp_path: Path) -> None:
+    """Rows after the checkpoint may differ: a resumed run writes them again."""
+    groups, folder, known = rows(4, tmp_path, images=0), tmp_path / "run", RowsKnown(tmp_path / "run")
+    kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    train_sft(*fresh(), groups, folder, callbacks=[MetricsFile(folder / "metrics.jsonl"), known], **kept)
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], "another"]))
+    known.require_unchanged(folder / "checkpoint-2")
+    path.write_text(lines[0] if cut else "".join([lines[0].replace("0", "1"), *lines[1:]]))
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+        known.require_unchanged(folder / "checkpoint-2")
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def _already_done(run: RunDirectory, stage: str) -> bool:
     """Whether a stage is finished; a run that was killed just then may have left its checkpoints."""
 
     def look() -> bool:
+        run.require_unchanged(stage)
         if run.done(stage):
             remove(run.folder / stage / "checkpoints")
         return run.done(stage)

@@ -22,7 +22,7 @@ from cwdpo.run.stage_callbacks import StageCallbacks, stage_callbacks
 from cwdpo.run.trackers import tracked
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.scorer import AutoScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, StopOnSignal, trim_rows
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, RowsKnown, StopOnSignal, trim_rows
 from cwdpo.training.callbacks.refresh_stop import RefreshMoment
 from cwdpo.training.callbacks.throughput import Throughput
 from cwdpo.training.checkpoints import last_checkpoint
@@ -105,7 +105,9 @@ class Stage:
         """Train up to the next refresh or the end of the stage; return whether the stage is finished."""
         checkpoint, broken = processes().lead(lambda: last_checkpoint(self.folder / "checkpoints"))
         if broken:
-            self.run.reporter.note(f"{', '.join(broken)} was cut short and is passed over")
+            self.run.reporter.note(f"{', '.join(broken)} is damaged or was cut short, and is passed over")
+        if checkpoint is not None:
+            processes().lead(lambda: RowsKnown(self.folder).require_unchanged(checkpoint))
         self.rounds.begin(checkpoint)
         now = self._round()
         trainer = now.trainer
@@ -140,7 +142,8 @@ class Stage:
         stop, moment = StopOnSignal(), self.rounds.moment()
         speed = Throughput(self.folder / "throughput.json", probes.watch if probes else None)
         watch = TrainingWatch(f"{self.name} · {s.objective}", probes, run.reporter)
-        callbacks = [MetricsFile(self.folder / "metrics.jsonl"), speed, *dynamics.callbacks, stop]
+        rows = [MetricsFile(self.folder / "metrics.jsonl"), RowsKnown(self.folder)]
+        callbacks = [*rows, speed, *dynamics.callbacks, stop]
         trainer = self.make(
             model,
             self.rounds.groups,

@@ -20,7 +20,7 @@ from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights
 from cwdpo.models.meta_init import bare_copy, deal_when_wrapped, wrap_dealt
 from cwdpo.processes import is_lost_peer, processes
-from cwdpo.training.checkpoints import seal_checkpoint
+from cwdpo.training.checkpoints import require_whole, seal_checkpoint, writing
 
 __all__ = ["SealedTrainer"]
 
@@ -71,7 +71,8 @@ class SealedTrainer(Trainer):
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is not None:
             plugin.set_state_dict_type("FULL_STATE_DICT")
-        self.save_model(str(folder))
+        with writing(folder):
+            self.save_model(str(folder))
 
     def load_finished(self, checkpoint: Path) -> None:
         """Load the weights of the checkpoint after the last update, to end with them.
@@ -92,15 +93,17 @@ class SealedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self.args.save_total_limit = None
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         loss: Any = self.accelerator.gather(self._tr_loss)
         row = {"loss": float(loss.mean()), "since": self._globalstep_last_logged, **self.meters()}
         if self.args.should_save:
-            write_json(folder / _METERS, row)
-            seal_checkpoint(folder)
+            with writing(folder):
+                write_json(folder / _METERS, row)
+                seal_checkpoint(folder)
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -140,8 +143,9 @@ class SealedTrainer(Trainer):
         """Refuse a checkpoint that holds shards where this run has whole weights, or the reverse.
 
         Raises:
-            RunError: It does.
+            RunError: It does, or a file of it was changed or damaged.
         """
+        processes().lead(lambda: require_whole(checkpoint))
         sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
         if sharded != self.is_fsdp_enabled:
             raise RunError(
@@ -153,6 +157,7 @@ class SealedTrainer(Trainer):
         """Load the weights of the best checkpoint."""
         target: Any = self.model
         if self._weights_are_whole(target):
+            require_whole(Path(str(self.state.best_model_checkpoint)))
             load_weights(target, Path(str(self.state.best_model_checkpoint)))
         else:
             super()._load_best_model()

@@ -16,7 +16,7 @@ from cwdpo.models.modes import inference
 from cwdpo.models.parts import Part
 from cwdpo.models.quantized import compute_alike, is_quantized, weight_count
 from cwdpo.objectives.objective import Objective, Tally
-from cwdpo.processes import processes
+from cwdpo.processes import naming_lost_workers, processes
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from cwdpo.scoring.reference import Reference
@@ -129,6 +129,15 @@ class GroupTrainer(UpdatingTrainer):
         """Take out transformers' own progress output; another callback shows how training goes on."""
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as in transformers.
+
+        Raises:
+            RunError: A checkpoint cannot be read or written, or a worker of the data loader has ended.
+        """
+        with naming_lost_workers():
+            return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer.

@@ -24,7 +24,7 @@ from cwdpo.models.modes import disable_dropout
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives import objective_of
 from cwdpo.objectives.rewards import Reward, reward_for
-from cwdpo.processes import Processes, processes
+from cwdpo.processes import Processes, naming_lost_workers, processes
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.collator import PromptEncoder, require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache
@@ -284,7 +284,7 @@ class CWDPOTrainer(GroupTrainer):
             loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
             every = (inputs["batch"] for loader in loaders for inputs in loader)
             batches = every if self.objective.twin_reference else (batch.own for batch in every)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), naming_lost_workers():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
         cache = self._cache
         team.lead(lambda: write_json(self._scored_path, {"rows": stamps, "responses": cache.count()}))

@@ -17,6 +17,7 @@ from cwdpo.models.parts import base_model
 from cwdpo.probes.early_stopping_rule import Verdict, follow, signal_value
 from cwdpo.probes.figures import signals
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
+from cwdpo.training.checkpoints import require_whole
 
 __all__ = ["ProbeEarlyStopping", "restore_weights"]
 
@@ -129,7 +130,11 @@ def restore_weights(model: Any, folder: Path) -> bool:
     """Load a checkpoint's weights (or adapters) in place; return whether that was possible.
 
     The model may be whole, or sharded by FSDP2 where the checkpoint was saved so.
+
+    Raises:
+        RunError: A file of the checkpoint was changed or damaged.
     """
+    require_whole(folder)
     inner, shards = model, shards_of(folder)
     while hasattr(inner, "module"):
         inner = inner.module

@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from cwdpo.files import append_jsonl, read_jsonl, write_jsonl
+from cwdpo.errors import RunError
+from cwdpo.files import append_jsonl, read_json, read_jsonl, text_digest, write_json, write_jsonl
 from cwdpo.processes import processes
 
-__all__ = ["MetricsFile", "StopOnSignal", "trim_rows"]
+__all__ = ["MetricsFile", "RowsKnown", "StopOnSignal", "trim_rows"]
 
 
 def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
@@ -23,6 +24,44 @@ def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
     rows = [row for row in read_jsonl(path) if row["step"] <= step]
     write_jsonl(path, rows)
     return rows
+
+
+class RowsKnown(TrainerCallback):
+    """Keeps in every checkpoint what the rows of a folder's JSON-lines files were when it was saved.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep size and digest of every such file."""
+        if state.is_world_process_zero:
+            files = {path.name: path.read_bytes() for path in sorted(self.folder.glob("*.jsonl"))}
+            known = {name: {"bytes": len(rows), "sha256": text_digest(rows)} for name, rows in files.items()}
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _ROWS, known)
+
+    def require_unchanged(self, checkpoint: Path) -> None:
+        """Compare the rows that a resumed run builds on.
+
+        Raises:
+            RunError: Some were changed or damaged.
+        """
+        if not (checkpoint / _ROWS).is_file():
+            return
+        for name, known in read_json(checkpoint / _ROWS).items():
+            path = self.folder / name
+            rows = path.read_bytes()[: known["bytes"]] if path.is_file() else b""
+            if text_digest(rows) != known["sha256"]:
+                raise RunError(
+                    f"{path}: rows of it were changed or damaged since this run wrote them; put it back, or move "
+                    f"{self.folder} away to have that step done again"
+                )
+
+
+_ROWS = "rows.json"
 
 
 class MetricsFile(TrainerCallback):
