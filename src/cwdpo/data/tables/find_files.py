@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cwdpo.data.tables.text_tables import caption_columns
+from cwdpo.data.tables.text_tables import caption_columns, require_file
 from cwdpo.errors import DataError
 
 __all__ = ["CSV_SUFFIXES", "JSON_SUFFIXES", "captions_csv", "data_files", "image_folder"]
@@ -50,10 +50,12 @@ def data_files(folder: Path, split: str | None) -> list[Path]:
     Raises:
         DataError: None, or several that could be meant.
     """
-    shards = sorted(file for file in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")] if file.is_file())
+    shards = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
     if shards:
         return _of_split(folder, shards, split)
     tars = sorted(folder.glob("*.tar"))
+    for tar in tars:
+        require_file(tar)
     files = sorted(file for suffix in (".jsonl", ".json") for file in folder.glob(f"*{suffix}"))
     if tars and not files:
         return tars

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import IO, Any
 from cwdpo.data.row_values import RowError
 from cwdpo.data.tables.raw_row import RawRow
 from cwdpo.data.tables.remote_files import file_name, open_file, read_range, size_of
+from cwdpo.data.tables.text_tables import parse_json
 from cwdpo.errors import DataError, one_line
 
 __all__ = ["TarMember", "tar_rows"]
@@ -20,7 +20,10 @@ __all__ = ["TarMember", "tar_rows"]
 _IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEXTS = (".txt", ".caption", ".text")
 _LONGEST_TEXT = 16 << 20
-"""Bytes of the largest JSON or text member that is read."""
+"""Bytes of the largest JSON or text member that is read; also of the headers of a member, and the texts of a sample."""
+
+_MOST_IMAGES = 1000
+"""Images that a sample may have."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,61 @@ def tar_rows(paths: Sequence[str]) -> Generator[RawRow]:
         number = 0
         stem = PurePosixPath(file_name(path)).name.removesuffix(".tar")
         for number, (key, parts) in enumerate(groupby(_members(path), key=lambda pair: pair[0]), 1):
-            yield _row(number, f"{stem}/{key}", [part for _, part in parts], file_name(path))
+            yield _row(number, f"{stem}/{key}", _sample(path, key, parts), file_name(path))
         if number == 0:
             raise DataError(f"{path}: no samples in this tar")
 
 
+def _sample(path: str, key: str, members: Iterable[tuple[str, _Part]]) -> list[_Part]:
+    """Return the parts of a sample, which are not more than memory holds."""
+    parts: list[_Part] = []
+    images = size = 0
+    for _, part in members:
+        images, size = images + (part.image is not None), size + len(part.text)
+        if images > _MOST_IMAGES or size > _LONGEST_TEXT:
+            raise DataError(
+                f"{path}: sample {key!r} has more than {_MOST_IMAGES:,} images, or more than {_LONGEST_TEXT:,} bytes "
+                "of text; give samples other names, or split it"
+            )
+        parts.append(part)
+    return parts
+
+
+class _Headers:
+    """What `tarfile` reads of a tar: headers and nothing else, so not much at once."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle, self.tell = handle, handle.tell
+        self.left = _LONGEST_TEXT
+
+    def seek(self, offset: int) -> int:
+        if offset < 0:
+            raise tarfile.ReadError("a size below 0")
+        return self._handle.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"headers of more than {_LONGEST_TEXT:,} bytes, or of a size below 0")
+        return self._handle.read(size)
+
+
 def _members(path: str) -> Iterator[tuple[str, _Part]]:
     """Yield key and part of every member that belongs to a sample."""
-    last = "its beginning"
+    last, whole = "its beginning", size_of(path)
     with open_file(path) as handle:
+        headers = _Headers(handle)
         try:
-            tar: Any = tarfile.open(fileobj=handle, mode="r:")  # noqa: SIM115 (holds nothing but the handle)
+            tar: Any = tarfile.open(fileobj=headers, mode="r:")  # noqa: SIM115 (holds nothing but the handle)
             while (info := tar.next()) is not None:
                 tar.members = []  # or it keeps every one
+                headers.left = _LONGEST_TEXT
+                if tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"{info.name!r} has a size below 0")
                 if not info.isreg() or info.issparse():
                     continue
+                if info.size < 0 or info.offset_data + info.size > whole:
+                    raise tarfile.ReadError(f"{info.name!r} has {info.size:,} bytes, the whole tar {whole:,}")
                 last = repr(info.name)
                 part = _part(path, handle, info)
                 if part is not None:
@@ -98,7 +141,7 @@ def _members(path: str) -> Iterator[tuple[str, _Part]]:
             handle.seek(tar.offset)  # `next` ends at whatever is no header: only zeros, or nothing, may follow
             if handle.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("no header where one should be")
-        except tarfile.TarError as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
             raise _damaged(path, last, error) from error
 
 
@@ -134,8 +177,10 @@ def _part(path: str, handle: IO[bytes], info: tarfile.TarInfo) -> _Part | None:
 def _row(number: int, name: str, parts: Sequence[_Part], file: str) -> RawRow:
     images = [part.image for part in parts if part.image is not None]
     try:
-        document = next((json.loads(p.text) for p in parts if p.ending == ".json"), {})
+        document = next((parse_json(p.text) for p in parts if p.ending == ".json"), {})
         text = next((p.text.decode("utf-8") for p in parts if p.ending in _TEXTS), None)
+    except RowError as error:
+        return RawRow(number, name, error, file)
     except (ValueError, RecursionError) as error:
         return RawRow(number, name, RowError("not JSON", f"of {name}: {one_line(error, 100)}"), file)
     if not isinstance(document, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.data.tables.raw_row import RawRow
+from cwdpo.data.tables.text_tables import require_file
 from cwdpo.errors import DataError, one_line
 
 __all__ = ["arrow_rows", "as_arrow", "is_saved_dataset", "load_parquet", "load_saved", "parquet_head"]
@@ -26,6 +27,9 @@ def load_saved(path: Path, split: str | None) -> Any:
     """
     import datasets  # takes about a second to import: only where it is needed
 
+    for file in sorted(path.rglob("*")):
+        if not file.is_dir() and not file.is_file():
+            raise DataError(f"{file}: is a pipe, device or socket, not a file of a saved dataset")
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets and pyarrow raise of every kind on damaged files
@@ -54,6 +58,7 @@ def load_parquet(files: Sequence[Path], cache: Path | None = None) -> Any:
     import pyarrow.parquet
 
     for file in files:
+        require_file(file)
         try:
             rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
         except Exception as error:  # as above
@@ -77,6 +82,7 @@ def parquet_head(file: Path) -> Iterator[RawRow]:
     """
     import pyarrow.parquet
 
+    require_file(file)
     try:
         table = next(pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=20), None)
         rows: list[Any] = table.to_pylist() if table is not None else []

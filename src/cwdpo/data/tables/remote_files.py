@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 import re
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +17,9 @@ from cwdpo.errors import DataError, one_line
 __all__ = ["copied", "expand", "file_name", "is_remote", "open_file", "read_range", "size_of"]
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _MOST_SHARDS = 100_000
+_ROWS = (".jsonl", ".parquet", ".tar")
 
 LARGEST = 1 << 30
 """Bytes of the largest image that is read from within another file."""
@@ -43,6 +46,10 @@ def expand(path: str) -> list[str] | None:
     braced = _BRACES.search(path)
     if braced is None and not any(mark in path for mark in "*?"):
         return None
+    if braced is not None:
+        counts = [int(last) - int(first) + 1 for first, last in _BRACES.findall(path)]
+        if min(counts) < 1 or math.prod(counts) > _MOST_SHARDS:
+            raise DataError(f"{path}: braces must count upwards, to at most {_MOST_SHARDS:,} shards in all")
     found = sorted(_braces(path)) if braced is not None else _glob(path)
     if not found:
         raise DataError(f"{path}: no file fits this pattern")
@@ -54,16 +61,14 @@ def _braces(path: str) -> Iterator[str]:
     if match is None:
         yield path
         return
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < _MOST_SHARDS:
-        raise DataError(f"{path}: {{{match[1]}..{match[2]}}} must count upwards, to at most {_MOST_SHARDS:,} shards")
-    for number in range(first, last + 1):
+    for number in range(int(match[1]), int(match[2]) + 1):
         yield from _braces(f"{path[: match.start()]}{number:0{len(match[1])}}{path[match.end() :]}")
 
 
 def _glob(path: str) -> list[str]:
     if not is_remote(path):
-        return sorted(p for p in glob.glob(path) if os.path.isfile(p))  # noqa: PTH113, PTH207 (as the user wrote it)
+        found = glob.glob(path)  # noqa: PTH207 (as the user wrote it)
+        return sorted(p for p in found if Path(p).suffix in _ROWS or not os.path.isdir(p))  # noqa: PTH112
     system, inner = _system(path)
     with _told(path):
         return sorted(system.unstrip_protocol(str(name)) for name in system.glob(inner))
@@ -112,8 +117,20 @@ def open_file(path: str) -> Generator[IO[bytes]]:
                 system, inner = _system(path)
                 handle: Any = stack.enter_context(system.open(inner, "rb"))
             else:
+                require_regular(path)
                 handle = stack.enter_context(Path(path).open("rb"))
         yield handle
+
+
+def require_regular(path: str) -> None:
+    """Raise unless a path is a file: pipes and devices are not opened.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It is something else, or cannot be looked at.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError("is a folder, pipe, device or socket, not a file")
 
 
 def size_of(path: str) -> int:
@@ -142,6 +159,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
         except Exception as error:  # packages for file systems raise of every kind
             raise OSError(one_line(error, 160) or type(error).__name__) from error
     else:
+        require_regular(path)
         with Path(path).open("rb") as handle:
             there = max(0, os.fstat(handle.fileno()).st_size - offset)
             handle.seek(offset if there else 0)
