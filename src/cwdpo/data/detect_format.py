@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.data.formats.dataset_info import INFO_NAME, is_dataset_info, split_name
+from cwdpo.data.formats.trl import is_packed
 from cwdpo.data.tables.find_files import CSV_SUFFIXES, JSON_SUFFIXES, captions_csv, data_files
 from cwdpo.data.tables.image_tar import tar_rows
 from cwdpo.data.tables.parquet import arrow_rows, is_saved_dataset, load_saved, parquet_head
@@ -86,6 +87,8 @@ def format_of_row(row: Mapping[str, Any]) -> str | None:
         return "swift"
     if {"conversations", "instruction"} & columns:
         return "llamafactory"
+    if is_packed(row):
+        return "trl"
     if {"chosen", "rejected"} <= columns:
         return (
             "llamafactory" if "messages" in columns else "trl" if not isinstance(row["rejected"], list) else _listy(row)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cwdpo.data.pixels import upright_rgb
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import DataError, one_line
 
@@ -83,12 +83,12 @@ def open_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
     limits = limits or ImageLimits()
     if ref.picture is not None:
         _check_size(ref.name, ref.picture, limits)
-        picture = _upright_rgb(ref.name, ref.picture)
+        picture = _decoded(ref.name, ref.picture)
     else:
         with _bytes_of(ref) as handle:
             picture = _read_header(ref.name, handle)
             _check_size(ref.name, picture, limits)
-            picture = _upright_rgb(ref.name, picture)
+            picture = _decoded(ref.name, picture)
     return picture if ref.altered is None else ref.altered.apply(picture)
 
 
@@ -201,33 +201,12 @@ def _check_size(name: str, picture: Image.Image, limits: ImageLimits) -> None:
         raise ImageError("image is empty", name, f"{width} x {height} pixels")
 
 
-def _upright_rgb(name: str, picture: Image.Image) -> Image.Image:
+def _decoded(name: str, picture: Image.Image) -> Image.Image:
     try:
-        picture.load()
-        return _to_rgb(_upright(picture))
+        return upright_rgb(picture)
     except Exception as error:  # as above: OSError, SyntaxError, ValueError, zlib.error, MemoryError, …
         detail = one_line(error, 120) or type(error).__name__
         raise ImageError("image truncated or damaged", name, f"cannot be decoded whole ({detail})") from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # an unreadable EXIF block says nothing about orientation; the pixels are sound
-        return picture.copy()
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no known range; convert to 8 bits")
-    if picture.mode.startswith("I"):  # "I", "I;16", "I;16B": Pillow's own conversion clips at 255 instead of scaling
-        grey = np.clip(np.asarray(picture, dtype=np.int64), 0, 65_535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _unreadable(name: str, error: OSError) -> ImageError:

@@ -103,7 +103,7 @@ class StoredGroups(LazyGroups):
         try:
             row = json.loads(self._line(index))
             group = read_native(row, RowContext(self.path.name, index + 1, self._root, self.path.stem, own=True))[0]
-            check_group(group, self._require)
+            check_group(group, self._require, None)
         except (RowError, ValueError, RecursionError, TypeError) as error:
             raise RunError(
                 f"{self.path}: {where} is damaged ({one_line(error, 160)}); put the file back, or delete the folder "

@@ -8,7 +8,18 @@ from typing import Any
 
 from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, kind_of
 
-__all__ = ["IMAGE_TAG", "ROLES", "place_images", "read_answer", "read_turns", "refuse_tags", "tagged_parts"]
+__all__ = [
+    "IMAGE_TAG",
+    "ROLES",
+    "picture_values",
+    "place_images",
+    "read_answer",
+    "read_turns",
+    "refuse_tags",
+    "refuse_untrained",
+    "shared_turns",
+    "tagged_parts",
+]
 
 IMAGE_TAG = "<image>"
 """What LLaMA-Factory and ms-swift write in the text where an image goes."""
@@ -26,11 +37,23 @@ ROLES: Mapping[str, str] = {
 
 Message = dict[str, Any]
 
+_UNTRAINED = ("tools", "functions", "tool_choice", "documents", "chat_template_kwargs", "objects")
+"""Columns that other trainers hand to the chat template, or write into the text."""
+
+_NOTES = frozenset(
+    ("id", "index", "turn", "timestamp", "created_at", "date", "lang", "language", "model", "score", "rating", "source")
+    + ("metadata", "meta")
+)
+"""Keys of a turn that no template writes."""
+
+_EMPTY = (None, "", "[]", "{}", "null", False)
+
 
 def read_turns(value: Any, what: str, *, tags: Mapping[str, str] | None = None) -> list[Message]:
     """Return a conversation with every content as typed parts.
 
-    Text content is cut at `<image>` tags; content that is already typed is taken as it is, tags in it being text.
+    Text content is cut at `<image>` tags; content that is already typed is taken as it is, tags in it being text. An
+    image part keeps what it says of its image, under `image`, until `place_images`.
 
     Args:
         value: List of `{role, content}` or `{from, value}`, as the row has it.
@@ -81,7 +104,7 @@ def place_images(turns: Sequence[Message], images: int) -> tuple[Message, ...]:
     if turns[-1]["role"] not in {"user", "tool"}:
         raise RowError("prompt ends with an answer", f"its last turn is {turns[-1]['role']}; it must be user")
     parts = sum(part["type"] == "image" for turn in turns for part in turn["content"])
-    placed = [dict(turn) for turn in turns]
+    placed = [{**turn, "content": [_without_value(part) for part in turn["content"]]} for turn in turns]
     if parts == 0 and images:
         first = next(turn for turn in placed if turn["role"] == "user")
         first["content"] = [*({"type": "image"} for _ in range(images)), *first["content"]]
@@ -90,6 +113,71 @@ def place_images(turns: Sequence[Message], images: int) -> tuple[Message, ...]:
     if not any(_says_something(part) for turn in placed if turn["role"] != "system" for part in turn["content"]):
         raise RowError("empty prompt", "neither text nor an image in it")
     return tuple(placed)
+
+
+def picture_values(turns: Sequence[Message]) -> list[Any]:
+    """Return what image parts say of their images, in order: a path, an address, bytes, a picture."""
+    return [part["image"] for turn in turns for part in turn["content"] if "image" in part]
+
+
+def shared_turns(one: Sequence[Message], other: Sequence[Message], what: str) -> int:
+    """Return how many turns two conversations begin with in common.
+
+    Args:
+        one: A conversation.
+        other: Another, which may leave out what its images are.
+        what: What is compared, for errors.
+
+    Raises:
+        RowError: They are the same but for their images.
+    """
+    count = 0
+    for left, right in zip(one, other, strict=False):
+        if left["role"] != right["role"] or _without_values(left) != _without_values(right):
+            break
+        for a, b in zip(left["content"], right["content"], strict=True):
+            if "image" in a and "image" in b and a["image"] != b["image"]:
+                raise two_pictures(what)
+        count += 1
+    return count
+
+
+def two_pictures(what: str) -> RowError:
+    """Return the error of a row whose answers are about different images."""
+    return RowError("two pictures", f"{what}: the answers of a row must all be about the same images")
+
+
+def _without_value(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "image"}
+
+
+def _without_values(turn: Message) -> list[dict[str, Any]]:
+    return [_without_value(part) for part in turn["content"]]
+
+
+def refuse_untrained(row: Mapping[str, Any], *others: str) -> None:
+    """Refuse a row with a column that belongs to its prompt and would not be trained on.
+
+    Args:
+        row: The row.
+        *others: Names that such columns have in this file, beside the usual ones.
+
+    Raises:
+        RowError: The column.
+    """
+    for name in (*_UNTRAINED, *others):
+        if not _is_empty(row.get(name)):
+            raise _untrained(name)
+
+
+def _is_empty(value: Any) -> bool:
+    return value in _EMPTY if isinstance(value, (str, bool, type(None))) else not value and value != 0
+
+
+def _untrained(what: str) -> RowError:
+    return RowError(
+        "field that is not trained on", f"{what} would not reach the model; write it into the text, or drop it"
+    )
 
 
 def _says_something(part: Mapping[str, str]) -> bool:
@@ -102,8 +190,12 @@ def _turn(value: Any, what: str, tags: Mapping[str, str]) -> Message:
     name = as_text(turn.get(role_key), f"{what}.{role_key}")
     if name not in tags:
         raise RowError("unknown role", f"{what}.{role_key} = {name!r}; known: {', '.join(tags)}")
-    if turn.get("tool_calls"):
-        raise RowError("tool calls", f"{what} has tool calls, which are not supported")
+    for key, value in turn.items():
+        if key == "loss" or key == "weight":
+            if value is not None and not value:
+                raise _untrained(f"{what} with {key} = {value!r}")
+        elif key not in (role_key, content_key) and key not in _NOTES and not _is_empty(value):
+            raise _untrained(f"{what}.{key}")
     content = turn.get(content_key)
     parts = (
         tagged_parts(as_text(content, what)) if isinstance(content, str) else _typed(content, f"{what}.{content_key}")
@@ -117,14 +209,35 @@ def _typed(content: Any, what: str) -> list[Message]:
     parts: list[Message] = []
     for i, value in enumerate(as_list(content, what)):
         part = as_mapping(value, f"{what}[{i}]")
-        kind = part.get("type")
+        kind = part.get("type") or next((k for k in ("text", "image", "image_url") if part.get(k) is not None), None)
+        if kind not in _PARTS:
+            raise RowError("unknown kind of part", f"{what}[{i}].type = {kind!r}; known: {', '.join(_PARTS)}")
+        for key, content in part.items():
+            if key not in _PARTS[kind] and not _is_empty(content):
+                raise _untrained(f"{what}[{i}].{key}")
         if kind == "text":
             parts.append({"type": "text", "text": as_text(part.get("text"), f"{what}[{i}].text")})
-        elif kind == "image":
-            parts.append({"type": "image"})
         else:
-            raise RowError("unknown kind of part", f"{what}[{i}].type = {kind!r}; known: text, image")
+            parts.append({"type": "image", **_image_of(part)})
     return parts
+
+
+_PARTS = {
+    "text": ("type", "text"),
+    "image": ("type", "image", "path", "url", "bytes", "detail"),
+    "image_url": ("type", "image_url", "detail"),
+}
+"""Kinds of parts, and the keys that each may have."""
+
+
+def _image_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a part says of its image: TRL's `image`, transformers' `path` and `url`, OpenAI's `image_url`."""
+    value = next((part[key] for key in ("image", "image_url", "url") if part.get(key) is not None), None)
+    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
+        value = value["url"]
+    if value is None and (part.get("bytes") is not None or part.get("path") is not None):
+        value = {"bytes": part.get("bytes"), "path": part.get("path")}
+    return {} if value is None else {"image": value}
 
 
 def refuse_tags(text: str, what: str) -> str:

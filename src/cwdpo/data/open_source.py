@@ -23,7 +23,15 @@ from cwdpo.data.tables.image_tar import tar_rows
 from cwdpo.data.tables.parquet import arrow_rows, is_saved_dataset, load_parquet, load_saved
 from cwdpo.data.tables.raw_row import RawRow, RawTable
 from cwdpo.data.tables.remote_files import expand, is_remote
-from cwdpo.data.tables.text_tables import caption_rows, is_there, json_document, json_rows, jsonl_rows, require_file
+from cwdpo.data.tables.text_tables import (
+    ROW_LIMIT,
+    caption_rows,
+    is_there,
+    json_document,
+    json_rows,
+    jsonl_rows,
+    require_file,
+)
 from cwdpo.errors import DataError
 
 __all__ = ["RowReader", "open_source", "row_reader", "shards_of"]
@@ -49,7 +57,12 @@ def row_reader(name: str) -> RowReader:
 
 
 def open_source(
-    path: str | Path, name: str, split: str | None, choice: CaptionChoice, cache: Path | None = None
+    path: str | Path,
+    name: str,
+    split: str | None,
+    choice: CaptionChoice,
+    cache: Path | None = None,
+    row_limit: int = ROW_LIMIT,
 ) -> tuple[str, RawTable, RowReader]:
     """Return the format, the rows and their reader. Rows are read as they are asked for.
 
@@ -60,6 +73,7 @@ def open_source(
             is every image of a Karpathy file.
         choice: How captions become answers.
         cache: Folder for the Arrow copy of Parquet files; None: the cache of `datasets`.
+        row_limit: Bytes of the longest line of JSON.
 
     Raises:
         DataError: Not there, empty, or not in that format.
@@ -68,7 +82,7 @@ def open_source(
         raise DataError(f"data.format = {name!r}: must be auto or one of {', '.join(FORMATS)}")
     files = shards_of(path)
     if files is not None:
-        return _shards(str(path), files, name, choice, cache)
+        return _shards(str(path), files, name, choice, cache, row_limit)
     place, entry = split_name(str(path))
     if not is_there(place):
         raise DataError(f"{place}: no such file or folder")
@@ -83,9 +97,13 @@ def open_source(
         file, layout, root = find_entry(place, entry)
         if not is_there(file):
             raise DataError(f"{file}: no such file or folder, though dataset_info.json names it")
-        return found, RawTable(root.absolute(), _rows(file, split, cache)), partial(read_llamafactory, layout=layout)
+        return (
+            found,
+            RawTable(root.absolute(), _rows(file, split, cache, row_limit)),
+            partial(read_llamafactory, layout=layout),
+        )
     root = place if place.is_dir() else place.parent
-    return found, RawTable(root.absolute(), _rows(place, split, cache)), row_reader(found)
+    return found, RawTable(root.absolute(), _rows(place, split, cache, row_limit)), row_reader(found)
 
 
 def shards_of(path: str | Path) -> list[str] | None:
@@ -101,7 +119,7 @@ def shards_of(path: str | Path) -> list[str] | None:
 
 
 def _shards(
-    path: str, files: Sequence[str], name: str, choice: CaptionChoice, cache: Path | None
+    path: str, files: Sequence[str], name: str, choice: CaptionChoice, cache: Path | None, row_limit: int
 ) -> tuple[str, RawTable, RowReader]:
     """Return format, rows and reader of files of one kind."""
     kinds = {Path(file).suffix for file in files}
@@ -114,7 +132,7 @@ def _shards(
         rows = (
             arrow_rows(load_parquet(places, cache), places[0].name)
             if kind == ".parquet"
-            else chain.from_iterable(jsonl_rows(place) for place in places)
+            else chain.from_iterable(jsonl_rows(place, row_limit) for place in places)
         )
         found = detect_format(places[0]) if name == "auto" else name
         return found, RawTable(places[0].parent.absolute(), rows), row_reader(found)
@@ -124,7 +142,7 @@ def _shards(
     return found, RawTable(Path.cwd(), tar_rows(files)), reader
 
 
-def _rows(path: Path, split: str | None, cache: Path | None) -> Iterable[RawRow]:
+def _rows(path: Path, split: str | None, cache: Path | None, row_limit: int) -> Iterable[RawRow]:
     """Return the rows of a JSONL, JSON or Parquet file, of a folder of them, or of a saved dataset."""
     if path.is_dir():
         if is_saved_dataset(path):
@@ -132,14 +150,14 @@ def _rows(path: Path, split: str | None, cache: Path | None) -> Iterable[RawRow]
         files = data_files(path, split)
         if files[0].suffix == ".parquet":
             return arrow_rows(load_parquet(files, cache), path.name)
-        return _rows(files[0], split, cache)
+        return _rows(files[0], split, cache, row_limit)
     require_file(path)
     if path.suffix == ".parquet":
         return arrow_rows(load_parquet([path], cache), path.name)
     if path.suffix == ".json":
-        return json_rows(path)
+        return json_rows(path, row_limit)
     if path.suffix == ".jsonl":
-        return jsonl_rows(path)
+        return jsonl_rows(path, row_limit)
     raise DataError(f"{path}: must be .jsonl, .json, .parquet or a folder, not {path.suffix or 'without a suffix'}")
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cwdpo.data.formats.captions import CaptionChoice
 from cwdpo.data.images import ImageError, ImageLimits, image_problem, missing_file
 from cwdpo.data.open_source import RowReader, open_source, shards_of
-from cwdpo.data.row_checks import REQUIREMENTS, check_group
+from cwdpo.data.row_checks import REQUIREMENTS, TEXT_LIMIT, check_group
 from cwdpo.data.row_context import DEFAULT_PROMPT, RowContext
 from cwdpo.data.row_store import Scratch
 from cwdpo.data.row_values import RowError, excerpt, kind_of
@@ -26,6 +26,7 @@ from cwdpo.data.splits import content_digest
 from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.raw_row import RawRow, RawTable
 from cwdpo.data.tables.remote_files import copied, file_name, is_remote
+from cwdpo.data.tables.text_tables import ROW_LIMIT
 from cwdpo.data.write_groups import as_file
 from cwdpo.errors import DataError, one_line
 from cwdpo.files import write_jsonl
@@ -57,6 +58,8 @@ class DataSource:
         workers: Threads that decode; None: one a core, at most 8.
         require: `chosen`, `pair` (chosen and rejected) or `response` (any answer).
         limit: Read at most this many rows; None: all.
+        text_limit: Most characters of a row's prompt and answers together.
+        row_limit: Most bytes of a line of JSON.
     """
 
     path: str | Path
@@ -74,6 +77,8 @@ class DataSource:
     workers: int | None = None
     require: Literal["chosen", "pair", "response"] = "chosen"
     limit: int | None = None
+    text_limit: int = TEXT_LIMIT
+    row_limit: int = ROW_LIMIT
 
     def __post_init__(self) -> None:
         if not str(self.path).strip():
@@ -212,7 +217,7 @@ class SourceRows:
         self._source = source
         choice = CaptionChoice(source.prompt, source.captions, source.seed)
         self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
-            open_source, source.path, source.format, source.split, choice, cache
+            open_source, source.path, source.format, source.split, choice, cache, source.row_limit
         )
         self.format, self._table, self._reader = self._open()
         root = self._table.root if source.image_root is None else _folder(source.image_root)
@@ -250,7 +255,7 @@ class SourceRows:
         stem = self._stem or Path(raw.file).stem
         groups = self._reader(raw.value, self._context(file=raw.file, number=raw.number, table=raw.table, stem=stem))
         for group in groups:
-            check_group(group, self._source.require)
+            check_group(group, self._source.require, self._source.text_limit)
             known = self.store.number_of(group.id)
             if known is not None:
                 raise RowError("duplicate id", f"{group.id!r} is also the id of row {known}")

@@ -5,22 +5,32 @@ from __future__ import annotations
 from cwdpo.data.row_values import RowError
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 
-__all__ = ["REQUIREMENTS", "check_group"]
+__all__ = ["REQUIREMENTS", "TEXT_LIMIT", "check_group"]
+
+TEXT_LIMIT = 1_000_000
+"""Characters that a row may have, prompt and answers together, where `data.text_limit` is not set."""
 
 REQUIREMENTS = ("chosen", "pair", "response")
 """What a use needs of a row: a chosen answer (Stage 1 data, captions); also a rejected one (preference); any answer."""
 
 
-def check_group(group: PromptGroup, require: str) -> None:
+def check_group(group: PromptGroup, require: str, text_limit: int | None = TEXT_LIMIT) -> None:
     """Raise unless a group can be trained on.
 
     Args:
         group: As a reader made it.
         require: One of `REQUIREMENTS`.
+        text_limit: Most characters of prompt and answers together; None sets no limit.
 
     Raises:
-        RowError: An empty answer, a chosen answer equal to a rejected one, or no answer of a required role.
+        RowError: An empty answer, a chosen answer equal to a rejected one, no answer of a required role, or more text
+            than is let through to the tokenizer.
     """
+    if text_limit is not None:
+        texts = (part.get("text", "") for message in group.messages for part in message["content"])
+        size = sum(map(len, texts)) + sum(len(r.text) for r in group.responses) + sum(map(len, group.references))
+        if size > text_limit:
+            raise RowError("text too long", f"{size:,} characters, the limit is {text_limit:,} (data.text_limit)")
     for response in group.responses:
         if not response.text.strip():
             raise RowError("empty response", f"the {response.role} response has no text")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from PIL import Image
 
-from cwdpo.data.messages import Message, place_images
+from cwdpo.data.messages import Message, picture_values, place_images, refuse_untrained, two_pictures
 from cwdpo.data.row_values import RowError, as_text, kind_of
 from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.data.tables.image_tar import TarMember
@@ -22,7 +25,14 @@ __all__ = ["DEFAULT_PROMPT", "RowContext", "StoredCell", "build_group", "read_im
 DEFAULT_PROMPT = "Describe the image in one sentence."
 """The question that caption files do not ask."""
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_FILE = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
+
+_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pic", "pics"))
+_SIDES = frozenset(
+    ("chosen", "rejected", "reject", "negative", "neg", "positive", "pos", "win", "winner", "lose", "loser", "w", "l")
+    + ("preferred", "dispreferred", "better", "worse", "good", "bad", "corrupted", "adversarial", "counterfactual")
+)
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,37 @@ def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[s
     """Return the images of the first of `columns` that is there; one image or a list, none where there is none.
 
     Raises:
-        RowError: A value that is no image, a path that leaves the root, or a video or sound beside the images.
+        RowError: A value that is no image, a path that leaves the root, a video or sound beside the images, images of
+            one answer that are not those of the other, or a column that would not be trained on.
     """
+    refuse_untrained(row)
     for other in ("videos", "video", "audios", "audio"):
         if row.get(other):
             raise RowError("video or sound", f"{other}: only text and images can be trained on")
     name = next((c for c in columns if row.get(c) is not None), None)
-    if name is None:
-        return ()
-    value = row[name]
+    images = _images_of(row[name], context, name) if name is not None else ()
+    for other, value in row.items():
+        if other not in columns and value is not None and _is_of_one_side(other):
+            if [identity(ref) for ref in _images_of(value, context, other)] != [identity(ref) for ref in images]:
+                raise two_pictures(f"{other} differs from {name or 'images'}")
+    return images
+
+
+def _is_of_one_side(name: str) -> bool:
+    """Return whether a column is named after the images of one answer: `rejected_images`, `img_w`."""
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    return bool(words & _IMAGE_WORDS and words & _SIDES)
+
+
+def identity(ref: ImageRef) -> str:
+    """Return what tells an image from others: its path, or its content."""
+    try:
+        return ref.path if ref.path is not None else ref.digest()
+    except OSError as error:
+        raise RowError("image cannot be read", f"{ref.name}: {error}") from None
+
+
+def _images_of(value: Any, context: RowContext, name: str) -> tuple[ImageRef, ...]:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return tuple(read_image(v, context, name, i) for i, v in enumerate(value))
     return (read_image(value, context, name, None),) if value != "" else ()
@@ -140,7 +172,20 @@ def read_image(value: Any, context: RowContext, column: str | None, position: in
         value = os.fspath(value)
     if not isinstance(value, str):
         raise RowError("wrong type", f"an image must be a path or {{bytes, path}}, not {kind_of(value)}")
+    if value[:5].lower() == "data:":
+        return ImageRef(data=_in_row(value))
     return ImageRef(path=local_path(value, context.root))
+
+
+def _in_row(address: str) -> bytes:
+    """Return the bytes of a `data:` address."""
+    head, comma, content = address.partition(",")
+    try:
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("not in base64")
+        return base64.b64decode(unquote(content), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise RowError("bad image address", f"{address[:40]!r} ({error})") from None
 
 
 def _tar_member(value: Mapping[str, Any], context: RowContext) -> TarMember:
@@ -158,6 +203,8 @@ def local_path(value: Any, root: Path) -> str:
     text = as_text(value, "image path")
     if not text.strip() or "\0" in text:
         raise RowError("bad image path", f"{text!r}")
+    if _FILE.match(text):
+        text = unquote(_FILE.sub("", text, count=1))
     if _ADDRESS.match(text):
         raise RowError("image is an address", f"{text[:60]!r}; only local files are read, download it first")
     if os.path.isabs(text):  # noqa: PTH117 (objects of pathlib take a third of the time of reading a row)
@@ -199,6 +246,10 @@ def build_group(
         raise RowError(
             "wrong type", f"id must be text or a whole number, not {kind_of(name) if name != '' else 'empty'}"
         )
+    inside = tuple(read_image(value, context, None, None) for value in picture_values(turns))
+    if inside and images and [identity(ref) for ref in inside] != [identity(ref) for ref in images]:
+        raise two_pictures("the images in the messages differ from those of the row")
+    images = images or inside
     return PromptGroup(
         id=context.default_id if name is None else as_text(str(name), "id"),
         images=tuple(images),

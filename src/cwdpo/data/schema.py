@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from cwdpo.data.alterations import Alteration
+from cwdpo.data.pixels import pixel_digest
 
 __all__ = ["CHOSEN", "DIFFICULTIES", "REJECTED", "ImageRef", "PromptGroup", "Response", "StoredBytes", "user_message"]
 
@@ -99,9 +99,7 @@ class ImageRef:
         if self.stored is not None:
             return hashlib.sha256(self.stored.read()).hexdigest()
         assert self.picture is not None
-        buffer = io.BytesIO()
-        self.picture.save(buffer, format="PNG")
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
+        return pixel_digest(self.picture)
 
 
 @dataclass(frozen=True)

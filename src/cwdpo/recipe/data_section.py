@@ -49,6 +49,10 @@ class DataSection(Section):
     """Decode every image once before training, so that a truncated file is found now and not in the third hour."""
     image_pixel_limit: int = Field(default=64_000_000, ge=1)
     """Images with more pixels than this are refused before they are decoded (decompression bombs)."""
+    text_limit: int = Field(default=1_000_000, ge=1)
+    """Rows with more characters than this, prompt and answers together, are refused before they are tokenised."""
+    row_limit: int = Field(default=64 << 20, ge=1)
+    """Lines of JSON with more bytes than this are refused before they are read whole."""
     workers: int = Field(default=0, ge=0)
     """Processes that decode and process images beside training; 0 does it in the training process."""
     group_by_length: bool = False

@@ -56,6 +56,8 @@ def source_of(recipe: Recipe, path: str | Path, **changes: Any) -> DataSource:
         "limits": ImageLimits(max_pixels=d.image_pixel_limit),
         "check_images": d.check_images,
         "limit": d.limit,
+        "text_limit": d.text_limit,
+        "row_limit": d.row_limit,
     }
     return DataSource(path=path, **{**settings, **changes})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, tagged_parts
+from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, refuse_untrained, tagged_parts
 from cwdpo.data.row_context import RowContext, build_group, read_images
 from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, kind_of, require_column, require_good
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
@@ -26,6 +26,9 @@ _COLUMNS = {
     "chosen": "chosen",
     "rejected": "rejected",
     "kto_tag": "kto_tag",
+    "tools": "tools",
+    "videos": "videos",
+    "audios": "audios",
 }
 
 _TAGS = {
@@ -104,6 +107,7 @@ def read_llamafactory(row: Mapping[str, Any], context: RowContext, layout: Layou
     rejected = row.get(layout.columns["rejected"])
     if rejected is not None:
         responses.append(Response(_answer(rejected, layout, layout.columns["rejected"]), REJECTED))
+    refuse_untrained(row, *(layout.columns[name] for name in ("tools", "videos", "audios")))
     images = read_images(row, context, (layout.columns["images"],))
     return [build_group(context, turns, images, responses, name=row.get("id"))]
 
@@ -162,4 +166,5 @@ def _renamed(value: Any, layout: Layout, what: str) -> dict[str, Any]:
         raise RowError("tool calls", f"{what} is a function call, which is not supported")
     if name not in roles:
         raise RowError("unknown role", f"{what}.{tags['role_tag']} = {name!r}; known: {', '.join(roles)}")
-    return {"role": roles[name], "content": turn.get(tags["content_tag"])}
+    others = {key: value for key, value in turn.items() if key not in (tags["role_tag"], tags["content_tag"])}
+    return {**others, "role": roles[name], "content": turn.get(tags["content_tag"])}

@@ -56,9 +56,16 @@ def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup
     ]
 
 
+_UNTRAINED = ("image", "img", "picture", "video", "audio", "reasoning", "thinking", "tool")
+"""What a field of a response is called that would be trained on if it could be."""
+
+
 def _response(value: Any, what: str, role: str | None) -> Response:
     """Return one response; `role` is the one that the column implies, None where each response names its own."""
     fields = as_mapping(value, what)
+    for key, content in fields.items():
+        if content and any(word in key.lower() for word in _UNTRAINED):
+            raise RowError("field that is not trained on", f"{what}.{key}: a response is its text; drop it")
     difficulty = fields.get("difficulty")
     if difficulty is not None and difficulty not in DIFFICULTIES:
         raise RowError("unknown difficulty", f"{what}.difficulty = {difficulty!r}; known: {', '.join(DIFFICULTIES)}")

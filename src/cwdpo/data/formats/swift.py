@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags
+from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, shared_turns
 from cwdpo.data.row_context import RowContext, build_group, read_images
 from cwdpo.data.row_values import RowError, as_list, as_text, require_column, require_good
-from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response
+from cwdpo.data.schema import REJECTED, PromptGroup, Response
 
 __all__ = ["read_swift"]
 
@@ -27,8 +27,6 @@ def read_swift(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]
     if isinstance(row.get("system"), str) and row["system"] and (not prompt or prompt[0]["role"] != "system"):
         prompt = [{"role": "system", "content": [{"type": "text", "text": as_text(row["system"], "system")}]}, *prompt]
     images = read_images(row, context, ("images", "image"))
-    if row.get("rejected_images") is not None:
-        _require_same(images, read_images(row, context, ("rejected_images",)))
     responses = [Response(refuse_tags(read_answer(last, "messages"), "messages"))]
     responses += [Response(refuse_tags(text, "rejected"), REJECTED) for text in _rejected(row, turns[:-1])]
     return [build_group(context, prompt, images, responses, name=row.get("id"))]
@@ -46,15 +44,6 @@ def _rejected(row: Mapping[str, Any], prompt: list[Message]) -> list[str]:
     if row.get("rejected_messages") is None:
         return []
     turns = read_turns(row["rejected_messages"], "rejected_messages")
-    if turns[:-1] != prompt:
+    if len(turns) - 1 != len(prompt) or shared_turns(turns[:-1], prompt, "rejected_messages") < len(prompt):
         raise RowError("two prompts", "rejected_messages asks something else than messages; both must share the prompt")
     return [read_answer(turns[-1:], "rejected_messages")]
-
-
-def _require_same(images: Sequence[ImageRef], others: Sequence[ImageRef]) -> None:
-    if [_identity(ref) for ref in others] != [_identity(ref) for ref in images]:
-        raise RowError("two prompts", "rejected_images differs from images; both answers must be about the same images")
-
-
-def _identity(ref: ImageRef) -> str:
-    return ref.path if ref.path is not None else ref.digest()

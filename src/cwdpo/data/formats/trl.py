@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwdpo.data.messages import Message, read_answer, read_turns, tagged_parts
-from cwdpo.data.row_context import RowContext, build_group, read_image, read_images
-from cwdpo.data.row_values import RowError, as_text, require_column
-from cwdpo.data.schema import CHOSEN, REJECTED, ImageRef, PromptGroup, Response
+from cwdpo.data.messages import Message, read_answer, read_turns, shared_turns, tagged_parts
+from cwdpo.data.row_context import RowContext, build_group, read_images
+from cwdpo.data.row_values import RowError, as_mapping, as_text, first_of, require_column
+from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
+from cwdpo.data.tables.text_tables import parse_json
 
-__all__ = ["read_trl"]
+__all__ = ["is_packed", "read_trl"]
 
 
 def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
     """Return the group of one row.
 
-    A plain text prompt becomes a user turn. In conversations `chosen` and `rejected` are the assistant turn, or the
+    A plain text prompt becomes a user turn; RLAIF-V and MMPR call it `question`, RLHF-V packs the row into `text`. In conversations `chosen` and `rejected` are the assistant turn, or the
     whole conversation: what they share with `prompt`, or with each other where there is no `prompt`, is the prompt.
     """
+    row = _unpacked(row)
     sides = {role: require_column(row, role) for role in (CHOSEN, REJECTED)}
-    prompt = row.get("prompt")
+    prompt = first_of(row, "prompt", "question", "query")
     if all(isinstance(side, str) for side in sides.values()):
         if prompt is None:
             raise RowError("missing column", "'prompt' is not in the row, and plain answers do not show where it ends")
@@ -31,8 +33,23 @@ def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
         turns = _shared_start(*answers.values()) if prompt is None else _prompt(prompt)
         texts = {role: read_answer(_without_start(answer, turns), role) for role, answer in answers.items()}
     responses = [Response(texts[CHOSEN], CHOSEN), Response(texts[REJECTED], REJECTED)]
-    images = read_images(row, context, ("images", "image")) or _images_in_messages(prompt or sides[CHOSEN], context)
+    images = read_images(row, context, ("images", "image"))
     return [build_group(context, turns, images, responses, name=row.get("id"))]
+
+
+def is_packed(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has its columns as JSON in `text`, as RLHF-V has."""
+    text = row.get("text")
+    return isinstance(text, str) and text.lstrip().startswith("{") and row.get(CHOSEN) is None
+
+
+def _unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not is_packed(row):
+        return row
+    try:
+        return {**row, **as_mapping(parse_json(row["text"]), "text")}
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, RowError) else RowError("not JSON", "of the column text") from None
 
 
 def _prompt(value: Any) -> list[Message]:
@@ -50,21 +67,10 @@ def _answer_turns(value: Any, what: str) -> list[Message]:
 
 def _shared_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
     """Return the turns that both begin with, at most all but the last of each (the answers may be equal)."""
-    most = min(len(chosen), len(rejected)) - 1
-    count = next((i for i in range(most) if chosen[i] != rejected[i]), max(most, 0))
-    return list(chosen[:count])
+    most = max(min(len(chosen), len(rejected)) - 1, 0)
+    return list(chosen[: shared_turns(chosen[:most], rejected[:most], "chosen and rejected")])
 
 
 def _without_start(answer: Sequence[Message], prompt: Sequence[Message]) -> Sequence[Message]:
-    whole = len(answer) > len(prompt) and list(answer[: len(prompt)]) == list(prompt)
+    whole = len(answer) > len(prompt) and shared_turns(answer, prompt, "prompt and answers") == len(prompt)
     return answer[len(prompt) :] if whole else answer
-
-
-def _images_in_messages(value: Any, context: RowContext) -> tuple[ImageRef, ...]:
-    """Return images that stand in the messages themselves, as `{"type": "image", "image": …}`."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return ()
-    contents = [turn.get("content") for turn in value if isinstance(turn, Mapping)]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    payloads = [part["image"] for part in parts if isinstance(part, Mapping) and part.get("image") is not None]
-    return tuple(read_image(payload, context, None, None) for payload in payloads)
