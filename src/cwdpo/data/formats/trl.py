@@ -17,8 +17,9 @@ __all__ = ["is_packed", "read_trl"]
 def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
     """Return the group of one row.
 
-    A plain text prompt becomes a user turn; RLAIF-V and MMPR call it `question`, RLHF-V packs the row into `text`. In conversations `chosen` and `rejected` are the assistant turn, or the
-    whole conversation: what they share with `prompt`, or with each other where there is no `prompt`, is the prompt.
+    A plain text prompt becomes a user turn; RLAIF-V and MMPR call it `question`, RLHF-V packs the row into `text`. In
+    conversations `chosen` and `rejected` are the assistant turn, or the whole conversation: what they share with
+    `prompt`, or with each other where there is no `prompt`, is the prompt.
     """
     row = _unpacked(row)
     sides = {role: require_column(row, role) for role in (CHOSEN, REJECTED)}
