@@ -225,8 +225,15 @@ TWO_PICTURES: dict[str, dict[str, Any]] = {
     "in a response": {"image": RED, "prompt": "?", "chosen": "a", "negatives": [{"text": "b", "image": GREEN}]},
     **{
         name: {"image": RED, "prompt": "?", "chosen": "a", "rejected": "b", name: GREEN}
-        for name in ("rejected_images", "rejected_image", "image_rejected", "images_l", "img_neg", "rejectedImage")
-        + ("negative_image_path", "corrupted_image", "worse_picture")
+        for name in (
+            "rejected_images",
+            "rejected_image",
+            "image_rejected",
+            "images_l",
+            "img_neg",
+            "rejectedImage",
+            "worse_picture",
+        )
     },
     "each of its own": {"image_chosen": RED, "image_rejected": GREEN, "prompt": "?", "chosen": "a", "rejected": "b"},
 }

@@ -41,8 +41,22 @@ _UNTRAINED = ("tools", "functions", "tool_choice", "documents", "chat_template_k
 """Columns that other trainers hand to the chat template, or write into the text."""
 
 _NOTES = frozenset(
-    ("id", "index", "turn", "timestamp", "created_at", "date", "lang", "language", "model", "score", "rating", "source")
-    + ("metadata", "meta")
+    [
+        "id",
+        "index",
+        "turn",
+        "timestamp",
+        "created_at",
+        "date",
+        "lang",
+        "language",
+        "model",
+        "score",
+        "rating",
+        "source",
+        "metadata",
+        "meta",
+    ]
 )
 """Keys of a turn that no template writes."""
 

@@ -55,6 +55,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _bits_too_many(mode: str, grey: np.ndarray) -> int:
-    """Return how far grey is shifted: 16-bit modes have 16 bits; of "I" (32 bits) what it holds tells: 8, 12, 16, …"""
+    """Return by how many bits grey is shifted: modes of 16 bits say so, of "I" (32 bits) its largest value tells."""
     most = int(grey.max(initial=0)).bit_length()
     return 8 if mode != "I" else max(0, most - 8) if most > 16 else next(n - 8 for n in (8, 12, 16) if most <= n)

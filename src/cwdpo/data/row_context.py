@@ -28,10 +28,11 @@ DEFAULT_PROMPT = "Describe the image in one sentence."
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
 
-_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pic", "pics"))
+_IMAGE_WORDS = frozenset("image images img imgs picture pictures photo photos pic pics".split())
 _SIDES = frozenset(
-    ("chosen", "rejected", "reject", "negative", "neg", "positive", "pos", "win", "winner", "lose", "loser", "w", "l")
-    + ("preferred", "dispreferred", "better", "worse", "good", "bad", "corrupted", "adversarial", "counterfactual")
+    "chosen rejected reject negative neg positive pos win winner lose loser w l preferred dispreferred better worse "
+    "good bad corrupted adversarial counterfactual".split()
+)
 )
 
 
@@ -111,10 +112,10 @@ def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[s
             raise RowError("video or sound", f"{other}: only text and images can be trained on")
     name = next((c for c in columns if row.get(c) is not None), None)
     images = _images_of(row[name], context, name) if name is not None else ()
-    for other, value in row.items():
-        if other not in columns and value is not None and _is_of_one_side(other):
-            if [identity(ref) for ref in _images_of(value, context, other)] != [identity(ref) for ref in images]:
-                raise two_pictures(f"{other} differs from {name or 'images'}")
+    sides = [key for key, value in row.items() if key not in columns and value is not None and _is_of_one_side(key)]
+    for side in sides:
+        if [identity(ref) for ref in _images_of(row[side], context, side)] != [identity(ref) for ref in images]:
+            raise two_pictures(f"{side} differs from {name or 'images'}")
     return images
 
 
