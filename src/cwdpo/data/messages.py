@@ -40,24 +40,11 @@ Message = dict[str, Any]
 _UNTRAINED = ("tools", "functions", "tool_choice", "documents", "chat_template_kwargs", "objects")
 """Columns that other trainers hand to the chat template, or write into the text."""
 
-_NOTES = frozenset(
-    [
-        "id",
-        "index",
-        "turn",
-        "timestamp",
-        "created_at",
-        "date",
-        "lang",
-        "language",
-        "model",
-        "score",
-        "rating",
-        "source",
-        "metadata",
-        "meta",
-    ]
-)
+_NOTES = {"id", "index", "turn", "timestamp", "created_at", "date", "lang", "language", "model", "score", "rating"} | {
+    "source",
+    "metadata",
+    "meta",
+}
 """Keys of a turn that no template writes."""
 
 _EMPTY = (None, "", "[]", "{}", "null", False)

@@ -28,11 +28,10 @@ DEFAULT_PROMPT = "Describe the image in one sentence."
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
 
-_IMAGE_WORDS = frozenset("image images img imgs picture pictures photo photos pic pics".split())
-_SIDES = frozenset(
-    "chosen rejected reject negative neg positive pos win winner lose loser w l preferred dispreferred better worse "
-    "good bad corrupted adversarial counterfactual".split()
-)
+_IMAGE_WORDS = re.compile(r"(image|img|picture|photo|pic)s?")
+_SIDES = re.compile(
+    "chosen|reject(ed)?|neg(ative)?|pos(itive)?|win(ner)?|loser?|[wl]|(dis)?preferred|better|worse|good|bad|corrupted|"
+    "adversarial|counterfactual"
 )
 
 
@@ -121,8 +120,8 @@ def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[s
 
 def _is_of_one_side(name: str) -> bool:
     """Return whether a column is named after the images of one answer: `rejected_images`, `img_w`."""
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
-    return bool(words & _IMAGE_WORDS and words & _SIDES)
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return any(map(_IMAGE_WORDS.fullmatch, words)) and any(map(_SIDES.fullmatch, words))
 
 
 def identity(ref: ImageRef) -> str:
