@@ -122,7 +122,7 @@ def _members(path: str) -> Iterator[tuple[str, _Part]]:
     """Yield key and part of every member that belongs to a sample."""
     last, whole = "its beginning", size_of(path)
     with open_file(path) as handle:
-        headers = _Headers(handle)
+        headers: Any = _Headers(handle)
         try:
             tar: Any = tarfile.open(fileobj=headers, mode="r:")  # noqa: SIM115 (holds nothing but the handle)
             while (info := tar.next()) is not None:
