@@ -13,10 +13,9 @@ import torch
 
 from cwdpo.models.loading import add_lora, load_model
 from cwdpo.models.parts import base_model, freeze_parts
-from cwdpo.planning import step_cost as steps
 from cwdpo.planning.int4_linear import PackedLinear
-from cwdpo.planning.meta_models import bare_model, depths_of, size_of
-from cwdpo.planning.step_cost import Work, take
+from cwdpo.planning.meta_models import bare_model, size_of
+from cwdpo.planning.step_cost import Work, run_dry, take
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder
@@ -170,7 +169,7 @@ def test_a_base_in_four_bits(
     config = tiny_model(family, tiny_processor(family)).config
     asked = section(lora=ADAPTERS, quantization="nf4", path=str(tiny_folder(family)))
     work = Work(asked, groups_of(family, tmp_path), checkpointing=checkpointing)
-    planned, size = take(config, work), size_of(config, bare_model(config, asked, depths_of(config), torch.float32))
+    planned, size = take(config, work), size_of(config, bare_model(config, asked, torch.float32))
     model = load_model(asked)
     kept = sum(t.nbytes for name, t in model.state_dict().items() if "bitsandbytes__" not in name)
     # The mean of a matrix's scales is in the entry that is left out.
@@ -220,29 +219,25 @@ def test_dora_takes_more(tmp_path: Path) -> None:
 def test_a_deep_model_is_what_a_few_layers_tell(
     family: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few layers run dry, and one more of each kind or period, against all of them. The tower is trained."""
+    """A few layers run dry, and a period more, against all of them. The tower is trained."""
     config = tiny_model(family, tiny_processor(family)).config
     text, kinds = config.get_text_config(), {"gemma3": ["sliding_attention"] * 2, HYBRID: ["linear_attention"] * 2}
     text.num_hidden_layers = 10 if family in kinds else 6
     if getattr(text, "layer_types", None):
         text.layer_types = ([*kinds.get(family, []), "full_attention"] * 10)[: text.num_hidden_layers]
-    config.vision_config.num_hidden_layers = 6
-    if family == "qwen2_5_vl":
-        config.vision_config.fullatt_block_indexes = [1, 3, 4, 5]
-    if family == "qwen3_vl":
-        config.vision_config.deepstack_visual_indexes = [1, 3]
     work = Work(section(freeze=[]), groups_of(family, tmp_path), checkpointing=checkpointing)
-    drawn_out = take(config, work)
-    monkeypatch.setattr("cwdpo.planning.meta_models.Depths.lowered", lambda self: self)
+    extrapolated = take(config, work)
+    monkeypatch.setattr("cwdpo.planning.step_cost.lowered", lambda layers, period: layers)
     whole = take(config, work)
-    assert drawn_out.held.total() == pytest.approx(whole.held.total(), rel=0.01)
-    assert drawn_out.flops == pytest.approx(whole.flops, rel=1e-6)
+    assert extrapolated.held.total() == pytest.approx(whole.held.total(), rel=0.01)
+    assert extrapolated.flops == pytest.approx(whole.flops, rel=1e-6)
 
 
 def test_prompts_without_gradients_add_up(tmp_path: Path) -> None:
     """Five prompts planned from one and two, against five run dry."""
     config = tiny_model("qwen2_5_vl", tiny_processor("qwen2_5_vl")).config
     (group,) = groups_of("qwen2_5_vl", tmp_path, 1)
-    drawn_out = take(config, Work(section(), (group,) * 5, training=False))
-    peaks, _ = steps._run(config, Work(section(), (group,) * 5, training=False), depths_of(config))
-    assert drawn_out.held.total() == pytest.approx(max(p.total() for p in peaks.values()), rel=0.01)
+    assert config.get_text_config().num_hidden_layers == 2
+    work = Work(section(), (group,) * 5, training=False)
+    extrapolated, (peaks, _) = take(config, work), run_dry(config, work, 2)
+    assert extrapolated.held.total() == pytest.approx(max(p.total() for p in peaks.values()), rel=0.01)

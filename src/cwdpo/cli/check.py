@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from cwdpo.data.schema import PromptGroup
     from cwdpo.recipe import Recipe, StageSection
+    from cwdpo.scoring.batch import EncodedGroup
 
 __all__ = ["check", "inspect_recipe"]
 
-_GIB = 2**30
 _SCENES = 64
 _SHOWN = 64
 
@@ -70,8 +70,7 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
             model = run.trainable(run.model_path)
             encoder = run.encoder(run.model_path, model)
             groups = list(islice(shared.train, _SHOWN))
-            _rows(console, encoder, groups)
-            _memory(console, recipe, model, encoder, groups)
+            _memory(console, recipe, _rows(console, encoder, groups), shared.roles)
     console.print(styled(("ok", "green"), ": the recipe, the data and the model fit together"))
 
 
@@ -86,16 +85,12 @@ def _counts(console: Console, recipe: Recipe, parts: Mapping[str, Mapping[str, i
         console.print(text)
 
 
-def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> None:
+def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> list[EncodedGroup]:
     from cwdpo.cli.terminal.console import styled, table_of
 
-    image = getattr(encoder.processor, "image_token", None)
-    lengths: list[tuple[int, int]] = []
-    for index, group in enumerate(groups):
-        encoded = encoder.encode(group)
-        lengths += [(len(encoded.prefix_ids), len(r.ids)) for r in encoded.responses]
-        if index >= 3:
-            continue
+    image, found = getattr(encoder.processor, "image_token", None), [encoder.encode(group) for group in groups]
+    lengths = [(len(encoded.prefix_ids), len(r.ids)) for encoded in found for r in encoded.responses]
+    for encoded in found[:3]:
         text = encoder.tokenizer.decode(encoded.prefix_ids)
         if image:
             count = text.count(image)
@@ -113,48 +108,36 @@ def _rows(console: Console, encoder: Any, groups: Sequence[PromptGroup]) -> None
         ordered = sorted(values)
         table.add_row(name, *(str(n) for n in (ordered[0], ordered[len(ordered) // 2], ordered[-1])))
     console.print(table)
+    return found
 
 
-def _memory(console: Console, recipe: Recipe, model: Any, encoder: Any, groups: Sequence[PromptGroup]) -> None:
-    """Print the memory of a Stage 2 update; activations are measured on the first prompt, then scaled."""
-    import torch
-
+def _memory(
+    console: Console, recipe: Recipe, encoded: Sequence[EncodedGroup], roles: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Print what an update of each stage holds on one device, as `cwdpo plan` counts it; longest rows of those seen."""
     from cwdpo.cli.terminal.console import styled, table_of
-    from cwdpo.models.quantized import weight_count
-    from cwdpo.scoring.batch import Batch
-    from cwdpo.scoring.logprobs import scores_from_logits
-    from cwdpo.scoring.scorer import AutoScorer
+    from cwdpo.errors import ModelError
+    from cwdpo.planning.data_shape import measured_rows
+    from cwdpo.planning.gpus import Layout, parse_gpus
+    from cwdpo.planning.meta_models import model_of
+    from cwdpo.planning.planner import GIB, Planner
 
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    total = sum(weight_count(p) for p in model.parameters())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    optimiser = 8 * sum(p.numel() for p in trained)
-    seen: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    batch = Batch((encoder.encode(groups[0]),))
-    scorer = AutoScorer(recipe.model.scorer)
-    with torch.no_grad():
-        scorer(model, batch)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        scores_from_logits(scorer(model, batch))
-    per_response = sum(n for pointer, n in seen.items() if pointer not in own) / len(batch.responses)
-    prompts = min(recipe.stage2.micro_batch_size, recipe.stage2.batch_size)
-    activations = per_response * prompts * (1 + recipe.negatives.stage2.per_prompt)
-    table = table_of("", "memory of an update, per device", ">GiB", style="dim")
-    rows = {
-        f"weights ({total / 1e6:.1f} M, {sum(p.numel() for p in trained) / 1e6:.1f} M trained)": weights,
-        "gradients": gradients,
-        "optimiser (AdamW)": optimiser,
-        f"activations ({prompts} prompts at once, no checkpointing)": activations,
-    }
-    for name, size in rows.items():
-        table.add_row(name, f"{size / _GIB:.3f}")
-    table.add_row(*(styled((text, "bold")) for text in ("total", f"{sum(rows.values()) / _GIB:.3f}")))
+    asked, config = model_of(recipe)
+    rows = measured_rows({name: part["prompts"] for name, part in roles.items()}, "rows", config, encoded)
+    planner = Planner(asked, parse_gpus("H100"), Layout(), rows)  # bytes are the same on every device
+    try:
+        steps = [planner.training(name) for name in ("stage1", "stage2") if getattr(recipe, name).enabled]
+    except ModelError as error:
+        console.print(styled(("memory", "bold"), f"  not counted: {error}"))
+        return
+    size = planner.size()
+    table = table_of("", "GiB of an update, on one device", *(f">{step.name}" for step in steps), style="dim")
+    parts = dict.fromkeys(part for step in steps for part in step.memory)
+    for part in parts:
+        table.add_row(part, *(f"{step.memory.get(part, 0) / GIB:.3f}" for step in steps))
+    totals = [f"{sum(step.memory.values()) / GIB:.3f}" for step in steps]
+    table.add_row(*(styled((text, "bold")) for text in ("total", *totals)))
     console.print(table)
+    console.print(styled((f"  {size.weights / 1e6:.1f} M weights, {size.trained / 1e6:.1f} M trained", "dim")))
+    for step in steps:
+        console.print(styled((f"  {step.name}: {step.what.partition(' updates of ')[2]}", "dim")))

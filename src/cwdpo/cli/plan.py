@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from cwdpo.planning import Planner
     from cwdpo.planning.plan_recipe import RecipePlan
+    from cwdpo.planning.planner import Planner
 
 __all__ = ["plan"]
 
@@ -67,8 +67,9 @@ def plan(
     from cwdpo.cli.terminal.console import quiet_libraries, results, styled
     from cwdpo.files import write_json
     from cwdpo.outputs import output
-    from cwdpo.planning import Assumptions, Said
+    from cwdpo.planning.data_shape import Said
     from cwdpo.planning.plan_recipe import plan_recipe
+    from cwdpo.planning.planner import Assumptions
     from cwdpo.recipe.load_recipe import load_recipe
 
     quiet_libraries()
@@ -132,12 +133,12 @@ def _steps_table(plan: RecipePlan) -> Table:
 
 
 def _assumptions(planner: Planner) -> str:
-    from cwdpo.planning.plan_recipe import RESERVES
+    from cwdpo.planning.planner import FRAGMENTS, RESERVE
 
     a, flex = planner.assume, planner.recipe.model.attention == "flex_attention"
     return (
         f"Assumed: {a.utilisation:.0%} of the arithmetic is reached, {a.bandwidth:.0%} of the memory's speed in "
-        f"generation, {RESERVES['reserve_gib']:g} GiB for CUDA and libraries and {RESERVES['fragments']:.0%} for "
+        f"generation, {RESERVE:g} GiB for CUDA and libraries and {FRAGMENTS:.0%} for "
         "fragmentation (both in the total). Memory is that of the longest rows, as many as one forward pass takes."
         + (" flex_attention is planned as sdpa under a dense mask, which takes more of both." if flex else "")
     )

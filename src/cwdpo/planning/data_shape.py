@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cwdpo.data import DataSource, ImageLimits
+from cwdpo.data import ImageLimits
 from cwdpo.data.images import image_size
 from cwdpo.data.read_source import read_source
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
@@ -27,10 +27,12 @@ from cwdpo.scenes.scene_rows import write_rows
 from cwdpo.scoring.batch import EncodedGroup, EncodedResponse
 from cwdpo.scoring.collator import PromptEncoder
 
-__all__ = ["Lengths", "Rows", "Said", "made_up_group", "of_lengths", "read_rows"]
+__all__ = ["Lengths", "Rows", "Said", "measured_rows", "of_lengths", "read_rows"]
 
-_SAMPLE = 200
-"""Rows of the data that are looked at, evenly spread."""
+_SAMPLE, _DRAWN = 200, 64
+"""Rows of the data, or drawn pictures, that are looked at, evenly spread."""
+_PROMPTS = 10_000
+"""Prompts that are assumed."""
 _CHARACTERS = 4
 """Characters of a token, where no tokenizer is at hand."""
 
@@ -73,73 +75,66 @@ class Rows:
         typical: Mean lengths, for time.
         largest: The longest prompt and the longest response, for memory.
         source: Where this was read, or that it is assumed.
-        group: The longest prompt as it is encoded, where the processor is at hand.
+        group: The longest prompt as the model reads it.
     """
 
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     typical: Lengths
     largest: Lengths
     source: str
-    group: EncodedGroup | None = None
-
-    def longest(self, config: Any) -> EncodedGroup:
-        """Return the longest prompt as the model reads it."""
-        return self.group if self.group is not None else made_up_group(config, self.largest)
+    group: EncodedGroup
 
 
 def read_rows(recipe: Recipe, config: Any, said: Said) -> Rows:
     """Look at the data of a recipe, or assume what they are like.
 
     Raises:
-        UserError: The data are there and cannot be read.
+        UserError: The data are there and cannot be read, or the model reads pictures in a way that is not known.
     """
-    d, said_all = recipe.data, None not in (said.prompt_tokens, said.visual_tokens, said.response_tokens)
-    encoder = _encoder(recipe)
-    if (why := _out_of_reach(d.path)) is not None:
-        rows = _assumed(recipe, f"{d.path} is {why}: lengths and {_ROWS:,} prompts are assumed")
-    elif said_all:
-        rows = _assumed(recipe, "lengths as given")
-    else:
-        rows = _looked_at(recipe, config, encoder)
-    if said.prompts is not None:
-        rows = replace(rows, counts=_counts(recipe, said.prompts))
-    given = {
-        "prompt": said.prompt_tokens,
-        "visual": said.visual_tokens,
-        "response": said.response_tokens,
-    }
+    path, encoder = recipe.data.path, _encoder(recipe)
+    given = {"prompt": said.prompt_tokens, "visual": said.visual_tokens, "response": said.response_tokens}
     changes: dict[str, float] = {name: float(n) for name, n in given.items() if n is not None}
+    absent = "behind an address" if "://" in path else "not there"
+    is_here = path == "scenes" or ("://" not in path and (Path(path).exists() or any(c in path for c in "*?[{")))
+    count, groups, source = _PROMPTS, list[PromptGroup](), "lengths as given"
+    if not is_here:
+        source = f"{path} is {absent}: lengths and {_PROMPTS:,} prompts are assumed"
+    elif len(changes) < len(given):
+        count, groups, source = _sample(recipe)
+    counts = _counts(recipe, count if said.prompts is None else said.prompts)
+    group, pixels = None, recipe.model.max_pixels
+    assumed = Lengths(40.0, 1024.0 if pixels is None else min(1024.0, pixels // 28**2), 60.0)
+    typical = largest = assumed
+    if groups and encoder is not None:
+        rows = measured_rows(counts, source, config, [encoder.encode(group) for group in groups])
+        typical, largest, source, group = rows.typical, rows.largest, rows.source, rows.group
+    elif groups:
+        typical, largest = _summary([_guessed(recipe, config, group) for group in groups])
+        source = f"{source}, at {_CHARACTERS} characters a token"
+    typical, largest = replace(typical, **changes), replace(largest, **changes)
     if changes:
-        kept = rows.group if not {"prompt", "visual"} & changes.keys() else None
-        lengths = replace(rows.typical, **changes), replace(rows.largest, **changes)
-        rows = replace(rows, typical=lengths[0], largest=lengths[1], group=kept)
-        rows = replace(rows, source=f"{rows.source}; given: {', '.join(sorted(changes))}")
-    if rows.group is None and encoder is not None:
-        rows = replace(rows, group=_drawn(encoder, config, rows.largest))
-    return rows
+        source = f"{source}; given: {', '.join(sorted(changes))}"
+    if group is None or changes.keys() & {"prompt", "visual"}:
+        group = _made_up(config, largest) if encoder is None else _drawn(encoder, config, largest)
+    return Rows(counts, typical, largest, source, group)
 
 
-_ROWS = 10_000
-"""Prompts that are assumed."""
+def measured_rows(counts: Mapping[str, int], source: str, config: Any, encoded: Sequence[EncodedGroup]) -> Rows:
+    """Return what rows are like that are encoded already."""
+    lengths = [_lengths(group, config) for group in encoded]
+    longest = max(range(len(encoded)), key=lambda i: lengths[i][0].tokens(0))
+    return Rows(counts, *_summary(lengths), f"{source}, with the model's processor", encoded[longest])
 
 
-def _out_of_reach(path: str) -> str | None:
-    """Return why the data cannot be looked at now, or None."""
-    if "://" in path:
-        return "behind an address"
-    shards = any(mark in path for mark in "*?[{")
-    return None if path == "scenes" or shards or Path(path).exists() else "not there"
-
-
-def _assumed(recipe: Recipe, source: str) -> Rows:
-    pixels = recipe.model.max_pixels
-    visual = min(1024, pixels // 28**2) if pixels is not None else 1024
-    lengths = Lengths(40.0, float(visual), 60.0)
-    return Rows(_counts(recipe, _ROWS), lengths, lengths, source)
+def _summary(lengths: Sequence[tuple[Lengths, float]]) -> tuple[Lengths, Lengths]:
+    """Return the mean lengths, and those of the longest prompt with the longest response."""
+    typical = Lengths(*map(statistics.fmean, zip(*(astuple(one) for one, _ in lengths), strict=True)))
+    longest = max((one for one, _ in lengths), key=lambda one: one.prompt + one.visual)
+    return typical, replace(longest, response=float(max(most for _, most in lengths)))
 
 
 def _counts(recipe: Recipe, prompts: int) -> dict[str, int]:
-    """Share prompts out as the run will."""
+    """Split prompts as the run will."""
     d = recipe.data
     held_out = int(d.held_out) if d.held_out >= 1 else max(1, round(d.held_out * prompts))
     trained = prompts if d.held_out_path is not None or d.path == "scenes" else max(2, prompts - held_out)
@@ -172,54 +167,28 @@ def _encoder(recipe: Recipe) -> PromptEncoder | None:
     return PromptEncoder(processor, limits=ImageLimits(max_pixels=recipe.data.image_pixel_limit))
 
 
-def _looked_at(recipe: Recipe, config: Any, encoder: PromptEncoder | None) -> Rows:
-    """Measure a sample of the rows."""
+def _sample(recipe: Recipe) -> tuple[int, list[PromptGroup], str]:
+    """Return how many rows there are, some of them, and where they are from."""
     d = recipe.data
     with tempfile.TemporaryDirectory() as folder:
+        source = source_of(recipe, d.path, check_images=False)
         if d.path == "scenes":
-            write_rows(Path(folder), 64, d.split_seed, "train")
-            groups, _ = _sample(source_of(recipe, f"{folder}/train.jsonl", format="cwdpo", check_images=False))
-            return _measured(recipe, config, encoder, groups, d.size, "64 drawn pictures")
-        groups, count = _sample(source_of(recipe, d.path, check_images=False))
-    return _measured(recipe, config, encoder, groups, count, f"{len(groups)} of {count} rows of {d.path}")
+            write_rows(Path(folder), _DRAWN, d.split_seed, "train")
+            source = source_of(recipe, f"{folder}/train.jsonl", format="cwdpo", check_images=False)
+        with read_source(source) as rows:
+            step = max(1, len(rows) // _SAMPLE)
+            groups = list(islice(islice(rows, 0, None, step), _SAMPLE))
+            if d.path == "scenes":
+                # Pictures are read before their folder goes.
+                return d.size, [replace(g, images=tuple(map(_loaded, g.images))) for g in groups], "64 drawn pictures"
+            return len(rows), groups, f"{len(groups)} of {len(rows)} rows of {d.path}"
 
 
-def _sample(source: DataSource) -> tuple[list[PromptGroup], int]:
-    """Return some rows, evenly spread, and how many there are."""
-    with read_source(source) as rows:
-        count = len(rows)
-        step = max(1, count // _SAMPLE)
-        return list(islice(islice(rows, 0, None, step), _SAMPLE)), count
+def _loaded(image: ImageRef) -> ImageRef:
+    return image if image.path is None else ImageRef(data=Path(image.path).read_bytes())
 
 
-def _measured(
-    recipe: Recipe, config: Any, encoder: PromptEncoder | None, groups: Sequence[PromptGroup], count: int, source: str
-) -> Rows:
-    encoded: list[EncodedGroup] = []
-    lengths: list[tuple[Lengths, int]] = []
-    for group in groups:
-        if encoder is not None:
-            encoded.append(encoder.encode(group))
-            lengths.append(_lengths_of(encoded[-1], config))
-        else:
-            lengths.append(_guessed(recipe, config, group))
-    longest = max(range(len(lengths)), key=lambda i: lengths[i][0].prompt + lengths[i][0].visual)
-    answer = float(max(most for _, most in lengths))
-    typical = Lengths(*(statistics.fmean(getattr(n, name) for n, _ in lengths) for name in _NAMES))
-    how = "with the model's processor" if encoder is not None else f"at {_CHARACTERS} characters a token"
-    return Rows(
-        counts=_counts(recipe, count),
-        typical=typical,
-        largest=replace(lengths[longest][0], response=answer),
-        source=f"{source}, {how}",
-        group=encoded[longest] if encoded else None,
-    )
-
-
-_NAMES = ("prompt", "visual", "response")
-
-
-def _lengths_of(group: EncodedGroup, config: Any) -> tuple[Lengths, int]:
+def _lengths(group: EncodedGroup, config: Any) -> tuple[Lengths, float]:
     """Return a prompt's lengths, with the mean of its responses, and the longest of them."""
     token = getattr(config, "image_token_id", None)
     visual = group.prefix_ids.count(token) if token is not None else 0
@@ -227,30 +196,22 @@ def _lengths_of(group: EncodedGroup, config: Any) -> tuple[Lengths, int]:
     return Lengths(len(group.prefix_ids) - visual, visual, statistics.fmean(answers)), max(answers)
 
 
-def _guessed(recipe: Recipe, config: Any, group: PromptGroup) -> tuple[Lengths, int]:
-    """Return the same from characters and from the sizes in the pictures' headers."""
-    sizes = [image_size(image) for image in group.images]
-    visual = sum(_visual_tokens(recipe, config, width, height) for width, height in sizes)
-    texts = [part if isinstance(part, str) else part.get("text", "") for m in group.messages for part in _parts(m)]
-    answers = [len(r.text) // _CHARACTERS + 2 for r in group.responses] or [1]
-    prompt = sum(map(len, texts)) // _CHARACTERS + 16
-    return Lengths(prompt, visual, statistics.fmean(answers)), max(answers)
-
-
-def _parts(message: Any) -> list[Any]:
-    content = message["content"]
-    return [content] if isinstance(content, str) else list(content)
-
-
-def _visual_tokens(recipe: Recipe, config: Any, width: int, height: int) -> int:
-    """Return the visual tokens of a picture, by the rule of Qwen-VL's processor."""
+def _guessed(recipe: Recipe, config: Any, group: PromptGroup) -> tuple[Lengths, float]:
+    """Return the same from characters, and from pictures' headers by the rule of Qwen-VL's processor."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-    vision, m = config.vision_config, recipe.model
+    m, vision = recipe.model, getattr(config, "vision_config", None)
     side = getattr(vision, "patch_size", 14) * getattr(vision, "spatial_merge_size", 2)
     low, high = m.min_pixels or 4 * side**2, m.max_pixels or 16_384 * side**2
-    tall, wide = smart_resize(height, width, factor=side, min_pixels=low, max_pixels=max(low, high))
-    return tall * wide // side**2
+    visual, prompt = 0, 16
+    for width, height in map(image_size, group.images):
+        tall, wide = smart_resize(height, width, factor=side, min_pixels=low, max_pixels=max(low, high))
+        visual += tall * wide // side**2
+    for content in (message["content"] for message in group.messages):
+        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        prompt += sum(map(len, parts)) // _CHARACTERS
+    answers = [len(r.text) // _CHARACTERS + 2 for r in group.responses] or [1]
+    return Lengths(prompt, visual, statistics.fmean(answers)), max(answers)
 
 
 def _drawn(encoder: PromptEncoder, config: Any, lengths: Lengths) -> EncodedGroup:
@@ -261,21 +222,12 @@ def _drawn(encoder: PromptEncoder, config: Any, lengths: Lengths) -> EncodedGrou
     picture = Image.new("RGB", (max(side, 28), max(side, 28)), (128, 128, 128))
     group = PromptGroup("made up", (ImageRef(picture=picture),), (user_message("x"),), (Response("x", "chosen"),))
     encoded = encoder.encode(group)
-    found, _ = _lengths_of(encoded, config)
-    more = max(0, round(lengths.prompt - found.prompt))
-    filler = encoded.prefix_ids[-1]
+    more = max(0, round(lengths.prompt - _lengths(encoded, config)[0].prompt))
     types = {name: (*values, *(0,) * more) for name, values in encoded.token_types.items()}
-    return replace(encoded, prefix_ids=(*encoded.prefix_ids, *(filler,) * more), token_types=types)
+    return replace(encoded, prefix_ids=encoded.prefix_ids + encoded.prefix_ids[-1:] * more, token_types=types)
 
 
-def of_lengths(group: EncodedGroup, response: int, count: int, prompts: int) -> tuple[EncodedGroup, ...]:
-    """Return so many copies of a prompt with so many responses of a length each."""
-    filler = group.prefix_ids[-1]
-    answer = EncodedResponse((filler,) * max(1, response), "chosen", "", None, "")
-    return (replace(group, responses=(answer,) * count),) * prompts
-
-
-def made_up_group(config: Any, lengths: Lengths) -> EncodedGroup:
+def _made_up(config: Any, lengths: Lengths) -> EncodedGroup:
     """Return a prompt with one picture for a model whose processor is not at hand.
 
     Raises:
@@ -289,21 +241,23 @@ def made_up_group(config: Any, lengths: Lengths) -> EncodedGroup:
             f"model type {config.model_type!r} cannot be planned from config.json alone; put its processor's files "
             "(preprocessor_config.json or processor_config.json, tokenizer files) beside it"
         )
-    merge, patch, start = vision.spatial_merge_size, vision.patch_size, config.vision_start_token_id
-    visual = max(1, round(lengths.visual))
+    merge, visual, text = vision.spatial_merge_size, max(1, round(lengths.visual)), max(1, round(lengths.prompt) - 1)
     high = max(n for n in range(1, int(visual**0.5) + 1) if visual % n == 0)
-    wide = visual // high
-    channels = getattr(vision, "in_channels", 3)
-    pixels = torch.zeros(visual * merge**2, channels * vision.temporal_patch_size * patch**2)
-    grid = torch.tensor([[1, high * merge, wide * merge]])
-    text = max(1, round(lengths.prompt) - 1)
-    prefix = (start, *(config.image_token_id,) * visual, *(1,) * text)
-    types = (0, *(1,) * visual, *(0,) * text)
+    numbers = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
     return EncodedGroup(
         id="made up",
         origin="made up",
-        prefix_ids=prefix,
-        token_types={"mm_token_type_ids": types},
-        vision={"pixel_values": pixels, "image_grid_thw": grid},
+        prefix_ids=(config.vision_start_token_id, *(config.image_token_id,) * visual, *(1,) * text),
+        token_types={"mm_token_type_ids": (0, *(1,) * visual, *(0,) * text)},
+        vision={
+            "pixel_values": torch.zeros(visual * merge**2, numbers),
+            "image_grid_thw": torch.tensor([[1, high * merge, visual // high * merge]]),
+        },
         responses=(),
     )
+
+
+def of_lengths(group: EncodedGroup, response: int, count: int, prompts: int) -> tuple[EncodedGroup, ...]:
+    """Return so many copies of a prompt with so many responses of a length each."""
+    answer = EncodedResponse((group.prefix_ids[-1],) * max(1, response), "chosen", "", None, "")
+    return (replace(group, responses=(answer,) * count),) * prompts

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,20 +19,12 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-__all__ = ["DryRun", "gradients_held", "hollow"]
+__all__ = ["DryRun", "hollow"]
 
 _aten = torch.ops.aten
 _COPIES = (_aten._to_copy.default, _aten.clone.default)
 _WRITES_AT_MASK = (_aten._index_put_impl_.default, _aten.index_put_.default)
 _FACTORIES_OF_WHOLE_NUMBERS = (_aten.arange.default, _aten.arange.start, _aten.arange.start_step)
-
-
-def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return flop_counter.sdpa_flop_count(query, key, value)
-
-
-def _attention_backward_on_cpu(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return flop_counter.sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def _grouped_shape(a: Any, b: Any, offsets: Any) -> tuple[int, ...]:
@@ -48,8 +39,12 @@ def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
 
 _FLOPS: Mapping[Any, Callable[..., int]] = {
     _aten._grouped_mm: flop_counter.shape_wrapper(_grouped),
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.shape_wrapper(_attention_on_cpu),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.shape_wrapper(_attention_backward_on_cpu),
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.shape_wrapper(
+        lambda query, key, value, *_, **__: flop_counter.sdpa_flop_count(query, key, value)
+    ),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.shape_wrapper(
+        lambda gradient, query, key, value, *_, **__: flop_counter.sdpa_backward_flop_count(gradient, query, key, value)
+    ),
 }
 """What torch's own table of FLOPs leaves out."""
 
@@ -105,18 +100,16 @@ class DryRun(TorchDispatchMode):
             parameter.register_post_accumulate_grad_hook(self._is_gradient)
 
     def enter(self, phase: str) -> None:
-        """Begin a phase, or go on with it."""
+        """Begin a phase, or resume it."""
         if phase != self._phase:
-            self._phase, self._highest = phase, 0
-            before = self.peaks.get(phase)
-            self._highest = before.total() if before is not None else 0
+            self._phase, self._highest = phase, self.peaks.get(phase, Counter()).total()
             self._look()
 
     def hold_gradients(self) -> None:
-        """Count the gradients that are there already."""
+        """Give every trained weight a gradient, as it has from the second micro-batch of an update on."""
         for parameter in self._parameters:
-            if parameter.grad is not None:
-                self._note(parameter.grad, "gradients")
+            parameter.grad = torch.empty_like(parameter)
+            self._note(parameter.grad, "gradients")
 
     def _look(self) -> None:
         if self._now >= self._highest:
@@ -125,7 +118,7 @@ class DryRun(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
-        key = _place(storage)
+        key = _storage(tensor)
         if key in self._known or key in self._weights:
             return
         size = storage.nbytes()
@@ -182,12 +175,8 @@ class DryRun(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return _place(tensor.untyped_storage())
-
-
-def _place(storage: torch.UntypedStorage) -> int:
-    """Return what tells a storage from every other that is alive: fake ones have no address."""
-    return storage._cdata  # pyright: ignore[reportPrivateUsage]
+    """Return what tells a tensor's storage from every other that is alive: fake ones have no address."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _makes_floats(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -204,17 +193,3 @@ def _masked(indices: Any) -> int | None:
         return None
     with unset_fake_temporarily():
         return int(indices[0].sum())
-
-
-@contextmanager
-def gradients_held(model: Any, mode: FakeTensorMode) -> Generator[None]:
-    """Give every trained weight a gradient for the block, as it has from the second micro-batch of an update on."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    with mode:
-        for parameter in trained:
-            parameter.grad = torch.empty_like(parameter)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.grad = None

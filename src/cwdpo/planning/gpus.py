@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,13 +56,10 @@ _MEMORY: Mapping[str, tuple[float, float]] = {
 """GiB and TB/s as the makers print them; less what error correction takes where the driver shows less."""
 
 
-def _gpu(name: str, gib: float, terabytes: float) -> Gpu:
-    flops = peak_flops(re.sub(r"^RTX", "RTX ", name.replace("-", " ")))
-    assert flops is not None
-    return Gpu(name, gib, flops, terabytes * 1e12)
-
-
-GPUS: Mapping[str, Gpu] = {name: _gpu(name, *figures) for name, figures in _MEMORY.items()}
+GPUS: Mapping[str, Gpu] = {
+    name: Gpu(name, gib, peak_flops(re.sub(r"^RTX", "RTX ", name.replace("-", " "))) or 0.0, terabytes * 1e12)
+    for name, (gib, terabytes) in _MEMORY.items()
+}
 """Known by name. Arithmetic comes from the one table that a run's MFU is taken against."""
 
 _OWN = re.compile(r"([\d.]+)GI?B@([\d.]+)TFLOPS(?:@([\d.]+)TB/?S)?")
@@ -120,15 +117,6 @@ class Layout:
     offload: bool = False
     source: str = ""
 
-    @property
-    def shares_weights(self) -> bool:
-        """Whether no process holds the whole model."""
-        return self.kind == "fsdp2"
-
-    def kept_whole(self) -> Layout:
-        """Return the same without sharing."""
-        return replace(self, kind="ddp")
-
 
 def read_layout(path: Path) -> Layout:
     """Read accelerate's configuration.
@@ -138,13 +126,11 @@ def read_layout(path: Path) -> Layout:
     """
     try:
         found: Any = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: no configuration of accelerate: {one_line(error, 160)}") from None
-    if not isinstance(found, dict) or "distributed_type" not in found:
+        kind = str(found["distributed_type"]).upper()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise RecipeError(
-            f"{path}: no configuration of accelerate (it has no distributed_type); see recipes/accelerate"
-        )
-    kind = str(found["distributed_type"]).upper()
+            f"{path}: no configuration of accelerate ({one_line(error, 160)}); see recipes/accelerate"
+        ) from None
     if kind in ("MULTI_GPU", "NO"):
         return Layout("ddp", source=str(path))
     if kind == "FSDP":

@@ -9,18 +9,25 @@ from typing import Any
 
 import torch
 
+from cwdpo.errors import RecipeError
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.fsdp import LARGEST_WHOLE
 from cwdpo.planning.data_shape import Rows, of_lengths
-from cwdpo.planning.disk import checkpoint, saved_model
 from cwdpo.planning.gpus import Gpus, Layout
-from cwdpo.planning.memory import GIB, gathered_layers, held, moving, standing, together, weights
-from cwdpo.planning.meta_models import Size, bare_model, depths_of, model_config, size_of
+from cwdpo.planning.meta_models import Size, bare_model, model_config, size_of
 from cwdpo.planning.step_cost import Taken, Work, take
 from cwdpo.recipe import Recipe, SourceMix, StageSection
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 
-__all__ = ["Assumptions", "Planner", "Step"]
+__all__ = ["FRAGMENTS", "GIB", "RESERVE", "Assumptions", "Planner", "Step", "checkpoint_bytes", "model_bytes"]
+
+GIB = 2**30
+RESERVE = 1.5
+"""GiB that torch, CUDA and the library of collectives take beside tensors; an assumption."""
+FRAGMENTS = 0.04
+"""Share of the tensors' bytes that torch's allocator holds and cannot use; an assumption."""
+_MOMENTS = 8
+"""Bytes of AdamW's two moments of a weight."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,8 @@ class Assumptions:
         bandwidth: Share of the memory's speed that generation reaches.
         launch: Seconds that a layer takes for one token however small it is: transformers launches its kernels one
             by one.
-        link: Bytes a second that a GPU gets from the others, where weights that they share are gathered for every
-            token; NVLink's order of magnitude.
+        link: Bytes a second that a GPU gets from the others, where sharded weights are gathered for every token;
+            NVLink's order of magnitude.
     """
 
     utilisation: float = 0.35
@@ -52,7 +59,6 @@ class Step:
         memory: Bytes on one GPU at its worst moment, by what they are.
         flops: Over all GPUs.
         seconds: On all GPUs together.
-        note: What is to be known of it.
     """
 
     name: str
@@ -60,24 +66,14 @@ class Step:
     memory: dict[str, float]
     flops: float
     seconds: float
-    note: str = ""
 
     @property
     def gib(self) -> float:
         """What a GPU needs, with what is reserved."""
-        return together(self.memory) / GIB
+        return sum(self.memory.values()) * (1 + FRAGMENTS) / GIB + RESERVE
 
 
-@dataclass
-class _Known:
-    """Dry runs that were made, and configurations that were read: changes of a recipe share most of them."""
-
-    taken: dict[Any, Taken] = field(default_factory=dict[Any, Taken])
-    sizes: dict[Any, Size] = field(default_factory=dict[Any, Size])
-    configs: dict[Any, Any] = field(default_factory=dict[Any, Any])
-
-
-@dataclass
+@dataclass(frozen=True)
 class Planner:
     """Plans one recipe on one machine.
 
@@ -87,8 +83,7 @@ class Planner:
         layout: How they share the model.
         rows: What the data are like.
         assume: What is not known.
-        timed: Count FLOPs and time too, not memory alone.
-        known: Dry runs of earlier plans.
+        known: Models, sizes and dry runs of earlier plans: changes of a recipe share most of them.
     """
 
     recipe: Recipe
@@ -96,8 +91,17 @@ class Planner:
     layout: Layout
     rows: Rows
     assume: Assumptions = field(default_factory=Assumptions)
-    timed: bool = True
-    known: _Known = field(default_factory=_Known)
+    known: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def __post_init__(self) -> None:
+        """Refuse what training refuses too."""
+        stages = {name: self._section(name) for name in self._stages}
+        asked = {f"{name}.activation_offloading": s.activation_offloading for name, s in stages.items()}
+        for key, value in ({"model.quantization": self.recipe.model.quantization is not None} | asked).items():
+            if value and self.layout.kind != "ddp":
+                raise RecipeError(
+                    f"{self.layout.source}: {key} needs whole weights, which FSDP takes apart; leave it out, or use DDP"
+                )
 
     def changed(self, **changes: Any) -> Planner:
         """Return a planner of something else that knows what this one has found out."""
@@ -109,62 +113,96 @@ class Planner:
     def config(self) -> Any:
         """The model's configuration."""
         path = self.recipe.model.path
-        if path not in self.known.configs:
-            self.known.configs[path] = model_config(self.recipe.model)[0]
-        return self.known.configs[path]
+        if path not in self.known:
+            self.known[path] = model_config(self.recipe.model)[0]
+        return self.known[path]
 
     @property
     def half(self) -> bool:
         """Whether the computation is in bfloat16."""
         return self.recipe.model.dtype == "bfloat16"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether no GPU holds the whole model while it is trained."""
+        return self.gpus.count > 1 and self.layout.kind == "fsdp2"
+
     def size(self, *, trained: bool = True) -> Size:
         """Return how large the model is, as it is trained or as it is run."""
         section = self.recipe.model
         frozen = section.lora is not None or not trained
         dtype = torch.bfloat16 if self.half and frozen else torch.float32
-        key = _key(section, dtype)
-        if key not in self.known.sizes:
-            model = bare_model(self.config, section, depths_of(self.config), dtype)
-            self.known.sizes[key] = size_of(self.config, model)
-        return self.known.sizes[key]
+        key = (section.model_dump_json(), dtype)
+        if key not in self.known:
+            self.known[key] = size_of(self.config, bare_model(self.config, section, dtype))
+        return self.known[key]
 
-    def take(self, responses: int, prompts: int, *, training: bool, **how: Any) -> Taken:
+    def take(self, responses: int, prompts: int, *, training: bool, gathered: bool, **how: Any) -> Taken:
         """Run the longest row dry, with so many responses and so many prompts at once."""
-        group = self.rows.longest(self.config)
-        groups = of_lengths(group, math.ceil(self.rows.largest.response), responses, prompts)
-        gathered = self.gpus.count > 1 and self.layout.kind != "ddp"
-        work = Work(self.recipe.model, groups, training=training, gathered=gathered, **how)
-        key = (_key(self.recipe.model, None), responses, prompts, training, gathered, *sorted(how.items()), self.timed)
-        if key not in self.known.taken:
-            self.known.taken[key] = take(self.config, work, flops=self.timed and training)
-        return self.known.taken[key]
+        section = self.recipe.model
+        key = (section.model_dump_json(), responses, prompts, training, gathered, *sorted(how.items()))
+        if key not in self.known:
+            groups = of_lengths(self.rows.group, math.ceil(self.rows.largest.response), responses, prompts)
+            self.known[key] = take(self.config, Work(section, groups, training=training, gathered=gathered, **how))
+        return self.known[key]
+
+    def standing(self, *, training: bool) -> Counter[str]:
+        """Return the bytes beside a step's own: weights, AdamW's moments, buffers of what is gathered or summed up."""
+        size, ranks, trained = self.size(), self.gpus.count, self.size().trained if training else 0
+        if not self.sharded:
+            sums = 4 * trained if ranks > 1 else 0
+            return Counter(weights=size.bytes, optimiser=_MOMENTS * trained, communication=sums)
+        shard = 0 if self.layout.offload else 1 / ranks
+        buffers = self._travels(size) * (size.outside + 2 * size.block) + (4 * size.block_trained if training else 0)
+        found = {"weights": shard * size.bytes, "gradients": shard * 4 * trained, "communication": buffers}
+        return Counter({name: int(n) for name, n in (found | {"optimiser": shard * _MOMENTS * trained}).items()})
+
+    def _travels(self, size: Size) -> float:
+        """Return the part of the weights' bytes that travels: float32 weights are gathered in bfloat16."""
+        return 0.5 if self.half and size.bytes >= 4 * size.weights else 1.0
+
+    def _held(self, taken: Taken) -> Counter[str]:
+        """Return what a step holds at its worst moment, by what people call it."""
+        found: Counter[str] = Counter()
+        names = {"copies": "weights", "gradients": "gradients"}
+        for kind, size in taken.held.items():
+            part = "pictures" if kind.startswith("images") else "logits" if kind.startswith("head") else "activations"
+            if kind != "gradients" or not self.sharded:
+                found[names.get(kind, part)] += size
+        return found
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
-        """Return the steps of the run in their order."""
+        """Return the steps of the run in their order.
+
+        Raises:
+            UserError: The model cannot be planned, or so many GPUs cannot share a batch.
+        """
         r = self.recipe
         found: list[Step | None] = []
         if r.negatives.correction.by != "none":
             found.append(self._answers())
-        if takes_negatives(r):
-            found.append(self._negatives("stage1", r.negatives.stage1))
-        if r.stage1.enabled:
-            found.append(self._training("stage1", r.stage1, self.responses("stage1")))
-        if r.stage2.enabled:
-            if takes_pairs(r):
-                found.append(self._negatives("stage2", r.negatives.stage2))
-            if r.stage2.method.needs.reference and r.stage2.reference == "cached":
+        for stage in self._stages:
+            if takes_negatives(r) if stage == "stage1" else takes_pairs(r):
+                found.append(self._negatives(stage, getattr(r.negatives, stage)))
+            if stage == "stage2" and r.stage2.method.needs.reference and r.stage2.reference == "cached":
                 found.append(self._reference())
-            if isinstance(r.stage2.method, OnPolicyMethod):
+            if stage == "stage2" and isinstance(r.stage2.method, OnPolicyMethod):
                 found.append(self._rollouts(r.stage2.method))
-            found.append(self._training("stage2", r.stage2, self.responses("stage2")))
+            found.append(self.training(stage))
         if r.probes.every:
             found.append(self._probes())
         if r.evaluation.prompts:
             found.append(self._evaluation())
         return [step for step in found if step is not None]
+
+    @property
+    def _stages(self) -> list[str]:
+        return [name for name in ("stage1", "stage2") if self._section(name).enabled]
+
+    def _section(self, stage: str) -> StageSection:
+        return self.recipe.stage1 if stage == "stage1" else self.recipe.stage2
 
     def responses(self, stage: str) -> int:
         """Return how many responses of a prompt a stage scores."""
@@ -183,35 +221,36 @@ class Planner:
         """
         return self._section(stage).prompts_at_once(self.gpus.count)
 
-    def _section(self, stage: str) -> StageSection:
-        return self.recipe.stage1 if stage == "stage1" else self.recipe.stage2
-
     def updates(self, stage: str) -> int:
         """Return how many updates a stage makes."""
         return self._section(stage).updates(self.rows.counts[stage])
 
-    def _training(self, name: str, s: StageSection, responses: int) -> Step:
-        micro, ranks = self.prompts_at_once(name), self.gpus.count
-        twins = 2 if name == "stage2" and self.recipe.stage2.method.needs.image else 1
+    def training(self, stage: str) -> Step:
+        """Return the updates of a stage."""
+        s, responses, micro = self._section(stage), self.responses(stage), self.prompts_at_once(stage)
+        second = self.recipe.stage2.method.needs.image and stage == "stage2"
         taken = self.take(
             responses,
-            micro * twins,
+            micro * (2 if second else 1),
             training=True,
+            gathered=self.sharded,
             checkpointing=s.gradient_checkpointing,
             offloading=s.activation_offloading,
-            accumulating=s.batch_size > micro * ranks,
+            accumulating=s.batch_size > micro * self.gpus.count,
         )
-        memory = standing(self.size(), self.layout, ranks, self.half) + held(taken, self.layout, ranks)
-        flops = 0.0
-        if name == "stage2" and self._has_live_reference:
+        memory, prompts = self.standing(training=True) + self._held(taken), self.updates(stage) * s.batch_size
+        typical, largest = self.rows.typical, self.rows.largest  # FLOPs are those of the longest rows
+        text = taken.flops["text"] * typical.tokens(responses) / largest.tokens(responses)
+        vision = taken.flops["vision"] * typical.visual / largest.visual if largest.visual else 0.0
+        flops = prompts * (text + vision) / micro
+        if stage == "stage2" and self._has_live_reference:
             memory += self._live_reference()
-            flops += self.updates(name) * s.batch_size * self._forward(responses)
-        flops += self.updates(name) * s.batch_size * self._share(taken, micro, responses)
-        checkpointed = ", activations recomputed" if s.gradient_checkpointing else ""
+            flops += prompts * self._forward(responses)
+        notes = ", activations recomputed" if s.gradient_checkpointing else ""
         if s.activation_offloading:
-            checkpointed += f", {taken.host / GIB:.1f} GiB for each GPU in main memory"
-        what = f"{self.updates(name)} updates of {s.batch_size} prompts × {responses}, {micro} at once{checkpointed}"
-        return self._step(name, what, memory, flops)
+            notes += f", {taken.host / GIB:.1f} GiB for each GPU in main memory"
+        what = f"{self.updates(stage)} updates of {s.batch_size} prompts × {responses}, {micro} at once{notes}"
+        return self._step(stage, what, memory, flops)
 
     @property
     def _has_live_reference(self) -> bool:
@@ -222,51 +261,36 @@ class Planner:
         """Return what a reference that is run in every step holds: a frozen copy, or that of an adapter."""
         size = self.size()
         own = 4 * size.adapters if self.recipe.model.lora is not None else size.bytes
-        shared = self.gpus.count if self.layout.shares_weights else 1
-        return Counter({"reference": own // shared})
-
-    def _share(self, taken: Taken, prompts: int, responses: int) -> float:
-        """Return a prompt's FLOPs: those of the longest rows, by the tokens of the typical one."""
-        typical, largest = self.rows.typical, self.rows.largest
-        text = taken.flops["text"] * typical.tokens(responses) / largest.tokens(responses)
-        vision = taken.flops["vision"] * typical.visual / largest.visual if largest.visual else 0.0
-        return (text + vision) / prompts
+        return Counter({"reference": own // (self.gpus.count if self.sharded else 1)})
 
     def _forward(self, responses: int) -> float:
         """Return the FLOPs of a prompt's forward pass: of everything once, by the weights that a token meets."""
-        if not self.timed:
-            return 0.0
         typical, size = self.rows.typical, self.size(trained=False)
         return 2.0 * size.language * typical.tokens(responses) + 2.0 * size.tower * typical.visual * size.patches
 
+    def _scoring(self, responses: int, prompts: int, *, in_training: bool) -> Counter[str]:
+        """Return the bytes of a forward pass without gradients."""
+        taken = self.take(responses, prompts, training=False, gathered=self.sharded)
+        return self.standing(training=in_training) + self._held(taken)
+
     def _reference(self) -> Step:
-        responses, micro = self.responses("stage2"), self.prompts_at_once("stage2")
-        memory = self._scoring(responses, micro)
-        prompts = self.rows.counts["stage2"]
+        responses, prompts = self.responses("stage2"), self.rows.counts["stage2"]
+        memory = self._scoring(responses, self.prompts_at_once("stage2"), in_training=False)
         what = f"log-probabilities of {prompts} prompts × {responses}, once"
         return self._step("reference", what, memory, prompts * self._forward(responses))
 
-    def _scoring(self, responses: int, prompts: int, *, in_training: bool = False) -> Counter[str]:
-        """Return the bytes of a forward pass without gradients."""
-        ranks, size = self.gpus.count, self.size()
-        taken = self.take(responses, prompts, training=False)
-        if in_training:
-            return standing(size, self.layout, ranks, self.half) + held(taken, self.layout, ranks)
-        own = {
-            "weights": weights(size, self.layout, ranks),
-            "communication": moving(size, self.layout, ranks, self.half),
-        }
-        return Counter(own) + held(taken, self.layout, ranks)
-
     def _probes(self) -> Step:
         p = self.recipe.probes
-        stages = [name for name in ("stage1", "stage2") if getattr(self.recipe, name).enabled]
-        readings = sum(self.updates(name) // p.every + 2 for name in stages)
+        readings = sum(self.updates(name) // p.every + 2 for name in self._stages)
         responses = 2 + len(p.kinds)
         prompts = min(p.prompts, self.rows.counts["held_out"])
         memory = self._scoring(responses, min(p.batch_size, prompts), in_training=True)
         flops = readings * prompts * self._forward(responses) * self.gpus.count  # every process reads all of them
         return self._step("probes", f"{readings} readings of {prompts} prompts × {responses}", memory, flops)
+
+    def _step(self, name: str, what: str, memory: Counter[str], flops: float) -> Step:
+        speed = self.gpus.count * self.gpus.gpu.flops * self.assume.utilisation
+        return Step(name, what, dict(memory), flops, flops / speed)
 
     # -- generation ------------------------------------------------------------------------------------------------
 
@@ -291,7 +315,7 @@ class Planner:
     def _evaluation(self) -> Step:
         e = self.recipe.evaluation
         prompts = min(e.prompts, self.rows.counts["held_out"])
-        models = 1 + self.recipe.stage1.enabled + self.recipe.stage2.enabled
+        models = 1 + len(self._stages)
         what = f"captions of {prompts} prompts by {models} models, {e.batch_size} at once"
         return self._generation("evaluation", what, models * prompts, e.batch_size, 1, e.max_new_tokens)
 
@@ -300,9 +324,8 @@ class Planner:
         prompts = self.updates("stage2") * size
         what = f"{m.samples} responses to each of {prompts} prompts, {m.rollout_batch_size} at once"
         together = min(prompts, m.rollout_updates * size)
-        step = self._generation(
-            "rollouts", what, prompts, m.rollout_batch_size, m.samples, m.max_new_tokens, in_training=together
-        )
+        batch, new = m.rollout_batch_size, m.max_new_tokens
+        step = self._generation("rollouts", what, prompts, batch, m.samples, new, in_training=together)
         if not self._has_live_reference:
             return step
         return replace(step, memory=dict(Counter(step.memory) + self._live_reference()))
@@ -312,73 +335,65 @@ class Planner:
     ) -> Step:
         """Return a step in which a model writes.
 
-        While a model is trained, it answers so many prompts (`in_training`) before the next updates, and is shared as
-        it is trained. Outside of training every GPU holds the whole of it; where weights are shared and it is large, a
-        part.
+        While a model is trained, it answers so many prompts (`in_training`) before the next updates, and is sharded as
+        it is trained. Outside of training every GPU holds the whole of it; where weights are sharded and it is large, a
+        shard.
         """
         at_a_time = in_training or prompts
         batch = max(1, min(batch, at_a_time))
-        size = self.size() if in_training else self.size(trained=False)
-        largest, typical = self.rows.largest, self.rows.typical
-        width = 2 if self.half else 4
-        reading = self.changed(layout=self.layout.kept_whole()).take(1, batch, training=False)
-        memory = held(reading, self.layout.kept_whole(), 1)
+        size, gpu, ranks = self.size(trained=bool(in_training)), self.gpus.gpu, self.gpus.count
+        largest, typical, width = self.rows.largest, self.rows.typical, 2 if self.half else 4
+        in_parts = self.sharded and (in_training > 0 or size.bytes > LARGEST_WHOLE * gpu.gib * GIB)
+        memory = self._held(self.take(1, batch, training=False, gathered=False))
         memory["logits"] = 3 * 4 * batch * copies * size.vocabulary
         memory["cache"] = math.ceil(batch * copies * (largest.prompt + largest.visual + new) * size.keys * width)
-        large = size.bytes > LARGEST_WHOLE * self.gpus.gpu.gib * GIB
-        in_parts = bool(in_training or large) and self.layout.shares_weights and self.gpus.count > 1
-        gathering = in_parts * gathered_layers(size, self.half) / self.assume.link
         if in_training:
-            memory += standing(size, self.layout, self.gpus.count, self.half)
+            memory += self.standing(training=True)
         elif in_parts:
-            memory["weights"] += size.bytes // self.gpus.count
-            memory["communication"] = size.outside + 2 * size.block
+            memory += Counter(weights=size.bytes // ranks, communication=size.outside + 2 * size.block)
         else:
             memory["weights"] += size.bytes
         rounds = math.ceil(prompts / max(1, at_a_time))
         batches = rounds * math.ceil(at_a_time / batch)
-        read = self._forward(1)
+        gathering = in_parts * self._travels(size) * (size.bytes - size.outside) / self.assume.link
         kept = batch * copies * (typical.prompt + typical.visual + new / 2) * size.keys * width
-        gpu = self.gpus.gpu
         token = max(
             (size.bytes + kept) / (gpu.bandwidth * self.assume.bandwidth),
             2.0 * size.language * batch * copies / (gpu.flops * self.assume.utilisation),
             size.layers * self.assume.launch,
             gathering,
         )
-        first = max(batch * read / (gpu.flops * self.assume.utilisation), gathering)
-        seconds = batches * (first + new * token)
-        flops = prompts * (read + copies * new * 2.0 * size.language)
-        shared = rounds * math.ceil(batches / rounds / self.gpus.count) / batches
-        return Step(
-            name, what + ", weights shared" * (in_parts and not in_training), dict(memory), flops, seconds * shared
-        )
-
-    def _step(self, name: str, what: str, memory: Counter[str], flops: float) -> Step:
-        speed = self.gpus.count * self.gpus.gpu.flops * self.assume.utilisation
-        return Step(name, what, dict(memory), flops, flops / speed)
+        first = max(batch * self._forward(1) / (gpu.flops * self.assume.utilisation), gathering)
+        seconds = rounds * math.ceil(batches / rounds / ranks) * (first + new * token)
+        flops = prompts * (self._forward(1) + copies * new * 2.0 * size.language)
+        what += ", weights shared" * (in_parts and not in_training)
+        return Step(name, what, dict(memory), flops, seconds)
 
     # -- disk ------------------------------------------------------------------------------------------------------
 
     def disk(self) -> dict[str, float]:
         """Return the bytes that the run keeps, and those that it needs for a while."""
-        r, adapters = self.recipe, self.recipe.model.lora is not None
-        size = self.size()
-        stages = int(r.stage1.enabled) + int(r.stage2.enabled)
-        found: dict[str, float] = {"models of the stages": stages * saved_model(size, adapters=adapters)}
-        found["checkpoints while training (three)"] = 3 * checkpoint(size, adapters=adapters)
-        texts = 0.0
-        for stage in ("stage1", "stage2"):
-            if getattr(r, stage).enabled:
-                texts += self.rows.counts[stage] * (300 + 5 * self.responses(stage) * self.rows.typical.response)
-        found["rows and negatives"] = 2 * texts
+        r, size, rows = self.recipe, self.size(), self.rows
+        adapters = r.model.lora is not None
+        prompts = sum(rows.counts[s] * (300 + 5 * self.responses(s) * rows.typical.response) for s in self._stages)
+        found: dict[str, float] = {
+            "models of the stages": len(self._stages) * model_bytes(size, adapters=adapters),
+            "checkpoints while training (three)": 3 * checkpoint_bytes(size, adapters=adapters),
+            "rows and negatives": 2 * prompts,
+        }
         if r.stage2.enabled and r.stage2.method.needs.reference and r.stage2.reference == "cached":
-            each = 4 * self.rows.typical.response + 150
-            found["reference log-probabilities"] = self.rows.counts["stage2"] * self.responses("stage2") * each
+            each = 4 * rows.typical.response + 150
+            found["reference log-probabilities"] = rows.counts["stage2"] * self.responses("stage2") * each
         if r.model.vision_cache_folder is not None:
             found["image features"] = r.model.vision_cache_folder_gib * GIB
         return found
 
 
-def _key(section: Any, dtype: Any) -> tuple[Any, ...]:
-    return (section.model_dump_json(), str(dtype))
+def model_bytes(size: Size, *, adapters: bool) -> int:
+    """Return the bytes of a saved model, or of its adapters."""
+    return 4 * size.trained if adapters else size.bytes
+
+
+def checkpoint_bytes(size: Size, *, adapters: bool) -> int:
+    """Return the bytes of a checkpoint: model and AdamW's moments, in one piece (DDP) or in shards (FSDP2)."""
+    return model_bytes(size, adapters=adapters) + _MOMENTS * size.trained

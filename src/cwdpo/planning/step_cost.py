@@ -1,15 +1,14 @@
 """What a step takes: bytes at its worst moment and FLOPs, by running it dry.
 
-Deep models are run with a few layers, and once more with one layer more of each kind: all layers of a kind are alike,
-so every phase of a step grows by the same amount with each, and the worst moment of the whole is the worst of its
-phases.
+Deep language models are run with a few layers, and once more with a few more: all layers of a kind are alike, so every
+phase of a step grows by the same amount with each, and the worst moment of the whole is the worst of its phases.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.parts import base_model, part_of
-from cwdpo.planning.fake_run import DryRun, gradients_held, hollow
-from cwdpo.planning.meta_models import Depths, bare_model, depths_of, stack_of
+from cwdpo.planning.fake_run import DryRun, hollow
+from cwdpo.planning.meta_models import bare_model, layers_of, stack_of
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring.batch import Batch, EncodedGroup
 from cwdpo.scoring.frozen_vision import FrozenVision
@@ -31,7 +30,7 @@ from cwdpo.scoring.scorer import why_separate
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.offloading import OffloadedActivations
 
-__all__ = ["Taken", "Work", "take"]
+__all__ = ["Taken", "Work", "lowered", "run_dry", "take"]
 
 
 @dataclass(frozen=True)
@@ -72,21 +71,22 @@ class Taken:
     host: int = 0
 
 
-def take(config: Any, work: Work, *, flops: bool = True) -> Taken:
+def take(config: Any, work: Work) -> Taken:
     """Return what a step takes on a device that holds the whole model.
 
     Args:
         config: The model's configuration.
         work: The step.
-        flops: Count a deep tower's FLOPs too where it is frozen; its bytes do not depend on its depth.
 
     Raises:
         ModelError: The model does something that needs numbers.
     """
-    peaks, counts = _phases(config, work, flops)
+    peaks, counts = _phases(config, work)
     worst = max(peaks.values(), key=lambda held: held.total())
-    host = counts.pop(_HOST, 0)
-    return Taken(Counter({kind: size for kind, size in worst.items() if size > 0}), _by_part(counts), host)
+    host, parts = counts.pop(_HOST, 0), Counter[str]()
+    for phase, n in counts.items():
+        parts["vision" if phase.startswith("images") else "text"] += n
+    return Taken(Counter({kind: size for kind, size in worst.items() if size > 0}), parts, host)
 
 
 _Phases = tuple[dict[str, Counter[str]], Counter[str]]
@@ -95,68 +95,58 @@ _Phases = tuple[dict[str, Counter[str]], Counter[str]]
 _HOST = "main memory"
 
 
-def _phases(config: Any, work: Work, flops: bool) -> _Phases:
-    """Run a step as far as it has to be run, and draw it out to the whole."""
+def _phases(config: Any, work: Work) -> _Phases:
+    """Run a step as far as it has to be run, and extrapolate to the whole."""
     if not work.training and len(work.groups) > 2 and not work.section.padding_free:
-        one, two = (_phases(config, replace(work, groups=work.groups[:n]), flops) for n in (1, 2))
-        return _drawn_out(one, [(len(work.groups) - 1, two, one)])  # the prompts are all alike
-    whole = depths_of(config)
-    least = whole.lowered()
-    first = _run(config, work, least)
-    alone = {"vision", "projector"} <= set(work.section.freeze)
-    copied = work.section.dtype == "bfloat16" and work.section.lora is None and not work.gathered
-    steps: list[tuple[int, _Phases, _Phases]] = []
-    for name in ("text", "windowed", "whole"):
-        more = getattr(whole, name) - getattr(least, name)
-        # Without gradients a layer leaves nothing behind, but for autocast's copies of float32 weights.
-        if more and (flops or ((work.training or copied) and (name == "text" or not alone))):
-            steps.append((more // least.step(name), _run(config, work, least.one_more(name)), first))
-    return _drawn_out(first, steps)
+        one, two = (_phases(config, replace(work, groups=work.groups[:n])) for n in (1, 2))
+        return _with_more(one, len(work.groups) - 1, two, one)  # the prompts are all alike
+    layers, period = layers_of(config)
+    few = lowered(layers, period)
+    first = run_dry(config, work, few)
+    if few == layers:
+        return first
+    return _with_more(first, (layers - few) // period, run_dry(config, work, few + period), first)
 
 
-def _drawn_out(first: _Phases, steps: Sequence[tuple[int, _Phases, _Phases]]) -> _Phases:
+def lowered(layers: int, period: int) -> int:
+    """Return how many layers are run: a first, a last and another; Qwen3-VL gives its first three something more."""
+    few = 3 + (layers - 3) % period
+    return layers if layers <= few + period else few
+
+
+def _with_more(first: _Phases, times: int, more: _Phases, less: _Phases) -> _Phases:
     """Add to every phase so many times what one step has more than another."""
     peaks, counts = {phase: held.copy() for phase, held in first[0].items()}, first[1].copy()
-    for times, more, less in steps:
-        for phase, held in more[0].items():
-            _add(peaks.setdefault(phase, Counter()), times, held, less[0].get(phase, Counter()))
-        _add(counts, times, more[1], less[1])
+    sums = [(counts, more[1], less[1])]
+    sums += [(peaks.setdefault(name, Counter()), much, less[0].get(name, Counter())) for name, much in more[0].items()]
+    for total, much, little in sums:
+        for name in much.keys() | little.keys():
+            total[name] += times * (much[name] - little[name])
     return peaks, counts
 
 
-def _add(sums: Counter[str], times: int, more: Counter[str], less: Counter[str]) -> None:
-    for name in more.keys() | less.keys():
-        sums[name] += times * (more[name] - less[name])
-
-
-def _by_part(counts: Counter[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for phase, n in counts.items():
-        found["vision" if phase.startswith("images") else "text"] += n
-    return found
-
-
-def _run(config: Any, work: Work, depths: Depths) -> _Phases:
-    """Run a step dry; return the worst moment of each phase and its FLOPs."""
+def run_dry(config: Any, work: Work, layers: int) -> _Phases:
+    """Run a step with some layers of the language model; return the worst moment of each phase and its FLOPs."""
     section = work.section
     half = section.dtype == "bfloat16"
     loaded = torch.bfloat16 if half and (section.lora is not None or work.gathered) else torch.float32
-    model = bare_model(config, section, depths, loaded)
+    model = bare_model(config, section, loaded, layers)
     if work.gathered and half:
         model.to(torch.bfloat16)
     if work.checkpointing:
         base_model(model).activation_checkpointing_enable()
         model.enable_input_require_grads()
     mode = hollow(model.train(work.training))
-    scorer = _scorer(model, section)
+    separate = section.scorer == "separate" or why_separate(model) is not None
+    scorer = SeparateScorer() if separate else SharedPrefixScorer(_Vision(), packed=section.padding_free)
     run = DryRun(model)
     _mark(model, run)
-    held = gradients_held(model, mode) if work.accumulating else nullcontext()
     away = _Away(model) if work.offloading else nullcontext()
     autocast = torch.autocast("cpu", torch.bfloat16) if half and not work.gathered else nullcontext()
     try:
-        with torch.set_grad_enabled(work.training), held, mode, run:
-            run.hold_gradients()
+        with torch.set_grad_enabled(work.training), mode, run:
+            if work.accumulating:
+                run.hold_gradients()
             run.enter("images")
             with autocast:
                 with away:
@@ -203,11 +193,6 @@ class _Vision(FrozenVision):
         return not any(p.requires_grad for name, p in inner.named_parameters() if part_of(name) != "language")
 
 
-def _scorer(model: Any, section: ModelSection) -> Any:
-    separate = section.scorer == "separate" or why_separate(model) is not None
-    return SeparateScorer() if separate else SharedPrefixScorer(_Vision(), packed=section.padding_free)
-
-
 def _first(value: Any) -> Tensor | None:
     """Return the first tensor of what a module takes or gives."""
     if isinstance(value, Tensor):
@@ -219,46 +204,36 @@ def _first(value: Any) -> Tensor | None:
 
 
 def _mark(model: Any, run: DryRun) -> None:
-    """Tell the run when it enters the layers of the tower and of the language model, forward and backward."""
+    """Tell the run when it enters the layers of the language model, forward and backward, and the tower backward."""
     forward = True
-
-    def backward(phase: str, value: Any) -> None:
-        tensor = _first(value)
-        if forward and tensor is not None and tensor.requires_grad:
-            tensor.register_hook(lambda _: enter(phase))
 
     def enter(phase: str) -> None:
         nonlocal forward
         forward = False
         run.enter(phase)
 
-    def mark(layers: Sequence[Any], name: str, begins: str, ends: str) -> None:
-        first, last = layers[0], layers[-1]
+    def with_gradient(phase: str, value: Any) -> None:
+        tensor = _first(value)
+        if forward and tensor is not None and tensor.requires_grad:
+            tensor.register_hook(lambda _: enter(phase))
 
-        def at_first(_: Any, args: Any, kwargs: Any) -> None:
-            if forward:
-                run.enter(begins)
-            backward(f"{name}below", (args, kwargs))
+    def at_first(_: Any, args: Any, kwargs: Any) -> None:
+        if forward:
+            run.enter("layers")
+        with_gradient("below", (args, kwargs))
 
-        def after_first(_: Any, __: Any, out: Any) -> None:
-            backward(f"{name}bottom layer, backward", out)
+    def after_last(_: Any, __: Any, out: Any) -> None:
+        with_gradient("top layer, backward", out)
+        if forward:
+            run.enter("head")
 
-        def at_last(_: Any, args: Any, kwargs: Any) -> None:
-            backward(f"{name}layers, backward", (args, kwargs))
-
-        def after_last(_: Any, __: Any, out: Any) -> None:
-            backward(f"{name}top layer, backward", out)
-            if forward:
-                run.enter(ends)
-
-        first.register_forward_pre_hook(at_first, with_kwargs=True)
-        if len(layers) > 2:
-            first.register_forward_hook(after_first)
-            last.register_forward_pre_hook(at_last, with_kwargs=True)
-        last.register_forward_hook(after_last)
-
-    tower, layers = stack_of(model, "vision"), stack_of(model, "language")
-    if tower is not None:
-        mark(list(tower), "images: ", "images: tower", "images")
-    if layers is not None:
-        mark(list(layers), "", "layers", "head")
+    if tower := stack_of(model, "vision"):
+        tower[-1].register_forward_hook(lambda _, __, out: with_gradient("images, backward", out))
+    first, *between, last = stack_of(model, "language")
+    first.register_forward_pre_hook(at_first, with_kwargs=True)
+    if between:
+        first.register_forward_hook(lambda _, __, out: with_gradient("bottom layer, backward", out))
+        last.register_forward_pre_hook(
+            lambda _, args, kwargs: with_gradient("layers, backward", (args, kwargs)), with_kwargs=True
+        )
+    last.register_forward_hook(after_last)
