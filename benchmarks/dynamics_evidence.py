@@ -25,7 +25,7 @@ from transformers.utils import logging as notices
 from common import hardware
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, read_jsonl, write_json
-from cwdpo.paper.figures import draw_figure
+from cwdpo.paper.paper_figures import draw_figure
 from cwdpo.probes.early_stopping_rule import follow
 from cwdpo.probes.figures import signals
 from cwdpo.recipe import Recipe

@@ -42,8 +42,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from cwdpo.files import atomic_directory, write_json
 from cwdpo.models.processors import image_only
+from cwdpo.scenes.drawing import BACKGROUND, PIXELS, render
 from cwdpo.scenes.grammar import NOUNS, PHRASES, PROMPT, caption_words, is_correct, sample_caption
-from cwdpo.scenes.render import BACKGROUND, PIXELS, render
 from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.scene_rows import sample_scenes
 from cwdpo.scenes.world import COLOURS, GRID, KINDS, SIZES, Scene

@@ -23,7 +23,7 @@ from PIL import Image
 from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Request, UnusableAnswer, json_request, until_usable
+from cwdpo.chat.requests import Conversation, Request, UnusableAnswer, json_request, until_usable
 from cwdpo.data.schema import ImageRef
 from cwdpo.errors import RecipeError
 from cwdpo.recipe import EditorSection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import new_figure
@@ -113,3 +114,9 @@ def test_the_rule_by_hand():
     found = figure.rule(history(0.1, 0.11, 0.16, 0.18), StageFacts())
     assert found is not None and (found.step, found.figures["change"]) == (20, pytest.approx(0.08))
     assert figure.rule(history(0.1, 0.11, 0.16, 0.14), StageFacts()) is None
+
+
+def test_a_file_is_found_by_its_name() -> None:
+    """No two modules of the package have one name."""
+    named = Counter(path.stem for path in (Path(__file__).parents[2] / "src").rglob("*.py") if path.stem != "__init__")
+    assert {name for name, count in named.items() if count > 1} <= {"__main__"}

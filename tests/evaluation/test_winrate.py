@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bad_server import Answer, completion, serving
 from cwdpo.chat.client import ServiceError
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Reply
+from cwdpo.chat.requests import Reply
 from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response, user_message

@@ -9,7 +9,7 @@ import pytest
 
 from bad_server import Answer, completion, edited, serving
 from built_negatives import propose
-from cwdpo.chat.messages import Reply
+from cwdpo.chat.requests import Reply
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
 from cwdpo.negatives.source import Candidate

@@ -11,7 +11,7 @@ import pytest
 
 from bad_server import Answer, completion, serving
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import UnusableAnswer
+from cwdpo.chat.requests import UnusableAnswer
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import RecipeError
 from cwdpo.negatives.llm_rewrites import require_change, rewrite_by_llm

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cwdpo.errors import DataError, RecipeError, RunError
-from cwdpo.paper.figures import draw_figure
+from cwdpo.paper.paper_figures import draw_figure
 from cwdpo.probes.figures import load_figures
 from cwdpo.probes.reading import Probed
 from cwdpo.recipe import Recipe
@@ -196,9 +196,9 @@ def test_figures(number: int, kind: str, run: tuple[Path, Listening], tmp_path: 
 
 def test_figures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "cwdpo.paper.figures")
+    monkeypatch.delitem(sys.modules, "cwdpo.paper.paper_figures")
     with pytest.raises(RunError, match=r"pip install .cwdpo\[paper\]"):
-        importlib.import_module("cwdpo.paper.figures")
+        importlib.import_module("cwdpo.paper.paper_figures")
 
 
 def test_figures_of_runs_that_lack_something(run: tuple[Path, Listening], tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from cwdpo.files import read_json
 from cwdpo.models.processors import load_processor
 from cwdpo.scenes import base_path
+from cwdpo.scenes.drawing import render
 from cwdpo.scenes.grammar import PROMPT, caption_words, is_correct, sample_caption
-from cwdpo.scenes.render import render
 from cwdpo.scenes.scene_rows import sample_scenes
 
 MESSAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}

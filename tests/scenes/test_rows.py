@@ -13,8 +13,8 @@ from PIL import Image
 
 from cwdpo.errors import DataError
 from cwdpo.scenes import scene_rows as rows_module
+from cwdpo.scenes.drawing import BACKGROUND, render
 from cwdpo.scenes.grammar import PROMPT, count_errors, is_correct, parse
-from cwdpo.scenes.render import BACKGROUND, render
 from cwdpo.scenes.scene_rows import sample_scenes, write_rows
 from cwdpo.scenes.world import KINDS, SPLITS, Scene, Shape
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 from cwdpo._version import __version__
-from cwdpo.chat.messages import Reply, guess_tokens
+from cwdpo.chat.requests import Reply, guess_tokens
 from cwdpo.errors import UserError, one_line
 from cwdpo.recipe.endpoint_sections import EndpointSection
 

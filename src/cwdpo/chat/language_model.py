@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from cwdpo.chat.answer_cache import TextCache
 from cwdpo.chat.client import ChatClient, ServiceError
-from cwdpo.chat.messages import Conversation, Reply, Request
+from cwdpo.chat.requests import Conversation, Reply, Request
 from cwdpo.recipe.endpoint_sections import EndpointSection
 
 __all__ = ["LanguageModel"]

@@ -86,8 +86,8 @@ def _figure(
 
     Runs with the same objectives count as seeds of one another and are drawn as a mean with its range.
     """
-    from cwdpo.paper.figures import draw_figure
     from cwdpo.paper.make_tables import reproduce_figure
+    from cwdpo.paper.paper_figures import draw_figure
 
     name = str(context.info_name)
     if runs:

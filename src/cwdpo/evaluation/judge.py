@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, json_request
+from cwdpo.chat.requests import Conversation, Reply, UnusableAnswer, json_request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.recipe import JudgeSection
 

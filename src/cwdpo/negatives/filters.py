@@ -9,7 +9,7 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.negatives.lexicon import Lexicon, default_lexicon
 from cwdpo.negatives.source import Candidate, gold_texts
 from cwdpo.negatives.text import normalise, rouge_l
-from cwdpo.recipe.negatives_section import FilterSection
+from cwdpo.recipe.negatives_sections import FilterSection
 from cwdpo.scenes.grammar import count_errors, parse
 from cwdpo.scenes.world import Scene
 

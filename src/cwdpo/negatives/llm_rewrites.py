@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
+from cwdpo.chat.requests import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.negatives.rule_rewrites import REWRITES, source_text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cwdpo.chat.answer_cache import TextCache
 from cwdpo.chat.client import ServiceError
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Request
+from cwdpo.chat.requests import Conversation, Request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.files import text_digest
 from cwdpo.negatives.source import Candidate, Source, SourceContext

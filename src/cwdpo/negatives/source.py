@@ -18,7 +18,7 @@ from cwdpo.section import Section
 
 if TYPE_CHECKING:
     from cwdpo.negatives.generating_model import NegativePolicy
-    from cwdpo.recipe.negatives_section import SourceMix
+    from cwdpo.recipe.negatives_sections import SourceMix
 
 __all__ = ["SOURCES", "Candidate", "Source", "SourceContext", "gold_texts", "seeded"]
 

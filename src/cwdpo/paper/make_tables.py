@@ -15,7 +15,7 @@ from cwdpo.errors import RunError
 from cwdpo.files import write_json
 from cwdpo.paper.costs import cost_table
 from cwdpo.paper.execute_runs import choose_rates, draw_pictures, execute, missing
-from cwdpo.paper.figures import draw_figure
+from cwdpo.paper.paper_figures import draw_figure
 from cwdpo.paper.paper_tables import COSTS, FIGURES, TABLES, Table
 from cwdpo.paper.results import table_results
 from cwdpo.paper.run_plan import Job, Workshop

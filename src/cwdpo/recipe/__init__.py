@@ -11,7 +11,7 @@ from cwdpo.recipe.endpoint_sections import (
 )
 from cwdpo.recipe.measure_sections import EarlyStopSection, EvaluationSection, InfluenceSection, ProbeSection
 from cwdpo.recipe.model_section import LoraSection, ModelSection
-from cwdpo.recipe.negatives_section import (
+from cwdpo.recipe.negatives_sections import (
     CorrectionSection,
     FilterSection,
     NegativesSection,

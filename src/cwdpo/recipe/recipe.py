@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from cwdpo.recipe.data_section import DataSection
 from cwdpo.recipe.measure_sections import EvaluationSection, ProbeSection
 from cwdpo.recipe.model_section import ModelSection
-from cwdpo.recipe.negatives_section import NegativesSection
+from cwdpo.recipe.negatives_sections import NegativesSection
 from cwdpo.recipe.stage_sections import Stage1Section, Stage2Section
 from cwdpo.section import Section
 

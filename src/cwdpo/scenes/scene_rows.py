@@ -9,8 +9,8 @@ from typing import Any
 
 from cwdpo.errors import DataError
 from cwdpo.files import write_bytes, write_jsonl
+from cwdpo.scenes.drawing import png_bytes
 from cwdpo.scenes.grammar import PROMPT, paraphrases
-from cwdpo.scenes.render import png_bytes
 from cwdpo.scenes.scene_negatives import negative
 from cwdpo.scenes.world import Scene, sample_scene
 

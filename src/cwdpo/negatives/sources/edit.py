@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from cwdpo.chat.language_model import LanguageModel
-from cwdpo.chat.messages import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
+from cwdpo.chat.requests import Conversation, Reply, UnusableAnswer, guess_tokens, json_request, until_usable
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import one_line
 from cwdpo.negatives.llm_rewrites import require_change
