@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from oracle import image_counts, whole_inputs
 
 from cwdpo.data.schema import ImageRef, PromptGroup, Response, user_message
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, ModelError
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from tiny_models import FAMILIES, MORE_FAMILIES, end_of_answer, sample_groups, tiny_image
 
@@ -108,13 +109,124 @@ def test_wrong_images_name_the_row(family: str, tiny_pair: Pair, tmp_path: Path)
 @pytest.mark.parametrize("family", ALL)
 def test_placeholders_in_text_are_refused(family: str, tiny_pair: Pair, tmp_path: Path) -> None:
     _, processor = tiny_pair(family)
-    image, token = tiny_image(tmp_path / "a.png"), processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
-    in_prompt = PromptGroup("a", (image,), (user_message(f"what {token}?"),), (Response("a star"),), origin="f.jsonl:7")
-    in_answer = PromptGroup("a", (image,), (user_message("what?"),), (Response(f"a {token}"),), origin="f.jsonl:7")
-    with pytest.raises(DataError, match=r"f\.jsonl:7: the processor cannot encode"):
-        PromptEncoder(processor).encode(in_prompt)
-    with pytest.raises(DataError, match=r"f\.jsonl:7: a chosen response holds the image placeholder"):
-        PromptEncoder(processor).encode(in_answer)
+    named = {**processor.tokenizer.special_tokens_map, **vars(processor)}
+    tokens = {str(named[name]) for name in ("image_token", "boi_token", "fake_image_token") if name in named}
+    image = tiny_image(tmp_path / "a.png")
+    for token in tokens:
+        for asked, answer in ((f"what {token}?", "a star"), ("what?", f"a {token}"), ("what?", f"a{token}star")):
+            group = PromptGroup("a", (image,), (user_message(asked),), (Response(answer),), origin="f.jsonl:7")
+            with pytest.raises(DataError, match=r"^f\.jsonl:7: .*placeholder") as caught:
+                PromptEncoder(processor).encode(group)
+            assert token in str(caught.value)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\nOPENS{% endif %}"
+)
+THINKS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set t = m['content'][0]['text'] %}{% set r = '' %}"
+    "{% if '</think>' in t %}{% set r = t.split('</think>')[0].split('<think>')[-1].strip() %}"
+    "{% set t = t.split('</think>')[-1].strip() %}{% endif %}"
+    "{{ '<|im_start|>assistant\n<think>\n' + r + '\n</think>\n\n' + t }}"
+    "{% else %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "plain": CHATML.replace("OPENS", ""),
+    "opens thinking": CHATML.replace("OPENS", "<think>\n"),
+    "opens and writes thinking": THINKS,
+    "writes thinking that it does not open": THINKS.replace(
+        "assistant\n<think>\n' }}{% endif", "assistant\n' }}{% endif"
+    ),
+    "answers are strings": CHATML.replace("OPENS", "").replace(
+        "{% if m['content'] is string", "{% if m['role'] == 'assistant' or m['content'] is string"
+    ),
+    "answers and system turns are strings": CHATML.replace("OPENS", "").replace(
+        "{% if m['content'] is string %}{{ m['content'] }}",
+        "{% if m['role'] != 'user' %}{{ '' + m['content'] }}{% elif m['content'] is string %}{{ m['content'] }}",
+    ),
+    "trims": CHATML.replace("OPENS", "").replace("c['text']", "c['text'] | trim"),
+}
+ANSWERS = (
+    "<think>\nit is red\n</think>\n\na red square",
+    "a blue circle",
+    "  two words ",
+    "<think>\n</think>\n\na star",
+)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("system", ["", "be short"])
+def test_what_is_trained_is_what_the_template_writes(
+    template: str, system: str, tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt and answer together are the rendering of the whole conversation, token by token, for every answer."""
+    _, processor = tiny_pair("qwen2_5_vl")
+    monkeypatch.setattr(processor, "chat_template", TEMPLATES[template])
+    before = ({"role": "system", "content": [{"type": "text", "text": system}]},) if system else ()
+    turns = (*before, user_message("what is this?"))
+    group = PromptGroup("a", (tiny_image(tmp_path / "a.png"),), turns, tuple(map(Response, ANSWERS)))
+    encoded = PromptEncoder(processor).encode(group)
+    strings = "strings" in template
+    for answer, response in zip(ANSWERS, encoded.responses, strict=True):
+        told = [
+            {**m, "content": m["content"][0]["text"]} if strings and m["role"] != "user" else m
+            for m in (*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        ]
+        text = processor.apply_chat_template(told, tokenize=False).removesuffix("\n")
+        assert "'text'" not in text and text.endswith("<|im_end|>")
+        decoded = processor.tokenizer.decode([*encoded.prefix_ids, *response.ids])
+        assert re.sub(r"(<.image_pad.>)+", "<|image_pad|>", decoded) == text
+    opened = processor.apply_chat_template(told[:-1], tokenize=False, add_generation_prompt=True)
+    assert opened.startswith(
+        re.sub(r"(<.image_pad.>)+", "<|image_pad|>", processor.tokenizer.decode(encoded.prefix_ids))
+    )
+
+
+RAISES = "{% for m in messages %}{{ raise_exception('roles must alternate') }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("<|im_end|>", "{% if loop.index0 == 1 and m['role'] == 'user' %}" + RAISES + "{% endif %}<|im_end|>"),
+        ("<|im_end|>", "{% if loop.index0 == 1 and m['role'] == 'user' %}{{ '' + m['content'] }}{% endif %}<|im_end|>"),
+        ("<|im_end|>", "{% if loop.index0 == 1 and m['role'] == 'user' %}{{ m.no.such }}{% endif %}<|im_end|>"),
+        (
+            "{{ m['role'] }}",
+            "{% if loop.last and m['role'] == 'assistant' and messages | length > 2 %}x{% endif %}{{ m['role'] }}",
+        ),
+    ],
+)
+def test_a_template_that_refuses_names_the_row(
+    change: tuple[str, str], tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = tiny_pair("qwen2_5_vl")
+    monkeypatch.setattr(processor, "chat_template", TEMPLATES["plain"].replace(*change))
+    encoder = PromptEncoder(processor)
+    one = PromptGroup("a", (), (user_message("what?", 0),), (Response("a star"),), origin="f.jsonl:7")
+    assert encoder.encode(one).responses
+    with pytest.raises(DataError, match=r"^f\.jsonl:7: the chat template") as caught:
+        encoder.encode(replace(one, messages=(*one.messages, *one.messages)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{{ messages.no.such }}", "{% for", "{{ messages[0]['content'][0]['text'] }}"]
+)
+def test_templates_that_cannot_be_used(template: str | None, tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost in copying, broken, or without a place for answers; a family that never had one goes without."""
+    _, processor = tiny_pair("qwen2_5_vl")
+    monkeypatch.setattr(processor, "chat_template", template)
+    with pytest.raises(ModelError, match="chat template"):
+        PromptEncoder(processor)
+    PromptEncoder(tiny_pair("paligemma")[1])
 
 
 def test_empty_response_is_refused_without_end_of_turn(tiny_pair: Pair) -> None:
