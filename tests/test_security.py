@@ -25,7 +25,7 @@ from cwdpo.errors import DataError, ModelError, RunError
 from cwdpo.models.loading import load_model
 from cwdpo.models.model_checks import require_model
 from cwdpo.recipe import EditorSection, LoraSection, ModelSection
-from cwdpo.training.checkpointing import _reading
+from cwdpo.training.checkpoints import reading
 from tiny_runs import tiny_recipe, write_yaml
 
 SRC = Path(__file__).parents[1] / "src"
@@ -109,7 +109,7 @@ def test_a_checkpoint_with_a_harmful_pickle_is_refused_in_one_line(tmp_path: Pat
     """As transformers' Trainer reads optimizer, schedule and random state: a call is not made, and said."""
     mark, file = tmp_path / "mark", tmp_path / "optimizer.pt"
     torch.save({"state": Harmful(mark)}, file)
-    with pytest.raises(RunError, match="checkpoint cannot be read") as caught, _reading(str(tmp_path)):
+    with pytest.raises(RunError, match="checkpoint cannot be read") as caught, reading(tmp_path):
         torch.load(file, weights_only=True)
     assert not mark.exists() and "\n" not in str(caught.value)
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerCallback
 
-import cwdpo.training.checkpointing as sealed_module
+import cwdpo.training.trainer as trainer_module
 from cwdpo.errors import RunError
 from cwdpo.probes.reading import ProbeSet
 from cwdpo.scoring.full_sequence import SeparateScorer
@@ -296,7 +296,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_a_whole_checkpoint_at_all_times(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older checkpoints go only after the new one has been marked complete."""
     whole_before: list[str | None] = []
-    seal = sealed_module.seal_checkpoint
+    seal = trainer_module.seal_checkpoint
 
     def watched(folder: Path) -> None:
         found, broken = last_checkpoint(folder.parent)
@@ -304,7 +304,7 @@ def test_a_whole_checkpoint_at_all_times(limit: int, tmp_path: Path, monkeypatch
         assert broken == [folder.name]
         seal(folder)
 
-    monkeypatch.setattr(sealed_module, "seal_checkpoint", watched)
+    monkeypatch.setattr(trainer_module, "seal_checkpoint", watched)
     kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "save_total_limit": limit}
     train_sft(*fresh(), rows(4, tmp_path, images=0), tmp_path / "run", **kept)
     assert whole_before == [None, "checkpoint-1", "checkpoint-2", "checkpoint-3"]

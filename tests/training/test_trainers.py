@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Trainer
 
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.models.loading import load_model
@@ -19,6 +19,7 @@ from cwdpo.models.parts import freeze_parts, part_of
 from cwdpo.models.processors import load_processor
 from cwdpo.recipe import ModelSection
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
+from cwdpo.training.trainer import GroupTrainer
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import tiny_processor
 from tiny_training import QUIET, differing, fresh, logps_of, lora, rows, train_dpo, train_sft, trl_rows, weights
@@ -214,3 +215,16 @@ def test_one_line_mistakes(tmp_path: Path) -> None:
         parameter.requires_grad_(False)
     with pytest.raises(ModelError, match="is_trainable=True"):
         train_sft(wrapped, processor, groups, tmp_path)
+
+
+def test_five_private_methods_of_transformers_are_overridden() -> None:
+    """Each may change with any release of transformers: no more than these, each with its reason."""
+    private = {n for n in vars(GroupTrainer) if n.startswith("_") and not n.startswith("__") and hasattr(Trainer, n)}
+    assert private == {
+        "_get_grad_norm",
+        "_load_best_model",
+        "_load_from_checkpoint",
+        "_prepare_for_training",
+        "_save_checkpoint",
+    }
+    assert all(vars(GroupTrainer)[name].__doc__ for name in private)

@@ -5,18 +5,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
-from cwdpo.errors import RunError, one_line
+from cwdpo.errors import RunError, UserError, one_line
 from cwdpo.files import file_digest, read_json, write_json
+from cwdpo.processes import is_lost_peer
 
-__all__ = ["MARKER", "damaged_file", "last_checkpoint", "require_whole", "seal_checkpoint", "writing"]
+__all__ = [
+    "MARKER",
+    "damaged_file",
+    "last_checkpoint",
+    "reading",
+    "require_alike",
+    "require_whole",
+    "seal_checkpoint",
+    "writing",
+]
 
 MARKER = "complete.json"
 """File written last into a checkpoint: the name and SHA-256 of every other file."""
@@ -65,6 +78,19 @@ def require_whole(folder: Path) -> None:
         )
 
 
+def require_alike(folder: Path, *, sharded: bool) -> None:
+    """Refuse a checkpoint that holds shards where a run has whole weights, or the reverse.
+
+    Raises:
+        RunError: It does.
+    """
+    if any(folder.glob("pytorch_model_fsdp*")) != sharded:
+        raise RunError(
+            f"{folder}: was saved {'without' if sharded else 'with'} sharded weights; resume with the configuration of "
+            "accelerate that it was saved with, or delete the folder of checkpoints"
+        )
+
+
 def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint of a folder, and the names of newer ones that are damaged or cut short."""
     if not folder.is_dir():
@@ -97,4 +123,36 @@ def writing(folder: Path) -> Generator[None]:
         raise RunError(
             f"{folder}: cannot be written ({reason}). What was finished before is kept; when there is room, run the "
             "same command again"
+        ) from error
+
+
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    CheckpointException,  # of shards, in any process; not even an Exception
+)
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Generator[None]:
+    """Say in one line that a checkpoint cannot be read, or holds a pickle of more than tensors, which is never run.
+
+    Raises:
+        RunError: It cannot.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except _UNREADABLE as error:
+        if isinstance(error, RuntimeError) and is_lost_peer(error):
+            raise
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise RunError(
+            f"{checkpoint}: the checkpoint cannot be read ({one_line(reason, 120)}); "
+            "put it back, or delete that folder to go on from the one before"
         ) from error

@@ -89,6 +89,7 @@ class GroupTrainingArguments(TrainingArguments):
         refuse_deepspeed()
         self.remove_unused_columns = False
         self.label_names = []
+        self.include_num_input_tokens_seen = "no"  # `num_tokens` is always logged
         super().__post_init__()
         cache = ("vision_cache_gib", "vision_cache_folder", "vision_cache_folder_gib")
         values = {name: getattr(self, name) for name in ("max_length", "scorer", "padding_free", *cache)}

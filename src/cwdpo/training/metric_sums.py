@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from cwdpo.objectives.objective import Tally
 from cwdpo.processes import Processes
-from cwdpo.training.update import add_up
 
-__all__ = ["Meter", "means_over", "totals_over"]
+__all__ = ["Meter", "add_up", "means_over", "totals_over"]
 
 
 class Meter:
@@ -54,3 +54,12 @@ def means_over(team: Processes, tally: Tally) -> dict[str, float]:
     """Return the means of a tally over all processes."""
     sums, counts = totals_over(team, tally)
     return {name: sums[name] / counts[name] for name in sorted(sums)}
+
+
+def add_up(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums of several mappings, name by name."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
