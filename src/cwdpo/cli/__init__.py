@@ -37,7 +37,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _NOT_OURS:
             raise
-        _end(f"error: {one_line(error.filename or 'a file')}: {error.strerror}", 2)
+        _end(f"error: {one_line(error.filename or 'standard output or a temporary file')}: {error.strerror}", 2)
     except KeyboardInterrupt:
         _end(_INTERRUPTED, 130)
     except _Terminated:

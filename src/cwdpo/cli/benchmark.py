@@ -39,6 +39,7 @@ def benchmark(
     [bold]cwdpo benchmark mmmu --model runs/a/stage2/model --data MMMU --out mmmu.json[/]
     """
     from cwdpo.cli.terminal.console import quiet_libraries
+    from cwdpo.errors import DataError
     from cwdpo.evaluation.ask_questions import ask
     from cwdpo.evaluation.benchmarks import BENCHMARKS
     from cwdpo.files import write_json
@@ -54,6 +55,8 @@ def benchmark(
     chosen = load_section(BENCHMARKS.find(name), settings, name)
     with output(out, "benchmark", reads=[data], force=force) as draft:
         questions = chosen.read(data)[:limit]
+        if not questions:
+            raise DataError(f"{data}: holds no question of {chosen.title}; give the official files")
         loaded, encoder = open_model(model)
         answers, logps = ask(
             loaded,

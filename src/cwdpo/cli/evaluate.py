@@ -59,11 +59,16 @@ def evaluate(
     from cwdpo.cli.terminal.options import folder_name
     from cwdpo.errors import RecipeError
     from cwdpo.evaluation.evaluate_captions import EvaluationData, evaluate_captions
+    from cwdpo.models.model_checks import require_model
     from cwdpo.outputs import OwnedFolder, require_replaceable
 
     quiet_libraries()
     if (model is None) == (captions is None):
         raise RecipeError("give either --model, to caption the pictures, or --captions, a file of captions")
+    if spice_jars is not None and not spice_jars.is_dir():
+        raise RecipeError(f"--spice-jars {spice_jars}: no such folder; give the one of Stanford CoreNLP 3.6.0")
+    if model not in (None, "scenes"):
+        require_model(str(model))
     folder = out or Path("evaluation") / folder_name(str(model if captions is None else captions.with_suffix("")))
     for name in ("metrics.json", "rows.jsonl", *(["captions.jsonl"] if captions is None else [])):
         reads = [data, *([captions] if captions is not None else [])]

@@ -123,15 +123,19 @@ def claims(
     from cwdpo.cli.terminal.console import results, table_of
     from cwdpo.errors import RunError
     from cwdpo.paper.claims_page import write_ledger
-    from cwdpo.paper.judge_claims import ledger
+    from cwdpo.paper.judge_claims import MISSING, UNTESTED, ledger
+    from cwdpo.paper.run_plan import Workshop
+    from cwdpo.paper.sizes import SCALES
 
     folder = runs or _default_folder(scale)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; make the runs with `cwdpo paper table1 --out {folder}`")
-    shop = _workshop(scale, folder, None, "-", None)
+    shop = Workshop(folder, SCALES[scale], None, "-")
     numbers = out.with_suffix(".json")
     with output(out, "paper", force=force) as page, output(numbers, "paper", force=force) as found:
         rows = ledger(shop, range(seeds))
+        if {row["verdict"] for row in rows} <= {MISSING, UNTESTED}:
+            raise RunError(f"{folder}: holds no run that a claim needs; `cwdpo paper table1 --out {folder}` makes some")
         write_ledger(rows, shop, range(seeds), page.file, _asked())
         page.file.with_suffix(".json").replace(found.file)
     table = table_of("", "where", "claim", "verdict")
@@ -147,11 +151,21 @@ def _default_folder(scale: str) -> Path:
 
 def _workshop(scale: str, out: Path | None, model: str | None, data: str | None, overrides: list[str] | None) -> Any:
     from cwdpo.cli.terminal.console import quiet_libraries
+    from cwdpo.data import detect_format
+    from cwdpo.errors import RecipeError
+    from cwdpo.models.model_checks import require_model
     from cwdpo.paper.run_plan import Workshop
     from cwdpo.paper.sizes import SCALES
 
     quiet_libraries()
-    return Workshop(out or _default_folder(scale), SCALES[scale], model, data, tuple(overrides or ()))
+    size = SCALES[scale]
+    if data is not None and size.train:
+        raise RecipeError(f"--data {data}: --scale {scale} draws its own pictures; leave it out, or use --scale full")
+    if data is not None:
+        detect_format(data)
+    if model not in (None, "scenes"):
+        require_model(str(model))
+    return Workshop(out or _default_folder(scale), size, model, data, tuple(overrides or ()))
 
 
 def _list_missing(shop: Any, name: str, seeds: int) -> None:

@@ -15,7 +15,7 @@ from cwdpo.paper.results import MEASURES, differences
 from cwdpo.paper.run_plan import Workshop
 from cwdpo.report.prompt_weights import ordered_prompts
 
-__all__ = ["HOLDS", "evidence", "judge", "judge_together", "ledger"]
+__all__ = ["HOLDS", "MISSING", "UNTESTED", "evidence", "judge", "judge_together", "ledger"]
 
 HOLDS, PART, NOT, OPEN, MISSING, UNTESTED = (
     "holds",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from cwdpo.errors import RecipeError
+from cwdpo.errors import RecipeError, one_line
 
 __all__ = ["Command", "Force", "Overrides", "RecipeFile", "folder_name"]
 
@@ -17,13 +18,13 @@ _EMPTY = re.compile(r"(--[\w-]+=)?")
 
 
 class Command(TyperCommand):
-    """A command that refuses empty arguments (an empty path is the current folder) and numbers that are none."""
+    """A command that refuses empty arguments (an empty path is the current folder), no numbers, and special files."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse.
 
         Raises:
-            RecipeError: An argument is empty, or a number is not finite or beyond 64 bits.
+            RecipeError: An argument is empty, a number is not finite or beyond 64 bits, or a path is a pipe or device.
         """
         for before, word in zip(["", *args], args, strict=False):
             if _EMPTY.fullmatch(word):
@@ -33,12 +34,26 @@ class Command(TyperCommand):
                 )
         rest = super().parse_args(ctx, args)
         for param in self.params:
-            value = ctx.params.get(str(param.name))
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, int | float) and not abs(number) < 2**63:
-                    name = max(param.opts, key=len)
-                    raise RecipeError(f"{name} {number}: must be finite and below 2^63; give another number")
+            values: Any = ctx.params.get(str(param.name))
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if (why := _unusable(value)) is not None:
+                    raise RecipeError(f"{max(param.opts, key=len)} {one_line(value)}: {why}")
         return rest
+
+
+def _unusable(value: object) -> str | None:
+    """Return why a number or path can be of no use to any command."""
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        return "must be finite and below 2^63; give another number"
+    if not isinstance(value, str | Path):
+        return None
+    try:
+        mode = Path(value).stat().st_mode
+    except (OSError, ValueError) as error:
+        unheard_of = isinstance(error, FileNotFoundError | NotADirectoryError) or not isinstance(value, Path)
+        return None if unheard_of else f"{getattr(error, 'strerror', error)}; give another path"
+    plain = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    return None if plain else "is a device, pipe or socket; give a file or a folder"
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace files that this command reads, or did not write.")]
