@@ -31,6 +31,8 @@ _LOCK = ".lock"
 """Locked where a file system cannot lock folders (NFS)."""
 
 _REMEDY = "choose another --out"
+_LONGEST_NAME = 200
+"""Bytes of a file's name: file systems end at 255, and the names of drafts are longer."""
 _TEMPORARY = re.compile(r"\.(.+?)(\.\d+)?\.tmp")
 _LOCKS: set[int] = set()
 """Descriptors that hold the locks of this process."""
@@ -313,6 +315,8 @@ def require_replaceable(path: Path, by: str, *, reads: Iterable[str | Path] = ()
         RunError: It may not.
     """
     _require_plain(path, stat.S_ISREG)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise RunError(f"{path}: its name has more than {_LONGEST_NAME} bytes, too long for drafts; {_REMEDY}")
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise RunError(f"{path}: cannot be written, {folder} is no folder that you can write to; {_REMEDY}")

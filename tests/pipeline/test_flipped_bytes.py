@@ -23,7 +23,7 @@ def flipped(path: Path) -> None:
 def files_to_flip(run: Path, stage: str) -> list[str]:
     """Every file that is not empty; of pictures, one; those outside a stage with Stage 2 only."""
     found = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.stat().st_size)
-    pictures = [name for name in found if name.startswith("data/images/")]
+    pictures = [name for name in found if name.endswith(".png")]
     found = [name for name in found if name not in pictures[1:]]
     return found if stage == "stage2" else [name for name in found if name.startswith(f"{stage}/")]
 

@@ -57,8 +57,10 @@ def _terminate(*_: object) -> NoReturn:
 
 
 _INTERRUPTED = "stopped: what was finished is kept; run the same command again to go on"
-_NOT_OURS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
-"""A full disk and missing rights are the machine's, not bugs."""
+_NOT_OURS = {
+    *(errno.EACCES, errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS)
+}
+"""A full disk, missing rights and names that are too long are the machine's, not bugs."""
 
 
 def _tell(error: UserError, what: str, code: int) -> NoReturn:

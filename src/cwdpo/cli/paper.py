@@ -132,6 +132,8 @@ def claims(
         raise RunError(f"{folder}: no such folder; make the runs with `cwdpo paper table1 --out {folder}`")
     shop = Workshop(folder, SCALES[scale], None, "-")
     numbers = out.with_suffix(".json")
+    if out == numbers:
+        raise RunError(f"{out}: is where the numbers go; give the page a name that ends in .md")
     with output(out, "paper", force=force) as page, output(numbers, "paper", force=force) as found:
         rows = ledger(shop, range(seeds))
         if {row["verdict"] for row in rows} <= {MISSING, UNTESTED}:
