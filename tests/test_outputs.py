@@ -212,7 +212,18 @@ def test_special_files_are_refused_even_with_force(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
-    for name in ("folder", "link", "dangling", "pipe", "socket", "/dev/null", "target/below", "x" * 300, "x" * 250, "a\0b"):
+    for name in (
+        "folder",
+        "link",
+        "dangling",
+        "pipe",
+        "socket",
+        "/dev/null",
+        "target/below",
+        "x" * 300,
+        "x" * 250,
+        "a\0b",
+    ):
         before = sorted(tmp_path.iterdir())
         with pytest.raises(RunError) as caught:
             score(tmp_path / name, "ours", force=True)

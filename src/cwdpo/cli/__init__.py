@@ -57,9 +57,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 _INTERRUPTED = "stopped: what was finished is kept; run the same command again to go on"
-_NOT_OURS = {
-    *(errno.EACCES, errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS)
-}
+_NOT_OURS = {*(errno.EACCES, errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS)}
 """A full disk, missing rights and names that are too long are the machine's, not bugs."""
 
 
