@@ -19,6 +19,7 @@ __all__ = [
     "device_name",
     "empty_cache",
     "has_accelerator",
+    "has_float64",
     "peak_memory",
     "restore_random",
     "stay_on_cpu",
@@ -95,13 +96,14 @@ def restore_random(state: RandomState) -> None:
 
 def to_float64(values: torch.Tensor) -> torch.Tensor:
     """Return numbers in double precision: where they are, or on the CPU where their device has none (Apple's)."""
-    return (values if _has_float64(values.device.type) else values.cpu()).double()
+    return (values if has_float64(values.device) else values.cpu()).double()
 
 
 @cache
-def _has_float64(kind: str) -> bool:
+def has_float64(where: torch.device) -> bool:
+    """Whether a device computes in double precision (Apple's does not)."""
     try:
-        torch.zeros((), dtype=torch.float64, device=kind)
+        torch.zeros((), dtype=torch.float64, device=where)
     except TypeError:
         return False
     return True

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cwdpo.errors import ModelError
-from cwdpo.models.modes import in_float32, inference
+from cwdpo.models.modes import in_precision, inference
 from cwdpo.recipe import ModelSection
 from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring import scorer as module
@@ -262,7 +262,7 @@ def test_float32_of_a_model_in_bfloat16(tmp_path: Path) -> None:
     within = half.forward
     half.forward = lambda *args, **kwargs: torch.autocast("cpu", torch.bfloat16)(within)(*args, **kwargs)
     with inference(half), inference(rounded):
-        with in_float32(half):
+        with in_precision(half, torch.float32):
             found = score(OneByOneScorer(), half, batch).logps
         wanted = score(OneByOneScorer(), rounded, batch).logps
         assert (score(OneByOneScorer(), half, batch).logps - wanted).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""How a model is run when it is only read: in evaluation mode, and in float32 whatever its weights are."""
+"""How a model is run when it is only read: in evaluation mode, and in the precision that a measurement needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from cwdpo.devices import capture_random, restore_random
 
-__all__ = ["disable_dropout", "in_float32", "inference", "precision_of"]
+__all__ = ["disable_dropout", "in_precision", "inference", "precision_of"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -47,53 +47,49 @@ def precision_of(model: Any, autocast: torch.dtype | None) -> torch.dtype:
 
 
 @contextmanager
-def in_float32(model: Any) -> Generator[None]:
-    """Compute in float32, one operation at a time: what is in half precision is cast where it is used.
+def in_precision(model: Any, dtype: torch.dtype) -> Generator[None]:
+    """Compute in float32, or in float64, one operation at a time: what is less precise is cast where it is used.
 
-    Takes the memory of the largest weight, not of a second model. Kernels that know only half precision
-    (FlashAttention) raise RuntimeError.
+    Also what a model casts to float32 by itself is cast to float64 then. Takes the memory of the largest weight, not of
+    a second model. Kernels that know only half precision (FlashAttention) raise RuntimeError.
     """
     precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with _Float32(next(model.parameters()).device.type):
+        with _Widened(next(model.parameters()).device.type, dtype):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-class _Float32(TorchFunctionMode):
-    """Casts to float32 what functions are given and what they return, but for what is written to."""
+class _Widened(TorchFunctionMode):
+    """Casts what functions are given and what they return to a wider type, but for what is written to."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self._device = device
+        self._device, self._dtype = device, dtype
+        self._narrow = _HALF if dtype == torch.float32 else (*_HALF, torch.float32)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name == "__get__":
-            return _float(func(*args, **kwargs))
+            return self._wide(func(*args, **kwargs))
         if not name.endswith("_"):  # as what writes in place does: `add_`, `__setitem__`
-            args, kwargs = tree_map(_float, args), tree_map(_float, kwargs)
+            args, kwargs = tree_map(self._wide, args), tree_map(self._wide, kwargs)
         autocast = torch.is_autocast_enabled(self._device)  # also within the model, where accelerate has wrapped it
         torch.set_autocast_enabled(self._device, False)
         try:
             found = func(*args, **kwargs)
         finally:
             torch.set_autocast_enabled(self._device, autocast)
-        return found if name.endswith("_") else tree_map(_float, found)
+        return found if name.endswith("_") else tree_map(self._wide, found)
 
-
-def _is_half(tensor: Tensor) -> bool:
-    return tensor.dtype in _HALF
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if _is_half(value) else value
-    return torch.float32 if value in _HALF else value
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self._dtype) if value.dtype in self._narrow else value
+        return self._dtype if value in self._narrow else value
 
 
 def disable_dropout(model: Any) -> None:

@@ -9,7 +9,9 @@ up to O(η²) (Proposition 1). The right-hand side is computed exactly as −η 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,14 +21,27 @@ from torch import Tensor
 from cwdpo.devices import to_float64
 from cwdpo.errors import DataError
 from cwdpo.methods.cooling import Cooling
-from cwdpo.models.modes import inference
+from cwdpo.models.modes import in_precision, inference
 from cwdpo.objectives import objective_of
 from cwdpo.probes.reading import kind_of
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch, ResponseLogits, Scores
 from cwdpo.scoring.scorer import Scorer
 
-__all__ = ["Influence", "SampleLoss", "belief_geometry", "measure_influence", "trainable", "update_gradient"]
+__all__ = [
+    "SMALLEST_STEP",
+    "Influence",
+    "SampleLoss",
+    "belief_geometry",
+    "measure_influence",
+    "trainable",
+    "update_gradient",
+]
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_STEP = 1e-4
+"""Steps below this are lost in the rounding of float32 weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +243,9 @@ def measure_influence(
 ) -> list[Influence]:
     """Take one gradient step on each update sample and look at every observed response; the weights are put back.
 
-    Dropout is off. Weights, `.grad`, mode and random state are bitwise what they were. The cost is one backward pass
-    for each update sample and each observed response, and a forward pass over all observed ones for each update sample.
+    Dropout is off. A model in float64 computes in float64 throughout, which small steps need. Weights, `.grad`, mode
+    and random state are bitwise what they were. The cost is one backward pass for each update sample and each observed
+    response, and a forward pass over all observed ones for each update sample.
 
     Args:
         model: The policy.
@@ -243,6 +259,27 @@ def measure_influence(
     Returns:
         One row for each update sample and observed response.
     """
+    precise = all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point())
+    if eta < SMALLEST_STEP and not precise:
+        logger.warning(
+            "eta = %g: below %g what is measured is mostly rounding of the weights; `cwdpo influence` takes such steps "
+            "in float64",
+            eta,
+            SMALLEST_STEP,
+        )
+    with in_precision(model, torch.float64) if precise else nullcontext():
+        return _measured(model, scorer, updates, observed, loss, references, eta)
+
+
+def _measured(
+    model: Any,
+    scorer: Scorer,
+    updates: Sequence[Batch],
+    observed: Sequence[Batch],
+    loss: SampleLoss,
+    references: Sequence[Tensor] | None,
+    eta: float,
+) -> list[Influence]:
     reference_of = references if references is not None else [None] * len(updates)
     steps = [update_gradient(model, scorer, u, loss, r) for u, r in zip(updates, reference_of, strict=True)]
     responses = [response for batch in observed for response in _observe(model, scorer, batch)]

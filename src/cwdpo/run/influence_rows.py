@@ -10,11 +10,12 @@ import torch
 
 from cwdpo.data.first_rows import load_first
 from cwdpo.data.schema import CHOSEN
+from cwdpo.devices import has_float64
 from cwdpo.errors import RecipeError
 from cwdpo.methods.base import METHODS
 from cwdpo.models.parts import freeze_parts
 from cwdpo.probes.entk import projected_kernel_norm
-from cwdpo.probes.step_influence import SampleLoss, measure_influence
+from cwdpo.probes.step_influence import SMALLEST_STEP, SampleLoss, measure_influence
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.open_model import open_model
@@ -47,7 +48,7 @@ def influence_rows(
         methods: Methods whose loss the steps take.
         updates: Update samples.
         observed: Observed prompts.
-        etas: Step sizes.
+        etas: Step sizes; with one below 1e-4 the steps are taken in float64.
         projections: Random projections for the eNTK norm; 0 leaves it out.
         freeze: Parts that take no step.
 
@@ -59,6 +60,12 @@ def influence_rows(
     sources = load_first(data, "pair", updates)
     others = load_first(observe, "chosen", observed)
     policy, encoder = open_model(model, exact=True)
+    if min(etas) < SMALLEST_STEP:
+        if not has_float64(policy.device):
+            raise RecipeError(
+                f"--eta {min(etas):g}: needs float64, which {policy.device.type} lacks; take 1e-4 or more"
+            )
+        policy.double()
     policy.requires_grad_(True)
     freeze_parts(policy, freeze)
     scorer = AutoScorer()

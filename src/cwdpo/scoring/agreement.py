@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cwdpo.errors import ModelError, UserError, one_line
 from cwdpo.models.fsdp import is_sharded
-from cwdpo.models.modes import in_float32, inference, precision_of
+from cwdpo.models.modes import in_precision, inference, precision_of
 from cwdpo.models.parts import base_model
 from cwdpo.processes import is_lost_peer
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, ResponseLogits
@@ -135,7 +135,7 @@ class Agreement:
         if is_sharded(self._model):
             return None
         try:
-            with in_float32(self._model):
+            with in_precision(self._model, torch.float32):
                 return self._own()
         except ModelError:
             return None
