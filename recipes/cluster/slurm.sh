@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 8 machines of 8 GPUs under SLURM, pre-emptible: 120 s before its end the job is told, saves and is put into the queue
-# again, and goes on from its checkpoint. Also the way back after a machine was lost.
+# again, and resumes from its checkpoint. Also the way back after a machine was lost.
 #   sbatch recipes/cluster/slurm.sh recipes/qwen2.5-vl-72b.yaml --set data.path=/shared/train.jsonl --out /shared/run
 #SBATCH --job-name=cwdpo
 #SBATCH --nodes=8

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from cwdpo.methods import METHODS
 from cwdpo.recipe import Recipe, StageSection
+from cwdpo.section import Section
 
 _RULES = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
@@ -67,8 +68,9 @@ def keys() -> list[str]:
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields that are keys of a recipe: a stage's method stands flat beside its own."""
-    return {name: field for name, field in model.model_fields.items() if not field.exclude}
+    """Return the fields that are keys of a recipe: a stage's method and a mix's sources stand flat beside its own."""
+    known = model.known_fields() if issubclass(model, Section) else model.model_fields
+    return {name: field for name, field in known.items() if not field.exclude}
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, dict[str, FieldInfo]]:

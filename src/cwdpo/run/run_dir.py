@@ -65,8 +65,9 @@ _FREE = (
 )
 """Keys that change no step's result."""
 
-_LIBRARIES = ("stage1/checkpoints/checkpoint-*", "stage2/checkpoints/checkpoint-*", "data/images/*")
-"""Files of a run that are not written one by one through `cwdpo.files`, or are as many as the rows."""
+_LIBRARIES = ("stage1/checkpoints/checkpoint-*", "stage2/checkpoints/checkpoint-*", "data/images/*", ".rows.*")
+"""Files of a run that are not written one by one through `cwdpo.files`, or are as many as the rows; `.rows.*` is where
+rows lie while they are read."""
 
 
 def first_reader(key: str) -> str | None:
