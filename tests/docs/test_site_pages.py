@@ -52,7 +52,7 @@ def test_every_command_has_its_options():
     page = command_page()
     assert {"demo", "init", "check", "train", "report", "winrate", "paper claims"} <= commands().keys()
     assert all(f"\n## {name}\n" in page for name in commands())
-    assert "| `--seed` | `0` | Fixes everything. |" in page
+    assert "| `--seed` | `0` | Seed of data, order and training. |" in page
     assert "| `--set` `-s` |  | Override a key of the recipe, e.g. stage2.beta=0.2. |" in page
     assert "[bold]" not in page
 
