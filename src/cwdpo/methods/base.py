@@ -73,6 +73,11 @@ class Method(Section):
         return Needs()
 
     @property
+    def label(self) -> str:
+        """What a recipe, a tracker and a report call it: its name; of a sum the names of its terms."""
+        return self.name
+
+    @property
     def reward_scale(self) -> float:
         """β of the implicit rewards that metrics show: `beta` where there is one."""
         return getattr(self, "beta", 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
@@ -19,6 +19,7 @@ from cwdpo.errors import RecipeError
 from cwdpo.methods.base import Method
 from cwdpo.methods.choose import choose_method, kind_of
 from cwdpo.methods.cooling import Cooling
+from cwdpo.methods.sum import Sum, sum_of
 from cwdpo.section import Described, Section
 
 __all__ = ["Stage1Section", "Stage2Section", "StageSection"]
@@ -106,10 +107,16 @@ class StageSection(Section):
             if settings:
                 raise ValueError(f"{next(iter(settings))} is given beside method; set it in the method")
             own = {name: getattr(method, name) for name in type(method).model_fields if name in cls.model_fields}
-            common = {**common, **own, "objective": method.name, "method": method}
+            common = {**common, **own, "objective": method.label, "method": method}
             kind = type(method)
         elif method is not None:
             raise ValueError(f"unknown key `{cls.place}.method`; did you mean `objective`?")
+        elif isinstance(common.get("objective"), list | tuple):
+            if settings:
+                raise ValueError(f"{cls.place}.{next(iter(settings))}: the objective is a sum; set it in a term of it")
+            summed = cls._sum(common)
+            common |= {"objective": summed.label, "method": summed}
+            kind = Sum
         else:
             objective = common.setdefault("objective", cls.model_fields["objective"].default)
             kind = kind_of(objective, f"{cls.place}.objective")
@@ -118,6 +125,18 @@ class StageSection(Section):
         if kind.on_policy and "reference" in cls.model_fields:
             common.setdefault("reference", "live")
         return common
+
+    @classmethod
+    def _sum(cls, common: dict[str, Any]) -> Sum:
+        """Return the sum that `objective` lists; a key of the section that a term has too (`floor`) holds for it."""
+        others = [name for name in cls.model_fields if name != "method"]
+
+        def make(name: str, settings: Mapping[str, Any]) -> Method:
+            shared = kind_of(name, f"{cls.place}.objective").model_fields.keys() & common.keys()
+            given = {key: common[key] for key in shared} | dict(settings)
+            return choose_method(name, given, place=cls.place, others=others)
+
+        return sum_of(common["objective"], make, f"{cls.place}.objective")
 
     @field_validator("method", mode="plain")
     @classmethod
@@ -131,6 +150,8 @@ class StageSection(Section):
     def _flat(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         own = self.method.model_dump(mode=info.mode)
+        if isinstance(self.method, Sum):
+            values["objective"], own = own["terms"], {}
         flat: dict[str, Any] = {}
         for name, value in values.items():
             flat[name] = value
@@ -141,7 +162,10 @@ class StageSection(Section):
     def described(self) -> Iterator[Described]:
         """Yield every key, the method's own after `objective`."""
         for key in super().described():
-            if key.name == "method":
+            if isinstance(self.method, Sum) and key.name in ("objective", "method"):
+                if key.name == "objective":
+                    yield key._replace(value=self.model_dump(mode="json")["objective"])
+            elif key.name == "method":
                 yield from (own for own in self.method.described() if own.name not in type(self).model_fields)
             else:
                 yield key

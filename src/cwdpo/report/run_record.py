@@ -108,6 +108,8 @@ class RunRecord:
     def objective(self, stage: str) -> str:
         """Return what a stage optimises, in words, with what distinguishes it from its relatives."""
         settings = as_map(self.recipe, stage)
+        if isinstance(terms := settings.get("objective"), list):
+            return " + ".join(name for term in terms for name in as_map(term) if name != "weight")
         key = str(settings.get("objective", "?"))
         method = METHODS.installed(key)  # never a file that a stranger's run names
         title = key if method is None else method.title
