@@ -99,6 +99,7 @@ def test_full_needs_data(tmp_path: Path) -> None:
 def test_tables_and_claims_name_known_entries_and_paper_figures() -> None:
     for table in TABLES.values():
         assert len({row.label + row.group for row in table.rows}) == len(table.rows)
+        assert {*table.entries} <= {BASE, *STARTS, *ARMS}
     for claim in CLAIMS:
         for contrast in claim.contrasts:
             asked = [e for name in claim.source for e in TABLES[name].entries]

@@ -1,17 +1,23 @@
-"""What is trained for the paper's tables: starts (Stage 1), and arms (Stage 2 from one of them)."""
+"""What is trained for the paper's tables: starts (Stage 1), and arms (Stage 2 from one of them); see `arms.yaml`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
-__all__ = ["ARMS", "BASE", "STARTS", "Arm", "Start"]
+from cwdpo.recipe.safe_yaml import parse_yaml
 
-_Values = Mapping[str, Any]
+__all__ = ["ARMS", "BASE", "STARTS", "Arm", "Start", "data_of"]
 
 BASE = "base"
 """The start that is not trained."""
+
+
+def data_of(name: str) -> Any:
+    """Return what a YAML file of this package says."""
+    return parse_yaml((files("cwdpo.paper") / name).read_text(encoding="utf-8"), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class Start:
     """
 
     title: str
-    stage1: _Values
+    stage1: Mapping[str, Any]
     followed: bool = False
     corrected: bool = False
 
@@ -47,114 +53,13 @@ class Arm:
 
     start: str
     title: str
-    stage2: _Values
-    negatives: _Values = field(default_factory=dict[str, Any])
+    stage2: Mapping[str, Any]
+    negatives: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tuned: bool = False
     followed: bool = False
     corrected: bool = False
 
 
-STARTS: Mapping[str, Start] = {
-    "sft": Start(title="SFT", stage1={"objective": "sft"}),
-    "sft_c": Start(title="SFT-C", stage1={"objective": "sft_c"}),
-    "sft_followed": Start(title="SFT", stage1={"objective": "sft"}, followed=True),
-    "sft_c_followed": Start(title="SFT-C", stage1={"objective": "sft_c"}, followed=True),
-    "opa_sft": Start(title="SFT, with own answers corrected", stage1={"objective": "sft"}, corrected=True),
-    "label_smoothing": Start(
-        title="SFT with label smoothing", stage1={"objective": "sft_c", "regularizer": "label_smoothing"}
-    ),
-    "hard_constraint": Start(
-        title="SFT-C, hard constraint", stage1={"objective": "sft_c", "regularizer": "hard_constraint"}
-    ),
-    **{
-        f"sft_c_{c:g}": Start(title=f"SFT-C, C = {c:g}", stage1={"objective": "sft_c", "nll_floor": c})
-        for c in (2.0, 5.0, 6.0)
-    },
-}
-
-_BASELINES = {
-    "ppo": "PPO",
-    "grpo": "GRPO",
-    "v_dpo": "V-DPO",
-    "mdpo": "mDPO",
-    "rpo": "DPO+NLL",
-    "dpo_shift": "DPO-Shift, .5",
-    "dpop": "DPOP",
-    "cdpo": "cDPO",
-    "ipo": "IPO",
-    "simpo": "SimPO",
-    "focal_dpo": "Focal-DPO",
-    "focalpo": "FocalPO",
-    "wpo": "WPO",
-}
-
-_REMEDIES = {"renormalised": "renormalise", "bounded": "bound_pull"}
-
-
-def _mix(**shares: Any) -> dict[str, Any]:
-    return {"dataset": 0, **shares}
-
-
-NEGATIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "beam": ("beam search", _mix(beam=1)),
-    "perturb": ("changed by a lexicon", _mix(perturb=1)),
-    "sample": ("sampled", _mix(sample=1)),
-    "mixed": ("mixed: data, lexicon, beam, sampled", _mix(dataset=1, perturb=1, beam=1, sample=1)),
-    "beam_filtered": ("beam search, filtered", _mix(beam=1, filter={"similarity": 1.0, "measure": "support"})),
-    "beam_exact": ("beam search, no right ones", _mix(beam=1, filter={"similarity": 1.0, "measure": "exact"})),
-    "scheduled": ("lexicon first, beam later", _mix(schedule=[{"at": 0, "perturb": 1}, {"at": 1, "beam": 1}])),
-    "candidates": ("lexicon and beam, drawn anew", _mix(perturb=1, beam=1, candidates=4)),
-    "frontier": ("the same, by w_c (1 - w_c)", _mix(perturb=1, beam=1, candidates=4, curriculum="frontier")),
-    "fresh": ("beam search, refreshed", _mix(beam=1, refresh={"every": 25})),
-}
-"""What Table 5 is asked of: name, and `negatives.stage2`."""
-
-_SECOND_STAGES: Mapping[str, tuple[str, str, _Values]] = {
-    "dpo": ("sft", "DPO", {"objective": "dpo"}),
-    "cw_dpo": ("sft_c", "CW-DPO", {"objective": "cw_dpo"}),
-}
-
-
-def _arms() -> dict[str, Arm]:
-    cooled = {"objective": "cw_dpo"}
-    arms = {
-        "dpo": Arm(start="sft", title="DPO", stage2={"objective": "dpo"}, tuned=True),
-        "cw_dpo": Arm(start="sft_c", title="CW-DPO", stage2=cooled, tuned=True),
-    }
-    arms |= {n: Arm(start="sft", title=t, stage2={"objective": n}, tuned=True) for n, t in _BASELINES.items()}
-    opa = {"objective": "opa_dpo"}
-    arms["opa_dpo"] = Arm(start="opa_sft", title="OPA-DPO", stage2=opa, tuned=True, corrected=True)
-    # Table 2 and beyond: one piece of the recipe taken out
-    arms["filtered"] = Arm(start="sft_c", title="CW-DPO, filtered", stage2=cooled, negatives={"filter": {"logp": -5.0}})
-    arms["no_sft"] = Arm(start=BASE, title="CW-DPO on the base", stage2=cooled)
-    arms["sft_cw"] = Arm(start="sft", title="SFT → CW-DPO", stage2=cooled)
-    arms["hard_cw"] = Arm(start="hard_constraint", title="hard constraint → CW-DPO", stage2=cooled)
-    arms["sftc_dpo"] = Arm(start="sft_c", title="SFT-C → DPO", stage2={"objective": "dpo"})
-    shifted = {"objective": "dpo_shift", "shift_weight": 0.7}
-    arms["sftc_shift"] = Arm(start="sft_c", title="SFT-C → fixed weight .7", stage2=shifted)
-    # Table 3
-    arms["ls_dpo"] = Arm(start="label_smoothing", title="label smoothing → DPO", stage2={"objective": "dpo"})
-    arms["sftc_focal"] = Arm(start="sft_c", title="SFT-C → Focal-DPO", stage2={"objective": "focal_dpo"})
-    # Tables 4 and 6
-    for c in (2, 5, 6):
-        arms[f"c_{c}"] = Arm(start=f"sft_c_{c}", title=f"C = {c}", stage2=cooled)
-    for floor in (-5, -4, -2):
-        arms[f"floor_{-floor}"] = Arm(start="sft_c", title=f"ℓ_floor = {floor}", stage2={**cooled, "floor": floor})
-    for tau in (0.5, 2.0, 5.0):
-        arms[f"tau_{tau:g}"] = Arm(start="sft_c", title=f"τ = {tau:g}", stage2={**cooled, "tau": tau})
-    # Table 5
-    for name, (title, mix) in NEGATIVES.items():
-        for arm, (start, method, stage2) in _SECOND_STAGES.items():
-            arms[f"{arm}_{name}"] = Arm(start=start, title=f"{method}, {title}", stage2=stage2, negatives=mix)
-    # beyond the paper
-    for name, key in _REMEDIES.items():
-        arms[name] = Arm(start="sft_c", title=f"CW-DPO, {name}", stage2={**cooled, key: True}, tuned=True)
-    differing = {**cooled, "cooling_span": "differing"}
-    arms["differing"] = Arm(start="sft_c", title="CW-DPO, differing span", stage2=differing, tuned=True)
-    # the figures
-    for arm, (start, method, stage2) in _SECOND_STAGES.items():
-        arms[f"{arm}_followed"] = Arm(start=start, title=method, stage2=stage2, followed=True)
-    return arms
-
-
-ARMS: Mapping[str, Arm] = _arms()
+_DATA = data_of("arms.yaml")
+STARTS: Mapping[str, Start] = {name: Start(**start) for name, start in _DATA["starts"].items()}
+ARMS: Mapping[str, Arm] = {name: Arm(**arm) for name, arm in _DATA["arms"].items()}
