@@ -12,7 +12,6 @@ import pytest
 from captions_tools import GOLD, GOLDEN, TOKENS, fake_java, measured, needs_java
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.data.words import words
 from cwdpo.errors import RecipeError
 from cwdpo.evaluation.java import find_java, java_first
 from cwdpo.evaluation.metrics import METRICS, Captioned, Unavailable
@@ -41,12 +40,6 @@ def test_tokens_and_meteor_as_pycocoevalcap_says() -> None:
     assert tokenize([row["caption"] for row in rows], "ptb") == TOKENS
     assert [tokenize(row["references"], "ptb") for row in rows] == GOLD
     assert measured("meteor", TOKENS, GOLD)["meteor"].value == pytest.approx(100 * VALUES["meteor"], abs=1e-6)
-
-
-def test_words() -> None:
-    assert words("A man's  bicycle, (red)!") == "a man's bicycle red"
-    assert words("") == words("...") == ""
-    assert words("Été à 3 €") == "été à 3"
 
 
 def test_empty_captions_keep_their_place() -> None:

@@ -105,8 +105,3 @@ def test_other_settings_begin_anew(
     caption_groups(counting, encoder, groups, path, **SETTINGS | change)
     assert counting.asked == [g.id for g in groups]
     assert len(path.read_text().splitlines()) == 5
-
-
-def test_nothing_to_caption(counting: Counting, encoder: PromptEncoder, tmp_path: Path) -> None:
-    assert caption_groups(counting, encoder, [], tmp_path / "c.jsonl", **SETTINGS) == []
-    assert counting.loads == 0

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from bad_server import BadServer, edited, serving
-from cwdpo.cli.negatives import sparkline
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import REJECTED, ImageRef, PromptGroup, Response, user_message
 from cwdpo.errors import RunError
@@ -41,10 +40,6 @@ def recipe(folder: Path, model: Path, server: BadServer | None = None, **changes
 def plan(caption: str, count: int) -> Any:
     first, *rest = caption.split()
     return 200, edited(" ".join([first, "wooden", *rest]), "attribute"), {}
-
-
-def test_sparkline():
-    assert sparkline([0, 1, 8, 4]) == "·▁█▄" and sparkline([]) == ""
 
 
 def test_the_command(tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]) -> None:

@@ -11,11 +11,9 @@ from bad_server import Answer, completion, edited, serving
 from built_negatives import propose
 from cwdpo.chat.requests import Reply
 from cwdpo.data.schema import PromptGroup, Response, user_message
-from cwdpo.errors import RecipeError
 from cwdpo.negatives.source import Candidate
 from cwdpo.negatives.sources.edit import Edit, read_edit
 from cwdpo.recipe import EditorSection
-from cwdpo.recipe.load_recipe import load_recipe
 
 
 def rows(count: int, **changes: Any) -> list[PromptGroup]:
@@ -79,8 +77,3 @@ def test_an_unusable_answer_is_asked_for_again(answer: str, tmp_path: Path):
 def test_read_edit_passes_over_what_stands_around_the_json():
     fenced = 'Here:\n```json\n{"caption": " a  bus ", "changed": "object", "why": 1}\n```'
     assert read_edit(Reply(fenced, 1, 1)) == Edit(caption="a bus", changed="object")
-
-
-def test_a_recipe_needs_the_endpoint():
-    with pytest.raises(RecipeError, match=r"needs negatives\.editor\.base_url"):
-        load_recipe(None, ["negatives.stage1.edit=1"])

@@ -169,15 +169,6 @@ def test_a_missing_part_is_said_not_stumbled_over(part: str, pair: tuple[Path, P
     assert expected.get(part, "CW-DPO") in text
 
 
-def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
-    run = made_up_run(tmp_path / "run", "cw_dpo", prompts=2)
-    for path in run.iterdir():
-        if path.name != "recipe.yaml":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    text = read(write_report([run], tmp_path / "r.html")).text
-    assert "Stage 2 has not begun" in text and "has no evaluation" in text and "Where the recipes" not in text
-
-
 def test_a_line_cut_short_and_a_file_that_is_not_json(tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "run", "dpo", prompts=2)
     with (run / "stage2" / "probes.jsonl").open("a") as handle:

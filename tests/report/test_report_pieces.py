@@ -13,7 +13,7 @@ import pytest
 from made_up_runs import made_up_run
 from PIL import Image
 
-from cwdpo.report.bars import Bar, HistogramRow, bar_chart, histogram_rows
+from cwdpo.report.bars import Bar, bar_chart
 from cwdpo.report.pictures import Thumbnails, caption_gallery
 from cwdpo.report.read_run import read_runs
 from cwdpo.report.run_record import RunRecord
@@ -63,30 +63,6 @@ def test_a_verdict_does_the_arithmetic() -> None:
     )
 
 
-def test_a_verdict_says_what_went_the_other_way() -> None:
-    new = a_run("new", 0.30, 0.20, [True, False, False, True])
-    old = a_run("old", 0.10, 0.05, [True, False, True, False])
-    found = compare_runs(new, old)
-    assert found is not None
-    # Differences 0, 0, −1, +1: mean 0, the interval includes 0.
-    assert found.sentence == (
-        "Against old, new moved the token distribution more and ended worse calibrated. "
-        "No difference is shown in captions wholly right."
-    )
-    assert [s.sign for s in found.statements] == ["", "bad", "open"]
-    assert "3.0 times more" in found.statements[0].text
-    assert "it includes 0, so no difference is shown" in found.statements[2].text
-
-
-def test_good_and_bad_stand_in_one_verdict() -> None:
-    found = compare_runs(a_run("new", 0.05, 0.2, [True, False]), a_run("old", 0.1, 0.1, [True, False]))
-    assert found is not None
-    assert found.sentence == (
-        "Against old, new moved the token distribution less. But it ended worse calibrated. "
-        "No difference is shown in captions wholly right."
-    )
-
-
 def test_equal_rows_are_called_the_same() -> None:
     found = compare_runs(a_run("new", 0.05, 0.1, [True, False]), a_run("old", 0.1, 0.1, [True, False]))
     assert found is not None
@@ -114,24 +90,6 @@ def test_one_run_is_set_against_its_own_start() -> None:
     # Against all wrong: differences 1, 1, 0, 1, twice, as above.
     assert found.sentence == "Over Stage 2, new got more captions right. But it ended worse calibrated."
     assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [18.9, 100.0]" in found.statements[2].text
-
-
-def test_grounding_is_stated_without_a_judgement() -> None:
-    new, old = a_run("new", 0.05, 0.1, [True]), a_run("old", 0.1, 0.2, [True])
-    new.summary["after"]["grounding"] = {"gap": 0.5, "low": 0.45, "high": 0.55}
-    old.summary["after"]["grounding"] = {"gap": 0.25}
-    found = compare_runs(new, old)
-    assert found is not None
-    assert found.statements[-1].text == (
-        "new 0.500 [0.450, 0.550], old 0.250 nats per token likelier than with another picture (95 % intervals)."
-    )
-    assert found.statements[-1].sign == ""
-
-
-def test_no_evaluation_no_verdict() -> None:
-    empty = RunRecord(Path("x"), {})
-    assert describe_run(empty) is None
-    assert compare_runs(empty, a_run("old", 0.1, 0.1, [True])) is None
 
 
 @pytest.mark.parametrize(
@@ -190,22 +148,11 @@ def test_a_long_series_is_thinned_and_keeps_its_end() -> None:
     assert points[-1].split() == ["358.0", drawn.split('class="end"')[1].split('cy="')[1].split('"')[0]]
 
 
-def test_a_flat_line_and_a_single_point_have_axes() -> None:
-    for points in ([(0, 3.0), (10, 3.0)], [(4, -2.0)]):
-        drawn = line_chart([Series("a", points, "r-0")], title="t", description="d")
-        assert drawn.count('class="tick"') >= 2 and "nan" not in drawn
-
-
 def test_bars_are_as_long_as_their_values() -> None:
     drawn = bar_chart([Bar("a", 0.2, "r-0"), Bar("b", 0.05, "r-1", 0.1)], title="t", description="d", width=204)
     assert 'width="200.0" height="14"' in drawn and 'width="50.0" height="14"' in drawn  # 204 − 4 units are 0.2
     assert '<path d="M100.0 57V75"/>' in drawn
     assert '>a<tspan class="value" dx="8">0.200</tspan>' in drawn and ">0.100 → 0.050</tspan>" in drawn
-
-
-def test_histogram_counts_are_said() -> None:
-    drawn = histogram_rows([HistogramRow("easy", [3, 0, 1, 0], "k-easy")], title="t", description="d", x_name="w")
-    assert "easy, 0.0 to 0.2: 3 of 4" in drawn and drawn.count("<rect") == 2
 
 
 def test_a_run_that_starts_from_another_runs_stage_is_called_so(tmp_path: Path) -> None:

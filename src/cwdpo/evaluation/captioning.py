@@ -23,16 +23,10 @@ def caption_groups(
     encoder: PromptEncoder,
     groups: Sequence[PromptGroup],
     path: Path,
-    *,
-    key: str,
-    batch_size: int,
-    max_new_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
-    name: str = "",
+    **settings: Any,
 ) -> list[str]:
-    """Answer every prompt greedily; see `caption_hypotheses`."""
-    settings: dict[str, Any] = {"key": key, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "name": name}
-    return [answers[0] for answers in caption_hypotheses(load, encoder, groups, path, **settings, progress=progress)]
+    """Return the likeliest answer to every prompt; see `caption_hypotheses`."""
+    return [answers[0] for answers in caption_hypotheses(load, encoder, groups, path, **settings)]
 
 
 def caption_hypotheses(

@@ -1,10 +1,12 @@
-"""At what size the tables are remade: drawn pictures on a CPU, more of them on a GPU, or the paper's own setting."""
+"""At what size the tables are remade: drawn on a CPU, more on a GPU, or the paper's own setting; see `scales.yaml`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from cwdpo.paper.arms import data_of
 
 __all__ = ["SCALES", "Scale"]
 
@@ -38,59 +40,7 @@ class Scale:
     launched: bool = False
 
 
-def _stage(rate: float, batch: int, micro: int, **more: Any) -> dict[str, Any]:
-    schedule = "constant_with_warmup"
-    return {"learning_rate": rate, "batch_size": batch, "micro_batch_size": micro, "schedule": schedule, **more}
-
-
-def _scenes(batch: int, prompts_at_once: int) -> dict[str, Any]:
-    return {
-        "model": {"path": "scenes"},
-        "stage1": _stage(3e-4, batch, batch, epochs=1, save_steps=100),
-        "stage2": _stage(1e-4, batch, batch, epochs=4, save_steps=100),
-        "negatives": {"stage1": {"max_new_tokens": 24}, "stage2": {"max_new_tokens": 24, "batch_size": 64}},
-        "evaluation": {"batch_size": prompts_at_once, "max_new_tokens": 24},
-    }
-
-
-_LORA = {"path": "Qwen/Qwen2.5-VL-7B-Instruct", "dtype": "bfloat16", "freeze": ["vision"], "lora": {"r": 16}}
-
 SCALES: Mapping[str, Scale] = {
-    "tiny": Scale(
-        name="tiny",
-        title="drawn pictures and the shipped base of 0.7 M parameters, on a CPU",
-        train=2400,
-        evaluated=500,
-        rate=1e-4,
-        rates=(1e-5, 3e-5, 1e-4, 3e-4),
-        recipe=_scenes(32, 250),
-    ),
-    "small": Scale(
-        name="small",
-        title="sixteen times as many drawn pictures, for one GPU",
-        train=38_400,
-        evaluated=4000,
-        rate=1e-4,
-        rates=(1e-5, 3e-5, 1e-4, 3e-4),
-        recipe=_scenes(64, 1000),
-    ),
-    "full": Scale(
-        name="full",
-        title="Qwen2.5-VL on COCO captions (Karpathy's split), as in the paper",
-        train=0,
-        evaluated=5000,
-        rate=1e-5,
-        rates=(3e-6, 1e-5, 3e-5),
-        recipe={
-            "model": _LORA,
-            "data": {"format": "karpathy", "captions": "random", "workers": 4, "check_images": False},
-            "stage1": _stage(1e-4, 64, 8, epochs=1, save_steps=200),
-            "stage2": _stage(1e-5, 64, 8, epochs=1, save_steps=200),
-            "negatives": {"stage1": {"dataset": 0, "perturb": 1}},
-            "evaluation": {"batch_size": 64, "max_new_tokens": 48},
-        },
-        given={"dataset": 0, "perturb": 1},
-        correction="none",
-        launched=True,
-    ),
+    name: Scale(name=name, **{**values, "rates": tuple(values["rates"])})
+    for name, values in data_of("scales.yaml").items()
 }
