@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,8 @@ class Scale:
     launched: bool = False
 
 
-SCALES: Mapping[str, Scale] = {
-    name: Scale(name=name, **{**values, "rates": tuple(values["rates"])})
-    for name, values in data_of("scales.yaml").items()
-}
+def _scale(name: str, rates: Sequence[float], **rest: Any) -> Scale:
+    return Scale(name=name, rates=tuple(rates), **rest)
+
+
+SCALES: Mapping[str, Scale] = {name: _scale(name, **values) for name, values in data_of("scales.yaml").items()}
