@@ -65,15 +65,24 @@ def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
     processor = tiny_processor(family)
     model = adapted(tiny_model(family, processor), checkpointing)
     batch = collate(processor, sample_groups(3, tmp_path, responses=(2, 3), images=(1, 2, 0)))
-    assert_same(gradients(SEPARATE, model, batch), gradients(PACKED, model, batch))
+    separate = gradients(SEPARATE, model, batch)
+    assert all("lora" in name for name in separate[1])
+    for scorer in (PADDED, PACKED):
+        assert_same(separate, gradients(scorer, model, batch))
 
 
 @pytest.mark.parametrize("window", [3, 9, 30])
 def test_sliding_window(window: int, tmp_path: Path) -> None:
+    """The window counts tokens of the response's own sequence, not columns of the shared one."""
     processor = tiny_processor("qwen2_5_vl")
     model = tiny_model("qwen2_5_vl", processor, use_sliding_window=True, sliding_window=window, max_window_layers=1)
+    assert model.config.get_text_config().layer_types == ["full_attention", "sliding_attention"]
     batch = collate(processor, sample_groups(3, tmp_path, responses=3, images=(1, 0, 2)))
-    assert_same(gradients(SEPARATE, model, batch), gradients(PACKED, model, batch))
+    separate = gradients(SEPARATE, model, batch)
+    for scorer in (PADDED, PACKED):
+        assert_same(separate, gradients(scorer, model, batch))
+    wide = tiny_model("qwen2_5_vl", processor)
+    assert (score(PACKED, wide, batch).logp_sum - separate[0]).abs().max() > 1e-3
 
 
 def test_groups_do_not_see_each_other(tiny_pair: Pair, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import ALL, adapted, assert_same, attend, collate, gradients, score
+from agreement import ALL, assert_same, collate, gradients, score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import image_counts, naive_logps
 from torch import Tensor
 
 from cwdpo.models import attention as attention_module
-from cwdpo.models.attention import SHARED_PREFIX, use_own_attention
+from cwdpo.models.attention import OWN_ATTENTION, SHARED_PREFIX, use_own_attention
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
@@ -24,19 +24,6 @@ from tiny_models import sample_groups, tiny_model, tiny_processor
 
 Pair = Callable[[str], tuple[Any, Any]]
 SEPARATE, SHARED = SeparateScorer(), SharedPrefixScorer()
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
-@pytest.mark.parametrize("family", ALL)
-def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
-    """K = 1, 2, 3 and 12 in one padded batch; no, one and several images; unequal lengths."""
-    processor = tiny_processor(family)
-    model = tiny_model(family, processor)
-    attend(model, attention)
-    groups = sample_groups(4, tmp_path, responses=(1, 2, 3, 12), images=image_counts(family, 1, 2, 0, 3))
-    batch = collate(processor, groups)
-    assert len({len(g.prefix_ids) for g in batch.groups}) > 2
-    assert_same(gradients(SEPARATE, model, batch), gradients(SHARED, model, batch))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -69,8 +56,9 @@ def test_a_causal_prefix_needs_no_mask(
     assert set(rows) == ({prefix, -tail} if causal else {-prefix - tail})
 
 
+@pytest.mark.parametrize("attention", OWN_ATTENTION)
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
-def test_without_a_shared_prefix_it_is_sdpa(family: str, tmp_path: Path) -> None:
+def test_without_a_shared_prefix_it_is_sdpa(family: str, attention: str, tmp_path: Path) -> None:
     processor = tiny_processor(family)
     model = tiny_model(family, processor)
     batch = collate(processor, sample_groups(2, tmp_path, responses=2, images=image_counts(family, 1, 1)))
@@ -78,7 +66,7 @@ def test_without_a_shared_prefix_it_is_sdpa(family: str, tmp_path: Path) -> None
     asked = {"input_ids": torch.arange(60, 74).view(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
     asked["attention_mask"][0, :3] = 0
     written = model.generate(**asked, max_new_tokens=5, num_beams=2)
-    use_own_attention(model, SHARED_PREFIX)
+    use_own_attention(model, attention)
     other = gradients(SEPARATE, model, batch)
     assert torch.equal(one[0], other[0]) and all(torch.equal(g, other[1][n]) for n, g in one[1].items())
     assert torch.equal(written, model.generate(**asked, max_new_tokens=5, num_beams=2))
@@ -95,29 +83,6 @@ def test_equals_one_unpadded_sequence_at_a_time(family: str, tiny_pair: Pair, tm
     assert scores.tokens.tolist() == [len(logps) for logps in naive]
     for row, logps in enumerate(naive):
         torch.testing.assert_close(scores.logps[row, : len(logps)], logps, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
-    processor = tiny_processor(family)
-    model = adapted(tiny_model(family, processor), checkpointing)
-    batch = collate(processor, sample_groups(2, tmp_path, responses=(2, 3), images=(1, 2)))
-    one, other = gradients(SEPARATE, model, batch), gradients(SHARED, model, batch)
-    assert all("lora" in name for name in one[1])
-    assert_same(one, other)
-
-
-@pytest.mark.parametrize("window", [3, 9, 30])
-def test_sliding_window(window: int, tmp_path: Path) -> None:
-    """The window counts tokens of the response's own sequence, not columns of the shared one."""
-    processor = tiny_processor("qwen2_5_vl")
-    model = tiny_model("qwen2_5_vl", processor, use_sliding_window=True, sliding_window=window, max_window_layers=1)
-    assert model.config.get_text_config().layer_types == ["full_attention", "sliding_attention"]
-    batch = collate(processor, sample_groups(2, tmp_path, responses=3, images=(1, 0)))
-    assert_same(gradients(SEPARATE, model, batch), gradients(SHARED, model, batch))
-    wide = tiny_model("qwen2_5_vl", processor)
-    assert (score(SHARED, wide, batch).logp_sum - score(SHARED, model, batch).logp_sum).abs().max() > 1e-3
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
