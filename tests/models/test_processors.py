@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
-    AutoProcessor,
     CLIPImageProcessorPil,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
@@ -29,7 +28,6 @@ from transformers import (
     SmolVLMProcessor,
 )
 from transformers.models.smolvlm import processing_smolvlm
-from transformers.utils.import_utils import is_torchvision_available
 
 from cwdpo.errors import ModelError
 from cwdpo.models.processors import image_only, load_processor
@@ -210,13 +208,6 @@ def test_smolvlm_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
     with pytest.raises(ModelError, match="pip install num2words"):
         load_processor(tmp_path)
-
-
-@pytest.mark.skipif(is_torchvision_available(), reason="AutoProcessor loads the processor where torchvision is there")
-def test_why_we_do_not_use_auto_processor(tmp_path: Path) -> None:
-    save_qwen(tmp_path, Qwen2_5_VLProcessor)
-    with pytest.raises((ImportError, ValueError), match=r"(?i)torchvision"):
-        AutoProcessor.from_pretrained(tmp_path)
 
 
 def test_refusals(tmp_path: Path) -> None:

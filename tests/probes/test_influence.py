@@ -210,31 +210,6 @@ def test_lb_k_by_its_definition(tmp_path: Path) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_squeezing_in_a_softmax() -> None:
-    """50 classes, one negative step on the least likely one: the argmax gains the most, and more than its share.
-
-    −∇ of log p_y with respect to z is π − e_y; after a step of η on −log p_y's ascent, z_k rises by ηπ_k for k ≠ y and
-    falls by η(1 − π_y) for y. The likeliest class gains the most probability, and its log-probability the most too.
-    """
-    torch.manual_seed(0)
-    z = torch.randn(50, dtype=torch.float64) * 2
-    y = int(z.argmin())
-    z.requires_grad_(True)
-    before = z.log_softmax(-1)
-    (gradient,) = torch.autograd.grad(before[y], z)
-    after = (z - 5.0 * gradient).log_softmax(-1)
-    gain = (after.exp() - before.exp()).detach()
-    change = (after - before).detach()
-    assert int(gain.argmax()) == int(change.argmax()) == int(before.argmax())
-    assert gain[before.argmax()] > 0
-    assert gain[y] < 0
-    # Nearly every class that is neither loses: the mass goes to the top, not to the rest.
-    losers = (gain < 0).sum()
-    assert int(losers) > 25
-    found = belief_geometry(torch.stack([before, after]).detach())
-    assert found[1] > found[0]
-
-
 def test_mistakes(tmp_path: Path) -> None:
     model, processor = fresh()
     (single,) = samples(processor, tmp_path, 1, responses=1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,10 +87,3 @@ def test_who_sees_whom(shapes: list[tuple[int, list[int]]], packed: bool, window
             near = window is None or i - place < window
             expected = g == other_group >= 0 and (known or b == block == 0) and near
             assert bool(seen[row, query, key]) == (expected or query == key)
-
-
-@pytest.mark.parametrize("make", [Layout.padded, Layout.packed])
-def test_every_token_stands_once(make: Callable[[Batch], Layout]) -> None:
-    layout = make(TWO)
-    own = [token for g in TWO.groups for token in (*g.prefix_ids, *(t for r in g.responses for t in r.ids[:-1]))]
-    assert layout.ids[layout.tokens].tolist() == own
