@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Callable
@@ -42,6 +43,21 @@ def test_end_of_turn(family: str, tiny_pair: Pair, tmp_path: Path) -> None:
     without = PromptEncoder(processor, include_eos=False).encode(group).responses[0].ids
     assert with_end == (*without, end)
     assert end not in without
+
+
+def test_end_of_turn_where_the_tokenizer_forgot_its_own(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without tokenizer_config.json: the template's special token ends an answer; where it writes none, refused."""
+    for family, known in (("qwen2_5_vl", True), ("llava", False)):
+        processor = copy.deepcopy(tiny_pair(family)[1])
+        group = PromptGroup("a", (), (user_message("what?", 0),), (Response("a star"),))
+        wanted = PromptEncoder(processor).encode(group).responses[0].ids
+        monkeypatch.setattr(processor.tokenizer, "_special_tokens_map", {}, raising=False)
+        assert processor.tokenizer.eos_token is None
+        if known:
+            assert PromptEncoder(processor).encode(group).responses[0].ids == wanted
+        else:
+            with pytest.raises(ModelError, match="ends an answer"):
+                PromptEncoder(processor)
 
 
 def test_start_token_once(tiny_pair: Pair, tmp_path: Path) -> None:

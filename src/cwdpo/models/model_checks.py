@@ -82,7 +82,7 @@ def require_tokenizer(processor: Any, path: str) -> None:
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({one_line(error, 120)})") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: must hold a JSON object, not a {type(found).__name__}")

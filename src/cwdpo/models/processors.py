@@ -58,7 +58,7 @@ def load_processor(
         processor = _from_pretrained(name, trust_remote_code)
     except ImportError as error:
         raise ModelError(f"{name}: its processor needs a package that is missing: {one_line(error)}") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"{name}: no processor could be loaded ({one_line(error, 160)}); the folder must hold what "
             "processor.save_pretrained writes: processor_config.json or preprocessor_config.json, and a tokenizer"

@@ -114,12 +114,18 @@ class PromptEncoder:
         )
         # Elsewhere than at the prompt's end, cut where a token surely ends: behind a space, a line, a bracket.
         shared = prompt[:same] if before.startswith(prompt) else re.sub(r"[^\s>\]]+\Z", "", prompt[:same])
-        end = eos
+        end, added = eos, getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {*self.tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
         for token_id in self.tokenizer(trail, add_special_tokens=False)["input_ids"]:
             token: str = self.tokenizer.convert_ids_to_tokens(token_id)
-            if token_id in self.tokenizer.all_special_ids and token in trail:
+            if token_id in special and token in trail:
                 end = trail[: trail.index(token) + len(token)]
                 break
+        if not end and self.include_eos:
+            raise ModelError(
+                f"{self._name}: no token is known that ends an answer; copy tokenizer_config.json of the original "
+                "model into the folder"
+            )
         return prompt[len(shared) :], trail, end
 
     def _media_tokens(self) -> list[str]:
