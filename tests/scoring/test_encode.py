@@ -125,8 +125,9 @@ def test_wrong_images_name_the_row(family: str, tiny_pair: Pair, tmp_path: Path)
 @pytest.mark.parametrize("family", ALL)
 def test_placeholders_in_text_are_refused(family: str, tiny_pair: Pair, tmp_path: Path) -> None:
     _, processor = tiny_pair(family)
-    named = {**processor.tokenizer.special_tokens_map, **vars(processor)}
-    tokens = {str(named[name]) for name in ("image_token", "boi_token", "fake_image_token") if name in named}
+    named = (*processor.tokenizer.special_tokens_map.items(), *vars(processor).items())
+    tokens = {str(token) for name, token in named if name in ("image_token", "boi_token", "fake_image_token")}
+    tokens.add(processor.tokenizer.convert_ids_to_tokens(processor.image_token_id))
     image = tiny_image(tmp_path / "a.png")
     for token in tokens:
         for asked, answer in ((f"what {token}?", "a star"), ("what?", f"a {token}"), ("what?", f"a{token}star")):

@@ -130,8 +130,8 @@ class PromptEncoder:
 
     def _media_tokens(self) -> list[str]:
         """Return the tokens that stand for pictures, or enclose them: nobody's text may hold them."""
-        named = {**getattr(self.tokenizer, "special_tokens_map", {}), **vars(self.processor)}
-        tokens = {str(value) for name, value in named.items() if _STANDS_FOR_MEDIA.search(name)}
+        named = (*getattr(self.tokenizer, "special_tokens_map", {}).items(), *vars(self.processor).items())
+        tokens = {str(value) for name, value in named if _STANDS_FOR_MEDIA.search(name)}
         return sorted(tokens & set(self.tokenizer.get_added_vocab()))
 
     def _require_no_media_token(self, where: str, what: str, text: str) -> None:
