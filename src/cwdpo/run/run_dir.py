@@ -152,7 +152,8 @@ class RunDirectory:
         """Keep recipe and manifest beside the results.
 
         Raises:
-            RunError: The recipe, or the model that it starts from, has changed under a step that was begun.
+            RunError: The recipe, or the model that it starts from, has changed under a step that was begun; or a file
+                of the run was changed or damaged.
         """
         recipe, manifest = self.folder / "recipe.yaml", self.folder / "manifest.json"
         for kept in (recipe, manifest):
@@ -161,6 +162,8 @@ class RunDirectory:
                 raise RunError(f"{kept}: {'is gone' if gone else 'was changed'}; put it back, or choose another --out")
         if recipe.is_file():
             self._refuse_changes(recipe)
+        for step in (*READS, "probes"):  # also those that are not finished, or that no later step reads again
+            self.require_unchanged(step)
         self._write_manifest(manifest)
         write_text(recipe, self.recipe.to_yaml())
 
