@@ -123,6 +123,22 @@ def test_a_kill_between_list_and_file_leaves_both_contents_ours(
     assert [row for row in read_jsonl(folder / LIST) if row.get("file") == "cut sh"] == []
 
 
+def test_a_file_that_grew_is_known_until_it_grows_again(tmp_path: Path) -> None:
+    folder, rows = made(tmp_path / "run"), tmp_path / "run" / "data" / "rows.jsonl"
+    with OwnedFolder(folder, "train") as owned:
+        owned.seal("data")
+    with OwnedFolder(folder, "train") as owned:
+        assert owned.changed("data") is None
+        whole = rows.read_text()
+        rows.write_text(whole.replace("1", "2"))
+        assert owned.changed("data") == rows
+        with pytest.raises(RunError, match="was changed since"):
+            append_jsonl(rows, {"n": 2})
+        rows.write_text(whole)
+        append_jsonl(rows, {"n": 2})
+        assert owned.changed("data") is None
+
+
 def test_names_that_libraries_write(tmp_path: Path) -> None:
     with OwnedFolder(tmp_path / "run", "train") as owned:
         owned.claim_names("checkpoints/checkpoint-*")

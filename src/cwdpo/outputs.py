@@ -78,6 +78,7 @@ class _Listed:
         if "grows" in row:
             self._growing.add(row["grows"])
         if "file" in row:
+            self._growing.discard(row["file"])
             # The one before counts too: a kill may have come before the new content stood there.
             self._digests[row["file"]] = [*self._digests.get(row["file"], [])[-1:], row["sha256"]]
 
@@ -90,6 +91,10 @@ class _Listed:
         """Return the digests of the files of a folder whose content is known."""
         known = {name: digests for name, digests in self._digests.items() if name not in self._growing and digests[-1]}
         return {name: digests for name, digests in known.items() if f"{name}/".startswith(f"{under}/")}
+
+    def growing(self, under: str) -> list[str]:
+        """Return the files of a folder that grow."""
+        return sorted(name for name in self._growing if f"{name}/".startswith(f"{under}/"))
 
     def grows(self, name: str) -> bool:
         """Whether any content of a file is ours."""
@@ -206,6 +211,12 @@ class OwnedFolder:
         assert name is not None
         if not self._listed.grows(name):
             self._listed.add(file=name, sha256=file_digest(content))
+
+    def seal(self, under: str) -> None:
+        """List the content of files of a folder that have grown so far; they may grow again."""
+        for name in self._listed.growing(under):
+            if (file := self.folder / name).is_file() and file.suffix == ".jsonl":
+                self._listed.add(file=name, sha256=file_digest(file))
 
     def remove(self, path: Path) -> None:
         """Delete a file, or what a folder holds, as far as it is ours; folders that become empty go too."""

@@ -261,8 +261,14 @@ class RunDirectory:
 
     def finish(self, step: str, facts: Mapping[str, Any]) -> None:
         """Mark a step finished."""
+        self.seal(step)
         write_json(self.folder / step / "done.json", facts)
         self._compared.add(step)
+
+    def seal(self, step: str) -> None:
+        """Have what a step has written so far compared whenever the run starts again."""
+        if self._owned is not None:
+            self._owned.seal(step)
 
     def encoder(self, path: str, model: Any = None, *, include_eos: bool = True) -> PromptEncoder:
         """Return the prompt encoder of a model directory; with the model, its length limit is known too."""

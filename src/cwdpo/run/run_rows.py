@@ -114,6 +114,7 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
         write_json(folder / "tallies.json", {"policy": policy.digest, "rows": rows, "sources": counts.to_json()})
 
     write_part(run, folder / "groups.jsonl", made())
+    run.seal(f"negatives/{stage}")
     kept = " to draw from at every update" if mix.pooled else ""
     run.reporter.note(", ".join(f"{n} from {source}" for source, n in counts.used.items() if n) + kept)
     if counts.dropped:
