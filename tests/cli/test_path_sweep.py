@@ -25,6 +25,7 @@ from PIL import Image
 
 from cwdpo.cli import main
 from cwdpo.cli.app import app
+from cwdpo.recipe import Recipe
 
 TEXTS = {
     *("freeze", "gpus", "judge_model", "judge_url", "metrics", "name", "objective", "overrides", "prompt", "split")
@@ -234,6 +235,41 @@ def test_sweep(
         assert said.startswith("error: ") and said.count("\n") == 1, said
         assert "Traceback" not in said
         assert content(folder) == before, said
+
+
+def paths_of_recipe(values: dict[str, Any], place: str = "") -> Iterator[str]:
+    """The keys of a recipe that name something to be read."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from paths_of_recipe(value, f"{place}{name}.")
+        elif re.search(r"(^|_)(path|root)$", name):
+            yield f"{place}{name}"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("kind", INPUT_KINDS)
+@pytest.mark.parametrize("key", list(paths_of_recipe(Recipe().model_dump())))
+def test_paths_in_a_recipe(
+    key: str,
+    kind: str,
+    template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    KINDS[kind](folder / "odd")
+    before = content(folder)
+    monkeypatch.setattr(sys, "argv", ["cwdpo", "check", "recipe.yaml", "--set", f"{key}={PLACES.get(kind, 'odd')}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2, said
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert content(folder) == before, said
 
 
 def test_every_argument_is_swept() -> None:

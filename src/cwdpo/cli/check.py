@@ -44,10 +44,12 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     from cwdpo.models.quantized import require_bitsandbytes
     from cwdpo.run import Run
     from cwdpo.run.prepare_data import share_rows, source_of
+    from cwdpo.run.probe_prompts import given_prompts
     from cwdpo.scenes.scene_rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
     require_bitsandbytes(recipe.model)
+    given_prompts(recipe)
     for warning in recipe.warnings():
         console.print(styled(("warning:", "yellow"), f" {warning}"))
     d = recipe.data

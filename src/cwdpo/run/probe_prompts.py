@@ -14,11 +14,12 @@ from cwdpo.negatives.rule_rewrites import REWRITES, rewritten_by_rules
 from cwdpo.probes.probe_responses import with_kinds
 from cwdpo.probes.reading import probe_digest
 from cwdpo.processes import processes
+from cwdpo.recipe import Recipe
 from cwdpo.run.prepare_data import load_source, prepare_data
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.run_rows import groups_of, negative_policy
 
-__all__ = ["make_probe_set", "probe_groups"]
+__all__ = ["given_prompts", "make_probe_set", "probe_groups"]
 
 
 def make_probe_set(run: RunDirectory) -> list[PromptGroup]:
@@ -43,17 +44,27 @@ def probe_groups(run: RunDirectory) -> list[PromptGroup]:
     return processes().lead(lambda: _probe_groups(run, first), **(first.help if first is not None else {}))
 
 
+def given_prompts(recipe: Recipe) -> list[PromptGroup]:
+    """Return the prompts of the file `probes.path`; none where there is no such key.
+
+    Raises:
+        DataError: They cannot be read, or are not those that `probes.digest` names.
+    """
+    p = recipe.probes
+    if p.path is None:
+        return []
+    groups = list(load_source(recipe, p.path, format="auto", limit=None, image_root=None).groups)
+    if p.digest is not None and (content := probe_digest(groups)) != p.digest:
+        raise DataError(
+            f"{p.path}: its content is {content}, but probes.digest is {p.digest}: the probe prompts have changed; "
+            "bring the file back, or set probes.digest to the new content (readings of the two do not compare)"
+        )
+    return groups
+
+
 def _probe_groups(run: RunDirectory, first: NegativePolicy | None) -> list[PromptGroup]:
     p = run.recipe.probes
-    if p.path is not None:
-        groups = list(load_source(run.recipe, p.path, format="auto", limit=None, image_root=None).groups)
-        if p.digest is not None and (content := probe_digest(groups)) != p.digest:
-            raise DataError(
-                f"{p.path}: its content is {content}, but probes.digest is {p.digest}: the probe prompts have changed; "
-                "bring the file back, or set probes.digest to the new content (readings of the two do not compare)"
-            )
-    else:
-        groups = groups_of(run, "held_out")
+    groups = given_prompts(run.recipe) if p.path is not None else groups_of(run, "held_out")
     groups = list(islice((g for g in groups if g.by_role(CHOSEN)), p.prompts))
     if not p.kinds or not groups:
         return groups
