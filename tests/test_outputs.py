@@ -115,7 +115,8 @@ def test_a_kill_between_list_and_file_leaves_both_contents_ours(
     folder = made(tmp_path / "run")
     with OwnedFolder(folder, "train"), monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: os._exit)  # the new content is listed, the old one stands
-        write_json(folder / "data" / "done.json", {"n": 2})
+        for n in (2, 3, 2, 2):
+            write_json(folder / "data" / "done.json", {"n": n})
     with (folder / LIST).open("a") as handle:
         handle.write('{"file": "cut sh')
     with OwnedFolder(folder, "train"):

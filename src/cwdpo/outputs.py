@@ -79,8 +79,9 @@ class _Listed:
             self._growing.add(row["grows"])
         if "file" in row:
             self._growing.discard(row["file"])
-            # The one before counts too: a kill may have come before the new content stood there.
-            self._digests[row["file"]] = [*self._digests.get(row["file"], [])[-1:], row["sha256"]]
+            # Those before count too: kills may have come before the new content stood there.
+            before = [digest for digest in self._digests.get(row["file"], []) if digest != row["sha256"]]
+            self._digests[row["file"]] = [*before[-3:], row["sha256"]]
 
     def add(self, **row: str) -> None:
         """Add a line."""
