@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -40,11 +41,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _what_yaml_reads_otherwise(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields.get(info.field_name or "")
         kinds: set[Any] = set() if field is None else {field.annotation, *typing.get_args(field.annotation)}
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise PydanticCustomError("number", "must be a number; YAML reads yes, no, on and off as true and false")
+        if isinstance(value, bool | int | float | date) and str in kinds and not kinds & {bool, int, float}:
+            raise PydanticCustomError("text", "must be a text, and YAML reads this as something else; quote it")
         return value
 
 

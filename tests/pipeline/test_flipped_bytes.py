@@ -11,8 +11,6 @@ import pytest
 
 from tiny_runs import CliServer, assert_same_run, tiny_recipe, write_yaml
 
-Stopped = tuple[Path, Path, Path]
-
 
 def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
