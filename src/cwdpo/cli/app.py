@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from typing import Annotated
 
@@ -38,6 +39,7 @@ def _main(  # pyright: ignore[reportUnusedFunction]
     ] = False,
 ) -> None:
     """Align a vision-language model and see what the training does to it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it names optional kernels that are missing
 
 
 def _register() -> None:

@@ -55,10 +55,7 @@ def table_of(title: str, *columns: str, style: str = "bold") -> Table:
 
 def quiet_libraries() -> None:
     """Silence the progress bars and notices of the libraries underneath; errors still show."""
-    import logging as standard_logging
     import warnings
-
-    standard_logging.getLogger("bitsandbytes").setLevel(standard_logging.ERROR)  # names optional kernels on import
 
     import datasets
     from transformers.utils import logging
