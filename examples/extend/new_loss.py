@@ -33,13 +33,11 @@ class Hinge(Method):
 
 # --8<-- [start:use]
 def train(model, processor, data, out: str, **arguments):
-    """Train with it: any trainer takes another objective."""
+    """Train with it, in place of the method that the arguments name."""
     from cwdpo import CWDPOConfig, CWDPOTrainer
-    from cwdpo.objectives import objective_of
 
-    args = CWDPOConfig(out, objective="dpo", **arguments)
-    trainer = CWDPOTrainer(model, None, args, data, processing_class=processor)
-    trainer.objective = objective_of(Hinge())
+    args = CWDPOConfig(out, **arguments)
+    trainer = CWDPOTrainer(model, None, args, data, processing_class=processor, method=Hinge(room=1.0))
     trainer.train()
     return trainer
 

@@ -47,6 +47,17 @@ def test_the_loss_trains(tmp_path: Path):
     assert losses[-1] < losses[0]
 
 
+def test_the_loss_in_a_recipe(monkeypatch: pytest.MonkeyPatch):
+    """By its file, alone and as a term of a sum; a key that it has not is refused."""
+    monkeypatch.chdir(Path(new_loss.__file__).parent)
+    alone = load_recipe(overrides=["stage2.objective=new_loss.py:Hinge", "stage2.room=0.5"]).stage2
+    close(alone.method.loss(example_pairs()), 0.35, 0.1, 0.0)
+    term = load_recipe(overrides=["stage2.objective=[{'new_loss.py:Hinge': {room: 0.5}, weight: 2}, nll]"]).stage2
+    close(term.method.loss(example_pairs()), 0.7 + 2, 0.2 + 2, 3.0)
+    with pytest.raises(RecipeError, match="focus"):
+        load_recipe(overrides=["stage2.objective=new_loss.py:Hinge", "stage2.focus=1"])
+
+
 def groups(*texts: str) -> list[PromptGroup]:
     return [PromptGroup(f"r{i}", (), (), (Response(text),)) for i, text in enumerate(texts)]
 
