@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from cwdpo.cli.check import inspect_recipe
 from cwdpo.cli.plan import plan
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.planning.data_shape import Said, read_rows
@@ -47,6 +49,13 @@ def test_scenes_fit(scenes: dict[str, Any]) -> None:
     assert scenes["rows"]["counts"] == {"stage1": 3000, "stage2": 1000, "held_out": 400}
     assert train["what"].startswith("125 updates of 8 prompts × 2")
     assert train["seconds"] == pytest.approx(train["flops"] / (312e12 * 0.35))
+
+
+def test_check_counts_an_update_as_plan_does(scenes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_recipe(load_recipe(None, SMALL), Console(width=160))
+    totals = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("total"))
+    steps = {step["name"]: sum(step["gib"].values()) for step in scenes["steps"]}
+    assert totals == ["total", *(f"{steps[name]:.3f}" for name in ("stage1", "stage2"))]
 
 
 def test_what_does_not_fit_is_told_with_remedies(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cwdpo.errors import RunError
 from cwdpo.files import read_json
 from cwdpo.paper.figure_style import band, clean, colour_of
-from cwdpo.report.run_record import RunRecord, StageRecord
+from cwdpo.report.run_record import RunRecord
 from cwdpo.report.values import as_list, as_map, number
 
 __all__ = ["figure3", "figure4"]
@@ -43,7 +43,7 @@ def figure3(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
         ("accuracy", "gold token is the argmax"),
         ("ece", "calibration error (ECE)"),
     ]
-    shown = [(key, title) for key, title in measured if any(_probe(r.stages["stage1"], key) for r in runs)][:2]
+    shown = [(key, title) for key, title in measured if any(r.stages["stage1"].probe(key) for r in runs)][:2]
     figure = Figure(figsize=(3.0 * (2 + len(shown)), 2.5), layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, 2 + len(shown))))
     for i, (method, seeds) in enumerate(groups.items()):
@@ -53,9 +53,9 @@ def figure3(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
         gold = [s.metric("nll/chosen") for s in stages]
         if method.startswith("SFT-C") and all(gold):
             band(panels[0], gold, colour=colour_of(i), label="its NLL of gold alone", dashes=True)
-        band(panels[1], [_probe(s, "entropy") for s in stages], colour=colour_of(i), label=label)
+        band(panels[1], [s.probe("entropy") for s in stages], colour=colour_of(i), label=label)
         for axes, (key, _) in zip(panels[2:], shown, strict=True):
-            band(axes, [_probe(s, key) for s in stages], colour=colour_of(i), label=label)
+            band(axes, [s.probe(key) for s in stages], colour=colour_of(i), label=label)
     clean(panels[0], "(1) training loss", x="update", y="nats per token")
     clean(panels[1], "(2) predictive entropy, held out", x="update", y="nats")
     for place, (axes, (_, title)) in enumerate(zip(panels[2:], shown, strict=True), 3):
@@ -65,14 +65,10 @@ def figure3(runs: Sequence[RunRecord]) -> tuple[Figure, list[str]]:
     return figure, _entropy_notes(groups)
 
 
-def _probe(stage: StageRecord, name: str) -> list[tuple[float, float]]:
-    return stage.probe(name)
-
-
 def _entropy_notes(groups: Groups) -> list[str]:
     notes: list[str] = []
     for method, seeds in groups.items():
-        ends = [(line[0][1], line[-1][1]) for run in seeds if (line := _probe(run.stages["stage1"], "entropy"))]
+        ends = [(line[0][1], line[-1][1]) for run in seeds if (line := run.stages["stage1"].probe("entropy"))]
         first, last = (sum(column) / len(ends) for column in zip(*ends, strict=True))
         notes.append(f"{method}: predictive entropy {first:.3f} → {last:.3f} nats over Stage 1")
     return notes
