@@ -21,7 +21,7 @@ from cwdpo.evaluation.metrics import METRICS, CaptionMetric
 from cwdpo.evaluation.tokenize_captions import choose_tokenizer
 from cwdpo.files import remove, write_json, write_jsonl
 from cwdpo.models.identity import folder_digest
-from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.safe_yaml import parse_yaml
 from cwdpo.scenes import base_path
 from cwdpo.scenes.scene_rows import write_rows
 from cwdpo.scoring.open_model import open_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.safe_yaml import parse_yaml
 
 __all__ = ["ARMS", "BASE", "STARTS", "Arm", "Start", "data_of"]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from cwdpo.errors import RecipeError, one_line
-from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.safe_yaml import parse_yaml
 from cwdpo.training.callbacks.throughput import peak_flops
 
 __all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]

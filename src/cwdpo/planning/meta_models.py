@@ -20,7 +20,7 @@ from cwdpo.models.loading import add_lora
 from cwdpo.models.parts import freeze_parts, part_of
 from cwdpo.planning.int4_linear import PackedLinear, pack_layers
 from cwdpo.recipe import LoraSection, ModelSection, Recipe
-from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.safe_yaml import parse_yaml
 from cwdpo.scenes import base_path
 
 __all__ = ["Size", "bare_model", "layers_of", "model_config", "model_of", "size_of", "stack_of"]

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from cwdpo.errors import RecipeError, one_line
 from cwdpo.recipe.recipe import Recipe
-from cwdpo.recipe.safe_yaml import parse_yaml
+from cwdpo.safe_yaml import parse_yaml
 from cwdpo.section import Section, first_mistake
 
 __all__ = ["load_recipe", "load_section", "recipe_differences"]

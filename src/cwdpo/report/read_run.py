@@ -10,10 +10,10 @@ import yaml
 
 from cwdpo.errors import RunError, one_line
 from cwdpo.files import read_json, read_jsonl
-from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.report.run_record import DEFAULT_NAME, STAGES, RunRecord
 from cwdpo.report.seeds import pool_seeds
 from cwdpo.report.values import clean
+from cwdpo.safe_yaml import parse_yaml
 
 __all__ = ["read_run", "read_runs"]
 

@@ -33,8 +33,8 @@ from cwdpo.plugins import without_user_files
 from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import load_recipe, recipe_differences
-from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.progress import Reporter, Silent
+from cwdpo.safe_yaml import parse_yaml
 from cwdpo.scenes import base_path
 from cwdpo.scoring.collator import PromptEncoder, require_template
 

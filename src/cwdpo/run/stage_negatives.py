@@ -15,10 +15,10 @@ from cwdpo.negatives.filters import CandidateFilter
 from cwdpo.negatives.generating_model import ResponseScorer
 from cwdpo.negatives.source_statistics import NegativeStatistics, collect_statistics
 from cwdpo.recipe import SourceMix
-from cwdpo.recipe.safe_yaml import parse_yaml
 from cwdpo.run.prepare_data import prepare_data, takes_negatives, takes_pairs
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.run.run_rows import negative_policy, with_negatives
+from cwdpo.safe_yaml import parse_yaml
 
 __all__ = ["StageNegatives", "negatives_of"]
 
