@@ -359,7 +359,7 @@ def test_row_longer_than_allowed(cli: Cli, tmp_path: Path, recipe: Callable[...,
         said = cli(command, recipe(**changes))
         line = said.err.splitlines()[-1]
         assert said.code == 2 and line.startswith("error: ") and "Traceback" not in said.err
-        assert "data.jsonl:3" in line and "the limit is 60" in line and "max_length" in line
+        assert "data.jsonl row 3" in line and "the limit is 60" in line and "max_length" in line
 
 
 # -- images for `caption` --------------------------------------------------------------------------------------------

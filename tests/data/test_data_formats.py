@@ -478,3 +478,22 @@ def test_a_folder_with_one_data_file(pictures: Path, jsonl) -> None:
     jsonl(pictures / "train.jsonl", [TRL_ROWS["plain text"]])
     assert detect_format(pictures) == "trl"
     assert len(load(pictures)) == 1
+
+
+def test_a_reader_from_the_users_own_file(pictures: Path, jsonl) -> None:
+    file = pictures / "my_rows.py"
+    file.write_text(
+        "def read(row):\n"
+        "    return {'prompt': row['q'], 'image': row['pic'], 'chosen': row['a'][0], 'rejected': row['a'][1:]}\n"
+        "class Reader:\n    pass\n"
+    )
+    rows = [{"q": "What?", "pic": "images/red.png", "a": ["red", "blue", "green"]}, {"q": "What?", "a": []}]
+    path = jsonl(pictures / "t.jsonl", rows)
+    options: dict[str, Any] = {"on_bad_row": "skip", "max_bad_share": 0.5}
+    data = load_groups(DataSource(path=path, format=f"{file}:read", **options))
+    assert texts(data.groups[0]) == (["red"], ["blue", "green"])
+    assert colour(data.groups[0]) == "red"
+    assert [(bad.row, bad.kind) for bad in data.bad_rows] == [(2, "refused by the reader")]
+    for name in ("none", "Reader"):
+        with pytest.raises(DataError, match=name):
+            load(path, format=f"{file}:{name}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cwdpo.data import DataSource, load_groups, split_stages
+from cwdpo.data import DataSource, load_groups
 from cwdpo.data.read_source import read_source
 from cwdpo.data.splits import PARTS
 from cwdpo.errors import DataError
@@ -35,25 +35,18 @@ def write_rows(folder: Path, count: int, seed: int = 0, **more: Any) -> Path:
     return folder / "rows.jsonl"
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("share", "held_out"), [(0.75, 0.1), (0.5, 7), (0.6, 0)])
-def test_shared_out_as_in_memory(tmp_path: Path, seed: int, share: float, held_out: float) -> None:
-    source = DataSource(path=write_rows(tmp_path, 90, seed), workers=1)
-    groups = load_groups(source).groups
-    try:
-        split = split_stages(groups, stage1_share=share, held_out=held_out, seed=seed)
-    except DataError as refused:
-        with pytest.raises(DataError) as caught, read_source(source, contents=True) as rows:
-            rows.store.share_out(stage1_share=share, held_out=held_out, seed=seed)
-        assert str(caught.value) == str(refused)
-        return
+def test_parts_are_lines_with_their_roles_counted(tmp_path: Path) -> None:
+    source = DataSource(path=write_rows(tmp_path, 90), workers=1)
+    groups = {group.id: group for group in load_groups(source).groups}
     with read_source(source, contents=True) as rows:
-        rows.store.share_out(stage1_share=share, held_out=held_out, seed=seed)
-        for part in PARTS:
-            expected = [json.dumps(g.to_json(root=tmp_path), ensure_ascii=False) for g in getattr(split, part)]
-            assert list(rows.store.lines(part, tmp_path)) == expected
-            count = len(expected)
-            assert rows.store.roles(part) == Counter(prompts=count, chosen=count, rejected=count)
+        rows.store.share_out(stage1_share=0.5, held_out=7, seed=1)
+        parts = [list(rows.store.lines(part, tmp_path)) for part in PARTS]
+        for part, lines in zip(PARTS, parts, strict=True):
+            assert rows.store.roles(part) == Counter(prompts=len(lines), chosen=len(lines), rejected=len(lines))
+    found = [line for lines in parts for line in lines]
+    assert len(found) == 90
+    for line in found:
+        assert line == json.dumps(groups[json.loads(line)["id"]].to_json(root=tmp_path), ensure_ascii=False)
 
 
 def test_rows_come_back_as_they_were_read(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
     from cwdpo.run import Run
     from cwdpo.run.prepare_data import share_rows, source_of
     from cwdpo.run.probe_prompts import given_prompts
+    from cwdpo.run.row_fit import row_fit
     from cwdpo.scenes.scene_rows import write_rows
 
     require_model(Run(Path(), recipe).model_path)
@@ -60,7 +61,9 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
             train, held_out = source_of(recipe, f"{folder}/train.jsonl", format="cwdpo"), min(held_out, _SCENES // 2)
         elif d.held_out_path is not None:
             held_out = source_of(recipe, d.held_out_path)
-        with share_rows(recipe, train, held_out, progress=lambda what, done, total: None) as shared:
+        run = Run(Path(folder) / "run", recipe)
+        fit = None if d.path == "scenes" else row_fit(run)
+        with share_rows(recipe, train, held_out, progress=lambda what, done, total: None, fit=fit) as shared:
             if d.path == "scenes":
                 read = f"scenes: {d.size} pictures will be drawn; {_SCENES} looked at"
             else:
@@ -68,7 +71,6 @@ def inspect_recipe(recipe: Recipe, console: Console) -> None:
                 read = f"{d.path}: format {rows.format}, {rows.count} rows" + (f", {bad} set aside" if bad else "")
             console.print(styled(("data", "bold"), f"  {read}"))
             _counts(console, recipe, shared.roles)
-            run = Run(Path(folder) / "run", recipe)
             model = run.trainable(run.model_path)
             encoder = run.encoder(run.model_path, model)
             groups = list(islice(shared.train, _SHOWN))

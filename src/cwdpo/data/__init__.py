@@ -7,7 +7,6 @@ from cwdpo.data.read_source import BadRow, DataSource, LoadedData, load_groups, 
 from cwdpo.data.row_context import DEFAULT_PROMPT
 from cwdpo.data.row_values import RowError
 from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED, ImageRef, PromptGroup, Response, user_message
-from cwdpo.data.splits import StageSplit, split_indices, split_stages
 from cwdpo.data.write_groups import with_image_files, write_groups
 
 __all__ = [
@@ -25,14 +24,11 @@ __all__ = [
     "PromptGroup",
     "Response",
     "RowError",
-    "StageSplit",
     "check_image",
     "detect_format",
     "groups_from_dataset",
     "load_groups",
     "open_image",
-    "split_indices",
-    "split_stages",
     "user_message",
     "with_image_files",
     "write_groups",

@@ -16,6 +16,7 @@ from cwdpo.data.formats.llamafactory import read_llamafactory
 from cwdpo.data.formats.native import read_native
 from cwdpo.data.formats.swift import read_swift
 from cwdpo.data.formats.trl import read_trl
+from cwdpo.data.own_reader import own_reader
 from cwdpo.data.row_context import RowContext
 from cwdpo.data.schema import PromptGroup
 from cwdpo.data.tables.find_files import captions_csv, data_files, image_folder
@@ -33,6 +34,7 @@ from cwdpo.data.tables.text_tables import (
     require_file,
 )
 from cwdpo.errors import DataError
+from cwdpo.plugins import user_file
 
 __all__ = ["RowReader", "open_source", "row_reader", "shards_of"]
 
@@ -51,6 +53,8 @@ def row_reader(name: str) -> RowReader:
         "swift": read_swift,
         "llamafactory": read_llamafactory,
     }
+    if user_file(name) is not None:
+        return own_reader(name)
     if name not in readers:
         raise DataError(f"format = {name!r}: must be one of {', '.join(readers)}")
     return readers[name]
@@ -68,7 +72,7 @@ def open_source(
 
     Args:
         path: File or folder; `dataset_info.json:name` for LLaMA-Factory.
-        name: One of `FORMATS`, or `auto`.
+        name: One of `FORMATS`, `auto`, or `my_rows.py:read`, a reader of the user's own.
         split: Which split; None is `train` where there are several (Karpathy's `restval` belongs to it), and `all`
             is every image of a Karpathy file.
         choice: How captions become answers.
@@ -78,7 +82,7 @@ def open_source(
     Raises:
         DataError: Not there, empty, or not in that format.
     """
-    if name != "auto" and name not in FORMATS:
+    if name != "auto" and name not in FORMATS and user_file(name) is None:
         raise DataError(f"data.format = {name!r}: must be auto or one of {', '.join(FORMATS)}")
     files = shards_of(path)
     if files is not None:

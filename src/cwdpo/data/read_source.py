@@ -29,12 +29,12 @@ from cwdpo.data.tables.remote_files import copied, file_name, is_remote
 from cwdpo.data.tables.text_tables import ROW_LIMIT
 from cwdpo.data.write_groups import as_file
 from cwdpo.errors import DataError, one_line
-from cwdpo.files import write_jsonl
+from cwdpo.files import claim, write_jsonl
 
 __all__ = ["BadRow", "DataSource", "LoadedData", "SourceRows", "load_groups", "read_source", "write_rejected"]
 
 Progress = Callable[[str, int, int | None], None]
-"""Is told of `rows` read (their number is not known) and of `images` looked at."""
+"""Is told of `rows` read (their number is not known), of `images` looked at, and of rows that `fits` looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,7 @@ def read_source(
     """
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp")))
+        claim(place.with_name(place.name.removeprefix(".").removesuffix(".tmp")))  # a kill leaves it to the next call
         cache: Path | None = None
         if is_remote(source.path) and not str(source.path).endswith(".tar"):
             source = replace(source, path=stack.enter_context(copied(str(source.path), place / "copies")))
@@ -283,10 +284,32 @@ class SourceRows:
                     break
                 self.store.note_images(known)
         if bad:
-            self._set_images_aside()
+            self._set_broken_aside()
 
-    def _set_images_aside(self) -> None:
-        """Set rows with images that cannot be used aside. The source is read again for what stands in them."""
+    def fit(self, problem: Callable[[PromptGroup], RowError | None], progress: Progress) -> None:
+        """Set aside the rows that cannot be used for another reason than text and images.
+
+        Args:
+            problem: Returns that reason, or None.
+            progress: Who is told of `fits`, rows looked at.
+
+        Raises:
+            DataError: There is one, and `on_bad_row` is `stop`; or there are too many.
+        """
+        total, bad = len(self), 0
+        for done, (row, group) in enumerate(self.store.by_row(), 1):
+            if (error := problem(group)) is not None:
+                self.store.note_unfit(row, error.kind, error.detail)
+                bad += 1
+                if self._source.on_bad_row == "stop":
+                    break
+            progress("fits", done, total)
+        if bad:
+            self._set_broken_aside()
+            self.refuse_too_many()
+
+    def _set_broken_aside(self) -> None:
+        """Set rows aside that cannot be used after all. The source is read again for what stands in them."""
         wanted = self.store.broken_rows()
         row, problem = next(wanted)
         for number, raw in enumerate(self._open()[1].rows, 1):

@@ -31,6 +31,7 @@ CREATE TABLE groups (place INTEGER PRIMARY KEY, row INTEGER, number INTEGER, id 
                      image INTEGER, others TEXT, rest TEXT);
 CREATE TABLE images (image INTEGER PRIMARY KEY, ref TEXT UNIQUE, digest BLOB);
 CREATE TABLE problems (image INTEGER PRIMARY KEY, problem TEXT);
+CREATE TABLE unfit (row INTEGER PRIMARY KEY, problem TEXT);
 CREATE TABLE bad (row INTEGER PRIMARY KEY, kind TEXT, fields TEXT);
 CREATE TABLE sorted (turn INTEGER PRIMARY KEY, place INTEGER, rank INTEGER);
 CREATE TABLE ranks (place INTEGER PRIMARY KEY, rank INTEGER);
@@ -183,17 +184,32 @@ class Scratch:
         """Keep why an image cannot be used."""
         self._db.execute("INSERT INTO problems VALUES (?, ?)", (image, json.dumps([kind, detail])))
 
+    def note_unfit(self, row: int, kind: str, detail: str) -> None:
+        """Keep why a row cannot be used, which its text and its images alone do not say."""
+        self._db.execute("INSERT OR IGNORE INTO unfit VALUES (?, ?)", (row, json.dumps([kind, detail])))
+
+    def by_row(self) -> Iterator[tuple[int, PromptGroup]]:
+        """Yield the groups in the order of the source, each with its row."""
+        rows = self._db.execute("SELECT row, id, image, others, rest FROM groups ORDER BY place")
+        return ((row, self._group(*fields)) for row, *fields in rows)
+
+    def pictures(self) -> Iterator[tuple[ImageRef, str]]:
+        """Yield the images whose content is known, each once, and the SHA-256 of each in hex."""
+        found = self._db.execute("SELECT ref, digest FROM images WHERE digest IS NOT NULL ORDER BY image")
+        return ((self._unpacked(ref), digest.hex()) for ref, digest in found if not ref.startswith("prompt "))
+
     def broken_rows(self) -> Iterator[tuple[int, tuple[str, str]]]:
-        """Yield the rows with an image that cannot be used, in the order of the source, and why: kind and detail."""
+        """Yield the rows that cannot be used after all, in the order of the source, and why: kind and detail."""
         last = 0
         for row, image, others in self._db.execute("SELECT row, image, others FROM groups ORDER BY place"):
-            problem = next((p for n in _numbers(image, others) if (p := self._problem(n))), None)
+            problem = next((p for n in _numbers(image, others) if (p := self._problem("problems", n))), None)
+            problem = problem or self._problem("unfit", row)
             if problem is not None and row != last:
                 yield row, problem
                 last = row
 
-    def _problem(self, image: int) -> tuple[str, str] | None:
-        found = self._db.execute("SELECT problem FROM problems WHERE image = ?", (image,)).fetchone()
+    def _problem(self, table: str, number: int) -> tuple[str, str] | None:
+        found = self._db.execute(f"SELECT problem FROM {table} WHERE rowid = ?", (number,)).fetchone()
         if found is None:
             return None
         kind, detail = json.loads(found[0])

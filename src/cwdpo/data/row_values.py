@@ -16,10 +16,11 @@ class RowError(DataError):
 
     Attributes:
         kind: The rule that is broken, in the same words for every row: rows are counted by it.
+        detail: The particulars.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:
-        self.kind = kind
+        self.kind, self.detail = kind, detail
         super().__init__(one_line(f"{kind}: {detail}" if detail else kind, 600))
 
 

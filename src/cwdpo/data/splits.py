@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,32 +17,12 @@ from cwdpo.files import text_digest
 __all__ = [
     "PARTS",
     "SharedOut",
-    "StageSplit",
     "content_digest",
     "prompt_digest",
     "share_out",
-    "split_indices",
-    "split_stages",
 ]
 
-T = TypeVar("T")
-
 PARTS = ("stage1", "stage2", "held_out")
-
-
-@dataclass(frozen=True)
-class StageSplit(Generic[T]):
-    """Three parts that share no image, in an order that depends on the seed and the groups alone.
-
-    Attributes:
-        stage1: For SFT-C.
-        stage2: For preference optimisation.
-        held_out: For probes and evaluation, never trained on.
-    """
-
-    stage1: tuple[T, ...]
-    stage2: tuple[T, ...]
-    held_out: tuple[T, ...]
 
 
 @dataclass(frozen=True)
@@ -57,46 +36,6 @@ class SharedOut:
 
     ranks: Any
     bounds: Mapping[str, tuple[int, int]]
-
-
-def split_stages(
-    groups: Sequence[PromptGroup], *, stage1_share: float = 0.75, held_out: float = 0, seed: int = 0
-) -> StageSplit[PromptGroup]:
-    """Split groups by image; see `split_indices`."""
-    split = split_indices(groups, stage1_share=stage1_share, held_out=held_out, seed=seed)
-    return StageSplit(*(tuple(groups[i] for i in getattr(split, part)) for part in PARTS))
-
-
-def split_indices(
-    groups: Sequence[PromptGroup], *, stage1_share: float = 0.75, held_out: float = 0, seed: int = 0
-) -> StageSplit[int]:
-    """Split groups by image: those that share one, by content and whatever its file is called, stay together.
-
-    Args:
-        groups: The data, read one group at a time.
-        stage1_share: As for `share_out`.
-        held_out: Likewise.
-        seed: Likewise.
-
-    Returns:
-        Indices into `groups`.
-
-    Raises:
-        DataError: As `share_out`, or an image that cannot be read.
-    """
-    numbers: dict[str, int] = {}
-    keys = [tuple(numbers.setdefault(key, len(numbers)) for key in group) for group in _content_keys(groups)]
-    out = share_out(
-        np.array([key[0] for key in keys], np.int64),
-        b"".join(map(bytes.fromhex, numbers)),
-        (key for key in keys if len(key) > 1),
-        stage1_share=stage1_share,
-        held_out=held_out,
-        seed=seed,
-    )
-    order = sorted(range(len(groups)), key=lambda i: (out.ranks[i], groups[i].id, i))
-    parts = (tuple(i for i in order if low <= out.ranks[i] < high) for low, high in out.bounds.values())
-    return StageSplit(*parts)
 
 
 def share_out(
@@ -155,25 +94,6 @@ def _check_shares(count: int, stage1_share: float, held_out: float) -> None:
         raise DataError(f"data.held_out = {held_out}: must be a share below 1 or a whole number of rows")
     if held_out >= count:
         raise DataError(f"data.held_out = {held_out:g}: must be less than the {count} rows there are")
-
-
-def _content_keys(groups: Sequence[PromptGroup]) -> list[tuple[str, ...]]:
-    """Return what each group may not share with another part: digests of its images, or of its prompt."""
-    known: dict[str, str] = {}
-    keys: list[tuple[str, ...]] = []
-    with ThreadPoolExecutor(4) as pool:
-        for start in range(0, len(groups), 256):
-            part = [groups[i] for i in range(start, min(start + 256, len(groups)))]
-            fresh = {ref.path: ref for group in part for ref in group.images if ref.path and ref.path not in known}
-            known.update(zip(map(str, fresh), pool.map(content_digest, fresh.values()), strict=True))
-            keys += [_keys_of(group, known) for group in part]
-    return keys
-
-
-def _keys_of(group: PromptGroup, known: Mapping[str, str]) -> tuple[str, ...]:
-    if group.images:
-        return tuple(known[ref.path] if ref.path else content_digest(ref) for ref in group.images)
-    return (prompt_digest(group),)
 
 
 def prompt_digest(group: PromptGroup) -> str:

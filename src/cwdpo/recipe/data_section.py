@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from cwdpo.plugins import user_file
 from cwdpo.section import Section
 
 __all__ = ["DataSection"]
+
+_FORMATS = ("auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "coco", "captions")
 
 
 class DataSection(Section):
@@ -18,8 +21,9 @@ class DataSection(Section):
     """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot. Shards are a folder or
     a pattern (`data/train-{000..099}.tar`, `data/*.parquet`), image tars are WebDataset's; an address (`s3://`,
     `hf://`, `https://`) is read through fsspec."""
-    format: Literal["auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "coco", "captions"] = "auto"
-    """How to read it. `auto` looks at the file."""
+    format: str = "auto"
+    """How to read it: `auto` (looks at the file), `cwdpo`, `trl`, `llamafactory`, `swift`, `karpathy`, `coco`,
+    `captions`, or a function of yours that makes a row of ours of a row of the file, `my_rows.py:read`."""
     image_root: str | None = None
     """Folder that relative image paths start from; default: the data file's folder. Not asked for images in tars and
     Parquet."""
@@ -58,3 +62,10 @@ class DataSection(Section):
     group_by_length: bool = False
     """Put prompts of about equal length (image, text and responses) into the same update: less padding, and an order
     that is less random."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value not in _FORMATS and user_file(value) is None:
+            raise ValueError(f"must be one of {', '.join(_FORMATS)}, or a reader of your own as my_rows.py:read")
+        return value

@@ -13,13 +13,16 @@ from typing import Any
 from cwdpo.data import DataSource, ImageLimits, LoadedData, load_groups, write_rejected
 from cwdpo.data.open_source import shards_of
 from cwdpo.data.read_source import BadRow, Progress, SourceRows, read_source
-from cwdpo.data.schema import REJECTED
+from cwdpo.data.schema import REJECTED, ImageRef
 from cwdpo.data.splits import PARTS
+from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.remote_files import is_remote
 from cwdpo.errors import DataError, RunError
-from cwdpo.files import file_digest, read_json, write_lines
+from cwdpo.files import file_digest, read_json, read_jsonl, write_jsonl, write_lines
 from cwdpo.methods.sft_c import SFTC
+from cwdpo.plugins import user_file
 from cwdpo.recipe import Recipe, SourceMix
+from cwdpo.run.row_fit import Fit, row_fit
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.scenes.scene_rows import write_rows
 
@@ -36,6 +39,9 @@ __all__ = [
 
 _TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
 """Endings of the files that hold rows."""
+
+_PICTURES = "pictures.jsonl"
+"""File in `data` with the content of every picture."""
 
 _TOLD_EVERY = 100_000
 """Rows between two lines that say how far reading is."""
@@ -99,6 +105,7 @@ def share_rows(
     held_out: DataSource | float,
     *,
     progress: Progress,
+    fit: Fit | None = None,
     folder: Path | None = None,
     scratch: Path | None = None,
 ) -> Generator[SharedRows]:
@@ -109,6 +116,7 @@ def share_rows(
         train: The data.
         held_out: Data to hold out, or a number or a share of the rows of `train`.
         progress: Who is told.
+        fit: Says of a row why the model cannot be trained on it; None: rows are not asked.
         folder: Where images that are no files are written, named by content; None: they stay where they are.
         scratch: Folder for scratch files; None: the system's for temporary files.
 
@@ -120,7 +128,10 @@ def share_rows(
 
         def read(source: DataSource) -> SourceRows:
             settings: Any = {"progress": progress, "contents": True, "folder": folder, "scratch": scratch}
-            return stack.enter_context(read_source(source, **settings))
+            rows = stack.enter_context(read_source(source, **settings))
+            if fit is not None:
+                rows.fit(fit, progress)
+            return rows
 
         rows = read(train)
         other = read(held_out) if isinstance(held_out, DataSource) else None
@@ -143,14 +154,17 @@ def prepare_data(run: RunDirectory) -> None:
     def told(what: str, done: int, total: int | None) -> None:
         if total is not None:
             # Not the last one: an error may follow, and its line stands alone.
-            run.reporter.progress("looking at images", min(done, total - 1), total)
+            label = "looking at images" if what == "images" else "encoding rows"
+            run.reporter.progress(label, min(done, total - 1), total)
         elif done % _TOLD_EVERY == 0:
             run.reporter.note(f"{done:,} rows read")
 
-    settings: Any = {"progress": told, "folder": folder / "images", "scratch": run.folder}
+    fit = None if d.path == "scenes" else row_fit(run)
+    settings: Any = {"progress": told, "fit": fit, "folder": folder / "images", "scratch": run.folder}
     with share_rows(run.recipe, *_sources(run.recipe, folder), **settings) as shared:
         for part in PARTS:
             write_lines(folder / f"{part}.jsonl", shared.lines(part, folder))
+        write_jsonl(folder / _PICTURES, _pictures(shared, folder))
         run.reporter.step("data", f"data: {d.path}")
         bad = sum(1 for _ in shared.bad_rows())
         if bad:
@@ -178,7 +192,7 @@ def _sources(recipe: Recipe, folder: Path) -> tuple[DataSource, DataSource | flo
 
 
 def _source_files(recipe: Recipe) -> list[Path]:
-    """Return the data files on this machine; of a folder, the tables in it."""
+    """Return the data files on this machine, of a folder the tables in it; and the file of the user's own reader."""
     found: list[Path] = []
     for path in (recipe.data.path, recipe.data.held_out_path):
         if path is None or is_remote(path):
@@ -187,6 +201,8 @@ def _source_files(recipe: Recipe) -> list[Path]:
         for file in files:
             tables = sorted(p for p in file.iterdir() if p.suffix in _TABLES) if file.is_dir() else [file]
             found += [table for table in tables if table.is_file()]
+    if (reader := user_file(recipe.data.format)) is not None:
+        found.append(reader[0])
     return found
 
 
@@ -196,18 +212,52 @@ def _content(file: Path) -> str:
 
 
 def _stamp(file: Path) -> list[int]:
-    """Return size and time of the last change: as long as they stay, the content need not be read."""
+    """Return size and times of the last change: as long as they stay, the content need not be read."""
     facts = file.stat()
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
 
 
 def _check_unchanged(run: RunDirectory) -> None:
-    known = read_json(run.folder / "data" / "done.json", sources=dict)
+    """Compare the data with what they were; what has kept size and times is not read again.
+
+    Raises:
+        RunError: A data file or a picture has changed.
+    """
+    folder = run.folder / "data"
+    known = read_json(folder / "done.json", sources=dict)
     stamps: dict[str, Any] = known.get("stamps", {})
     for path, digest in known["sources"].items():
         file = Path(path)
         if file.is_file() and stamps.get(path) != _stamp(file) and _content(file) != digest:
             raise RunError(f"{path}: the data file has changed since this run began; choose another --out")
+    for row in read_jsonl(folder / _PICTURES) if (folder / _PICTURES).is_file() else ():
+        image = row["image"]
+        file = folder / (image if isinstance(image, str) else image["tar"])
+        if not file.is_file() or row["stamp"] == _stamp(file):
+            continue
+        ref = ImageRef(path=str(file)) if isinstance(image, str) else ImageRef(stored=TarMember(**image))
+        if _digest(ref) != row["sha256"]:
+            raise RunError(
+                f"{ref.name}: the picture has changed since this run began; put it back, or choose another --out"
+            )
+
+
+def _pictures(shared: SharedRows, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the pictures of the data, with what tells that one has changed; not those that the run drew itself."""
+    for rows in (shared.train, shared.held_out):
+        for ref, digest in rows.store.pictures() if rows is not None else ():
+            image = ref.to_json(folder)
+            file = folder / (image if isinstance(image, str) else image["tar"])
+            if file.is_file() and not file.is_relative_to(folder / "scenes"):
+                inside = file.is_relative_to(folder)  # where a copy of the run has other times
+                yield {"image": image, "sha256": digest, "stamp": None if inside else _stamp(file)}
+
+
+def _digest(ref: ImageRef) -> str | None:
+    try:
+        return ref.digest()
+    except OSError:
+        return None
 
 
 def takes_negatives(recipe: Recipe) -> bool:

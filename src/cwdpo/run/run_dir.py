@@ -41,7 +41,7 @@ from cwdpo.scoring.collator import PromptEncoder, require_template
 __all__ = ["RunDirectory", "placed", "resolved"]
 
 READS = {
-    "data": ("data",),
+    "data": ("data", "model.max_length", "model.min_pixels", "model.max_pixels"),
     "correction": ("model", "negatives"),
     "negatives/stage1": ("stage1.enabled", "stage1.objective", "stage1.regularizer", "stage1.include_eos"),
     "stage1": ("seed", "stage1", "data.group_by_length", "probes"),
@@ -235,6 +235,8 @@ class RunDirectory:
                 f"{self.folder}: the model at {self.model_path} has changed since the step {begun[0]}; "
                 "choose another --out, or put the model back"
             )
+        if known not in (None, manifest["model"]["digest"]):
+            remove(self.folder / "data")  # rows were looked at with another model
         write_json(path, manifest)
 
     @property

@@ -207,6 +207,55 @@ class PromptEncoder:
         inputs.pop("labels", None)  # PaliGemma's processor makes some of every prompt
         return inputs
 
+    def _prompt_text(self, group: PromptGroup) -> str:
+        """Return a prompt as the processor is given it."""
+        where = group.origin or group.id
+        places = sum(part["type"] == "image" for message in group.messages for part in _parts(message))
+        if places != len(group.images):
+            raise DataError(f"{where}: {places} image(s) in the prompt's text but {len(group.images)} image file(s)")
+        for message in group.messages:
+            self._require_no_media_token(where, "the prompt", "".join(p.get("text", "") for p in _parts(message)))
+        return self._text(group).removesuffix(self._opening)
+
+    def _answers(self, group: PromptGroup, text: str) -> list[tuple[int, ...]]:
+        """Return the token ids of every response as it continues the prompt."""
+        where = group.origin or group.id
+        answers: list[tuple[int, ...]] = []
+        for response in group.responses:
+            self._require_no_media_token(where, f"a {response.role} response", response.text)
+            answers.append(self._response_ids(text, self._answer_text(group, text, response.text)))
+            if not answers[-1]:
+                raise DataError(f"{where}: a {response.role} response has no token; give it some text")
+        return answers
+
+    def count_text(self, group: PromptGroup) -> tuple[int, int]:
+        """Return the tokens of a prompt's text, its pictures as the template writes them, and of its longest response.
+
+        Raises:
+            DataError: As `encode`, as far as the text alone tells.
+        """
+        text = self._prompt_text(group)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return len(ids), max(map(len, self._answers(group, text)), default=0)
+
+    def require_length(self, group: PromptGroup, prefix: int, response: int) -> None:
+        """Refuse a row with more tokens than `max_length`.
+
+        Args:
+            group: The row.
+            prefix: Tokens of prompt and images.
+            response: Tokens of its longest response.
+
+        Raises:
+            DataError: It is too long.
+        """
+        if self.max_length is not None and prefix + response > self.max_length:
+            raise DataError(
+                f"{group.origin or group.id}: needs {prefix + response} tokens ({prefix} of prompt and image), the "
+                f"limit is {self.max_length}; image tokens are never cut: raise model.max_length, lower "
+                "model.max_pixels, or leave the row out"
+            )
+
     def encode(self, group: PromptGroup) -> EncodedGroup:
         """Encode one group.
 
@@ -214,36 +263,23 @@ class PromptEncoder:
             DataError: An image cannot be read, the template refuses the conversation, a text holds a token that stands
                 for a picture, a response has no token, or the row is longer than `max_length`.
         """
-        where = group.origin or group.id
-        places = sum(part["type"] == "image" for message in group.messages for part in _parts(message))
-        if places != len(group.images):
-            raise DataError(f"{where}: {places} image(s) in the prompt's text but {len(group.images)} image file(s)")
-        for message in group.messages:
-            self._require_no_media_token(where, "the prompt", "".join(p.get("text", "") for p in _parts(message)))
-        text = self._text(group).removesuffix(self._opening)
+        text = self._prompt_text(group)
         inputs = dict(self._inputs([group], [text]))
         prefix = tuple(inputs.pop("input_ids")[0].tolist())
         inputs.pop("attention_mask", None)
         types = {name: tuple(inputs.pop(name)[0].tolist()) for name in _TOKEN_TYPES if name in inputs}
         images = [image.digest() for image in group.images]
         context = text_digest(self._signature, json.dumps(prefix), *images)
-        responses: list[EncodedResponse] = []
-        for response in group.responses:
-            self._require_no_media_token(where, f"a {response.role} response", response.text)
-            ids = self._response_ids(text, self._answer_text(group, text, response.text))
-            if not ids:
-                raise DataError(f"{where}: a {response.role} response has no token; give it some text")
-            key = text_digest(context, json.dumps(ids))
-            responses.append(EncodedResponse(ids, response.role, response.source, response.difficulty, key))
-        longest = len(prefix) + max((len(r.ids) for r in responses), default=0)
-        if self.max_length is not None and longest > self.max_length:
-            raise DataError(
-                f"{where}: needs {longest} tokens ({len(prefix)} of prompt and image), the limit is {self.max_length}; "
-                "image tokens are never cut: raise model.max_length, lower model.max_pixels, or leave the row out"
-            )
+        answers = self._answers(group, text)
+        self.require_length(group, len(prefix), max(map(len, answers), default=0))
+        responses = [
+            EncodedResponse(ids, r.role, r.source, r.difficulty, text_digest(context, json.dumps(ids)))
+            for ids, r in zip(answers, group.responses, strict=True)
+        ]
         image_key = text_digest(self._signature, *images) if images else ""
         altered = any(image.altered is not None for image in group.images)
         references = group.references or tuple(r.text for r in group.by_role(CHOSEN))
+        where = group.origin or group.id
         return EncodedGroup(
             group.id, where, prefix, types, inputs, tuple(responses), image_key, altered, references, group.facts
         )

@@ -1,0 +1,113 @@
+"""Rows that only the model's processor refuses are found before Stage 1; pictures replaced under a run are found."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cwdpo.data import load_groups
+from cwdpo.errors import DataError, RecipeError, RunError
+from cwdpo.files import read_jsonl
+from cwdpo.recipe import Recipe
+from cwdpo.run import Run
+from cwdpo.run.prepare_data import prepare_data, source_of
+from cwdpo.run.row_fit import row_fit
+
+
+def _rows(folder: Path, *, changes: dict[int, dict[str, Any]] | None = None) -> Path:
+    """Write 24 rows, each with a picture of its own, as JSON lines."""
+    folder.mkdir(exist_ok=True)
+    lines: list[str] = []
+    for i in range(24):
+        Image.new("RGB", (56, 56), (10 * i, 255 - 10 * i, 90)).save(folder / f"{i}.png")
+        row = {"image": f"{i}.png", "prompt": "What is it?", "chosen": f"A dog {i}.", "rejected": f"A cat {i}."}
+        lines.append(json.dumps(row | (changes or {}).get(i, {})))
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "rows.jsonl"
+
+
+def _run(folder: Path, data: Path, **settings: Any) -> Run:
+    recipe = {
+        "model": {"path": "scenes", **settings.pop("model", {})},
+        "data": {"path": str(data), "held_out": 4, "format": "cwdpo"},
+    }
+    recipe["data"] |= settings
+    return Run(folder, Recipe.model_validate({"name": "fit", **recipe}))
+
+
+def _prepare(run: Run) -> None:
+    with run.locked():
+        run.settle()
+        prepare_data(run)
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "long answer": ({"chosen": "word " * 3000}, "does not fit the model"),
+    "long negative": ({"rejected": ["a cat", "word " * 3000]}, "does not fit the model"),
+    "long prompt": ({"prompt": "word " * 3000}, "does not fit the model"),
+    "placeholder in an answer": ({"chosen": "a <|image_pad|> b"}, "does not fit the model"),
+    "placeholder in a negative": ({"rejected": "<|image_pad|>"}, "does not fit the model"),
+    "placeholder in the prompt": ({"prompt": "what does <|image_pad|> mean?"}, "does not fit the model"),
+    "video in the prompt": ({"prompt": "what does <|video_pad|> mean?"}, "does not fit the model"),
+    "thin picture": ({"image": "thin.png"}, "does not fit the model"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_row_that_only_encoding_refuses(tmp_path: Path, name: str) -> None:
+    change, kind = UNFIT[name]
+    data = _rows(tmp_path / "d", changes={7: change})
+    Image.new("RGB", (1000, 2)).save(tmp_path / "d" / "thin.png")
+    with pytest.raises(DataError, match=r"rows\.jsonl row 8: ") as caught:
+        _prepare(_run(tmp_path / "stop", data))
+    assert kind in str(caught.value) and "\n" not in str(caught.value)
+    run = _run(tmp_path / "skip", data, on_bad_row="skip")
+    _prepare(run)
+    (bad,) = read_jsonl(run.folder / "rejected_rows.jsonl")
+    assert bad["row"] == 8 and bad["reason"].startswith(kind)
+    parts = [list(read_jsonl(run.folder / "data" / f"{p}.jsonl")) for p in ("stage1", "stage2", "held_out")]
+    assert sum(map(len, parts)) == 23
+
+
+def test_rows_about_one_picture_are_measured_without_reading_it_again(tmp_path: Path) -> None:
+    """What is counted from the text alone is what encoding finds, at the limit and one below it."""
+    same = {i: {"image": "0.png", "prompt": "What is it?" * (i + 1)} for i in range(24)}
+    data = _rows(tmp_path / "d", changes=same)
+    run = _run(tmp_path / "run", data, held_out=1)
+    encoder = run.encoder(run.model_path)
+    groups = load_groups(source_of(run.recipe, data)).groups
+    lengths = [
+        len(e.prefix_ids) + max(len(r.ids) for r in e.responses) for e in (encoder.encode(group) for group in groups)
+    ]
+    for limit in (lengths[12], lengths[12] - 1):
+        fit = row_fit(_run(tmp_path / "run", data, model={"max_length": limit}))
+        assert [fit(group) is None for group in groups] == [length <= limit for length in lengths]
+
+
+def test_a_changed_limit_reads_the_data_again(tmp_path: Path) -> None:
+    data = _rows(tmp_path / "d", changes={7: {"chosen": "word " * 300}})
+    with pytest.raises(DataError, match="max_length"):
+        _prepare(_run(tmp_path / "run", data, model={"max_length": 200}))
+    _prepare(_run(tmp_path / "run", data))
+    with pytest.raises((RunError, RecipeError), match=r"model\.max_length"):
+        _prepare(_run(tmp_path / "run", data, model={"max_length": 200}))
+
+
+@pytest.mark.parametrize("keeps_times", [False, True])
+def test_a_picture_replaced_under_a_run(tmp_path: Path, keeps_times: bool) -> None:
+    data = _rows(tmp_path / "d")
+    _prepare(_run(tmp_path / "run", data))
+    picture, before = tmp_path / "d" / "3.png", (tmp_path / "d" / "3.png").stat()
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    if keeps_times:
+        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RunError, match=r"3\.png: the picture has changed"):
+        _prepare(_run(tmp_path / "run", data))
+    picture.write_bytes(whole)  # put back: other times, the same content
+    _prepare(_run(tmp_path / "run", data))
