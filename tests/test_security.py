@@ -131,7 +131,7 @@ def test_transformers_reads_checkpoints_without_unpickling() -> None:
         ("../secret.png", "climbs out"),
         ("x/../../secret.png", "climbs out"),
         ("https://example.org/a.png", "only local files"),
-        ("file:///etc/passwd", "only local files"),
+        ("file:///etc/passwd", "not an image"),
         ("/etc/passwd", "not an image|not of a known format"),
         ("/dev/zero", "is a folder or a device"),
         ("/proc/self/environ", "empty|not an image|not of a known format"),
