@@ -1,7 +1,7 @@
 """How do memory and start-up time grow with the rows of the data?
 
 Each phase of a run is a process of its own: reading and sharing out the data (`prepare`), making negatives of the
-rejected responses in it (`negatives`), opening the run and making its first update (`first update`), going on from a
+rejected responses in it (`negatives`), opening the run and making its first update (`first update`), resuming from a
 checkpoint in the middle of the epoch (`resume`), and `cwdpo check`. The rows are generated, with a handful of pictures.
 `python benchmarks/rows.py --out benchmarks/results/rows.json`
 """

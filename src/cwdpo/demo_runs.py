@@ -86,10 +86,10 @@ def run_demo(
     """Draw the data, train both arms, measure them on the same held-out pictures, write `summary.json` and the report.
 
     Args:
-        out: Folder; a demo that was stopped goes on in it.
+        out: Folder; a stopped demo resumes in it.
         seed: Fixes data, order and training.
         full: Add `EXTRA_ARMS`.
-        reporter: Who is told how it goes on.
+        reporter: Told of the progress.
         arms: The arms to run first.
         processes: Arms at work at once, on one thread each (the model is so small that a second thread costs more than
             it gives); default: as many as there are processors.

@@ -1,4 +1,4 @@
-"""What the user is told: every mistake that is the user's to mend is one of these, one line, exit code 2."""
+"""What the user is told: every mistake that is the user's to fix is one of these, one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line: what, where, the rule, the remedy.
+    """A mistake the user can fix. The message is one line: what, where, the rule, the remedy.
 
     Attributes:
         told: Of an error that all processes of a run have: whether another of them tells the user. None of any other.
@@ -53,7 +53,7 @@ class StoppedError(RunError):
 
 
 class PeerError(UserError):
-    """Another process of the same run has ended, so that this one cannot go on."""
+    """Another process of the same run has ended, so that this one cannot continue."""
 
 
 class NonFiniteError(UserError):

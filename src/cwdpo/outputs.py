@@ -156,7 +156,7 @@ class OwnedFolder:
     def _require_empty(self) -> None:
         there = sorted({path.name for path in self.folder.iterdir()} - {LIST, _LOCK})
         if there:
-            older = "; a run of an earlier version goes on with that version" if "manifest.json" in there else ""
+            older = "; resume a run of an earlier version with that version" if "manifest.json" in there else ""
             raise RunError(
                 f"{self.folder}: holds {there[0]}, and no `cwdpo {self._by}` has begun there; {_REMEDY}{older}"
             )

@@ -326,7 +326,7 @@ def lost_peer(error: RuntimeError, rank: int) -> PeerError:
     """Return the line for such an error. Rank 0 says it, and rank 1 in case that rank 0 is the one that is gone."""
     lost = PeerError(
         f"process {rank}: another process of this run has ended, and says why itself ({one_line(error, 80)}). What was "
-        "finished is kept; run the same command again to go on"
+        "finished is kept; run the same command again to resume"
     )
     lost.told = True if rank > 1 else None
     return lost

@@ -196,7 +196,7 @@ def test_a_bad_row_is_one_line_with_file_row_and_reason(damaged: Path, jsonl, na
     message = str(caught.value)
     assert message.startswith("train.jsonl row 2: ")
     assert re.search(words, message)
-    assert message.endswith("; mend the row or set data.on_bad_row: skip")
+    assert message.endswith("; fix the row or set data.on_bad_row: skip")
     assert "\n" not in message
     kept = load_groups(
         DataSource(path=path, format=format_name, require="pair", limits=limits, on_bad_row="skip", max_bad_share=0.5)

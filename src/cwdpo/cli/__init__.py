@@ -56,7 +56,7 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-_INTERRUPTED = "stopped: what was finished is kept; run the same command again to go on"
+_INTERRUPTED = "stopped: what was finished is kept; run the same command again to resume"
 _NOT_OURS = {*(errno.EACCES, errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS)}
 """A full disk, missing rights and names that are too long are the machine's, not bugs."""
 

@@ -65,7 +65,7 @@ class StoredGroups(LazyGroups):
     Picklable: another process opens the file for itself.
 
     Args:
-        path: The file. The table of its offsets is kept beside it where that can be written, and made anew where it is
+        path: The file. The table of its offsets is kept beside it where that can be written, and rebuilt where it is
             older than the file.
         root: Folder that relative image paths start from.
         require: What a row must have, as in `DataSource`; looked at when the row is read.

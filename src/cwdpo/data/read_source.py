@@ -321,7 +321,7 @@ class SourceRows:
     def _set_aside(self, row: int, raw: RawRow, error: RowError) -> None:
         if self._source.on_bad_row == "stop":
             raise DataError(
-                f"{raw.file} row {raw.number}: {error}; mend the row or set data.on_bad_row: skip"
+                f"{raw.file} row {raw.number}: {error}; fix the row or set data.on_bad_row: skip"
             ) from error
         fields = (raw.file, raw.number, error.kind, excerpt(str(error), 400), excerpt(raw.value))
         self.store.set_aside(row, fields)
@@ -343,7 +343,7 @@ class SourceRows:
             one_line(
                 f"{source.path}: {bad} of {self.count} rows are bad, {share:.1%}, more than data.max_bad_share = "
                 f"{source.max_bad_share:.1%}; most common: {common}; the first is row {first.row}: {first.reason}; "
-                "mend them or raise the limit",
+                "fix them or raise the limit",
                 600,
             )
         )

@@ -42,7 +42,7 @@ def caption_hypotheses(
     progress: Callable[[int, int], None] | None = None,
     name: str = "",
 ) -> list[list[str]]:
-    """Answer every prompt, greedily or by beam search; a killed call goes on where it was.
+    """Answer every prompt, greedily or by beam search; a killed call resumes where it stopped.
 
     Args:
         load: Loads the model; called only if something is left to do.

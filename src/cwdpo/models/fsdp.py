@@ -136,5 +136,5 @@ def _read(state: dict[str, Any], folder: Path, *, alone: bool) -> None:
         reason = next(iter(error.failures.values()))[0]
         raise RunError(
             f"{folder}: the weights cannot be read ({type(reason).__name__}: {one_line(reason, 120)}); put them back, "
-            "or delete that checkpoint to go on from the one before"
+            "or delete that checkpoint to resume from the one before"
         ) from None

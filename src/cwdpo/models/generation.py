@@ -38,7 +38,7 @@ def generate(
     `model.generate` copies the prompts first, and reads every copy.)
 
     Where processes share the model's weights, all of them call this together, with pictures or all without, each with
-    prompts of its own; one whose answers are finished goes on in step with the others.
+    prompts of its own; one whose answers are finished stays in step with the others.
 
     Args:
         model: A transformers model with `generate`.
@@ -116,7 +116,7 @@ def sample_tokens(
 
 
 class _Drawable(LogitsProcessor):
-    """Notices logits that nothing can be drawn from, and lets the answers go on, in step with other processes."""
+    """Notices logits that nothing can be drawn from, and lets generation continue, in step with other processes."""
 
     broken: torch.Tensor | bool = False
 
@@ -157,7 +157,7 @@ def _new_tokens(
 
 
 def _read_once(model: Any, inputs: dict[str, Any], copies: int, common: dict[str, Any]) -> dict[str, Any]:
-    """Run the prompts through the model and return inputs from which every beam or sample goes on.
+    """Run the prompts through the model and return inputs from which every beam or sample continues.
 
     The last token of a prompt is left to be read again, for what follows it is drawn from there. So the cache is cut by
     one token, which windows and linear attention do not allow: such models get their inputs back.

@@ -116,5 +116,5 @@ def _require_whole(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file}: the weights are damaged or cut short ({one_line(error, 120)}); copy the file anew"
+            f"{file}: the weights are damaged or cut short ({one_line(error, 120)}); copy the file again"
         ) from error

@@ -104,7 +104,7 @@ def compute_alike(model: Any) -> None:
     """Have bitsandbytes compute the same on every processor, in evaluation as in training.
 
     On CPUs with AVX-512 (bitsandbytes 0.50) its kernel misreads matrices whose rows are no whole number of blocks, and
-    with bfloat16 instructions it packs weights anew, in place, at the first pass without gradients.
+    with bfloat16 instructions it packs weights again, in place, at the first pass without gradients.
 
     Raises:
         ModelError: A matrix has such rows, and torch is older than 2.9, which can put another kernel in place.

@@ -28,7 +28,7 @@ def cost_table(shop: Workshop) -> dict[str, Any]:
     """Return the rows of Table 7: processor seconds an update, and ratios taken turn by turn.
 
     Every turn is a run of some updates from the scale's own model, on one thread, without probes or evaluation. What
-    comes before the second update is not counted. Turns are kept in `costs.json`: a call that was stopped goes on.
+    comes before the second update is not counted. Turns are kept in `costs.json`: a stopped call resumes.
     """
     kept = shop.folder / "costs.json"
     threads = torch.get_num_threads()

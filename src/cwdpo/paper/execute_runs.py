@@ -42,7 +42,7 @@ def execute(
     """Execute runs: first the starts, then what begins with them.
 
     Raises:
-        UserError: A run asks for something to be mended. What is done stays done.
+        UserError: A run asks for something to be fixed. What is done stays done.
     """
     draw_pictures(shop, dict.fromkeys(job.seed for job in jobs), reporter)
     for wave in ([j for j in jobs if j.rate is None], [j for j in jobs if j.rate is not None]):
@@ -73,7 +73,7 @@ def _launch(shop: Workshop, job: Job) -> None:
     command = ["accelerate", "launch", "-m", "cwdpo", "train", str(recipe), "--out", str(folder)]
     code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
     if code:
-        raise RunError(f"{folder}: `{' '.join(command)}` ended with code {code}; the same command goes on from here")
+        raise RunError(f"{folder}: `{' '.join(command)}` ended with code {code}; the same command resumes from here")
 
 
 def choose_rates(shop: Workshop, entries: Iterable[str]) -> dict[str, float]:

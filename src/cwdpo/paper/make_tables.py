@@ -47,7 +47,7 @@ def reproduce(
         prepare: Called first in every process that is started.
 
     Raises:
-        UserError: A run asks for something to be mended; what is done is kept.
+        UserError: A run asks for something to be fixed; what is done is kept.
     """
     began = time.perf_counter()
     if name == COSTS:

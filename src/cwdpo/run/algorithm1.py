@@ -26,7 +26,7 @@ __all__ = ["Run"]
 
 
 class Run(RunDirectory):
-    """A recipe in a directory. Each step is done once; a killed one goes on where it was.
+    """A recipe in a directory. Each step is done once; a killed one resumes where it stopped.
 
     Under `torchrun` or `accelerate launch` the processes share it: see `cwdpo.processes`.
     """
@@ -35,8 +35,8 @@ class Run(RunDirectory):
         """Run every step that is not done yet and return the evaluation's summary (empty where it is left out).
 
         Raises:
-            UserError: Something the user has to mend, in one line.
-            StoppedError: A signal came; the run goes on from here when it is started again.
+            UserError: Something the user has to fix, in one line.
+            StoppedError: A signal came; the run resumes from here when it is started again.
         """
         team = join_processes()
         ranks = team.size

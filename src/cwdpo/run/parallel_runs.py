@@ -41,7 +41,7 @@ def run_side_by_side(
     """Execute runs that do not need each other, at most `processes` at a time, on one thread each.
 
     With one process they run here, one after the other. A signal, or the first failure, stops all of them: each saves a
-    checkpoint, and the same call goes on from there.
+    checkpoint, and the same call resumes from there.
 
     Args:
         runs: Directory and recipe by name, in the order in which they are started.
@@ -53,7 +53,7 @@ def run_side_by_side(
         The evaluation's summary of each run.
 
     Raises:
-        UserError: A run asks for something to be mended, or its process was killed.
+        UserError: A run asks for something to be fixed, or its process was killed.
     """
     if min(processes, len(runs)) < 2:
         return {name: _execute_here(folder, recipe, reporter, named=True) for name, (folder, recipe) in runs.items()}
@@ -154,7 +154,7 @@ def _notice_the_dead(workers: Sequence[_Worker], runs: Mapping[str, tuple[Path, 
         if worker.process.exitcode and worker.run is not None:
             raise RunError(
                 f"{runs[worker.run][0]}: the process of this run ended with code {worker.process.exitcode} (out of "
-                "memory, or killed?); run the same command again to go on"
+                "memory, or killed?); run the same command again to resume"
             )
 
 

@@ -1,6 +1,6 @@
-"""Rounds of Stage 2: train, stop, have the policy write its negatives anew, go on from the checkpoint.
+"""Rounds of Stage 2: train, stop, have the policy rewrite its negatives, resume from the checkpoint.
 
-A round begins as a killed run does that goes on, so a run that is killed in between ends the same.
+A round begins as a resumed run does, so a run that is killed in between ends the same.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Refresher(Rounds):
 
     def _refresh(self, policy: NegativePolicy, step: int) -> None:
         run, mix, folder = self._run, self._mix, self._folder(step)
-        run.reporter.step("refresh", f"Stage 2, update {step}: the model writes its negatives anew")
+        run.reporter.step("refresh", f"Stage 2, update {step}: the model rewrites its negatives")
         scorer = ResponseScorer(policy, folder, mix.batch_size)
         old = self.groups
         context = SourceContext(

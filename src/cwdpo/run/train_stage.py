@@ -45,7 +45,7 @@ class _Round:
 
     @property
     def ends_for_refresh(self) -> bool:
-        """Whether it stopped because negatives are due to be written anew."""
+        """Whether it stopped because negatives are due for a refresh."""
         return self.moment is not None and self.moment.due and self.stop.received is None
 
     def train(self, checkpoint: Path | None) -> float | None:
@@ -112,7 +112,7 @@ class Stage:
         now = self._round()
         trainer = now.trainer
         if checkpoint is not None:
-            self.run.reporter.note(f"going on from {checkpoint.name}")
+            self.run.reporter.note(f"resuming from {checkpoint.name}")
         if isinstance(trainer, CWDPOTrainer) and trainer.caches_reference:
             self._fill_reference(trainer, resuming=checkpoint is not None)
         seconds = now.train(checkpoint)
@@ -198,7 +198,7 @@ class Stage:
 
 def _stopped(number: int, place: str) -> StoppedError:
     """Return the error that says, in one of the processes, that a signal stopped all of them."""
-    error = StoppedError.by(number, f"stopped after {place}. Run the same command again to go on")
+    error = StoppedError.by(number, f"stopped after {place}. Run the same command again to resume")
     error.told = None if processes().size == 1 else not processes().main
     return error
 

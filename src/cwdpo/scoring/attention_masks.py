@@ -89,7 +89,7 @@ def dense(rule: Rule, layout: Layout, device: torch.device) -> Tensor:
 
 
 def blocks_of(rule: Rule, layout: Layout, device: torch.device) -> Any:
-    """Return the rule as torch's `BlockMask`: squares of 128 places that nobody sees are left out."""
+    """Return the rule as torch's `BlockMask`: blocks of 128 × 128 that are fully masked are skipped."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, width = layout.ids.shape

@@ -98,7 +98,7 @@ def _rows_of(group: EncodedGroup, number: int) -> Tensor:
 def positions(inner: Any, batch: Batch, layout: Layout) -> Tensor:
     """Return `Long[rows, width]`, or `[axes, rows, width]` for multi-axis families, computed without the device.
 
-    Every group counts from its own start, and every response of it goes on where the prefix ends.
+    Every group counts from its own start, and every response of it starts where the prefix ends.
 
     Args:
         inner: The transformers model.

@@ -154,5 +154,5 @@ def reading(checkpoint: Path) -> Generator[None]:
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise RunError(
             f"{checkpoint}: the checkpoint cannot be read ({one_line(reason, 120)}); "
-            "put it back, or delete that folder to go on from the one before"
+            "put it back, or delete that folder to resume from the one before"
         ) from error

@@ -48,7 +48,7 @@ def _visual_tokens(sizes: list[tuple[int, int]], processor: Any) -> int:
 class LengthGrouped(Sampler[int]):
     """Draws batches of similar length: rows in random order, sorted inside blocks of many batches.
 
-    The order depends on the seed and the epoch alone, so that a resumed run goes on in the same one.
+    The order depends on the seed and the epoch alone, so that a resumed run follows the same one.
 
     Args:
         lengths: Of every row.

@@ -28,7 +28,7 @@ class Meter:
         self._tally.merge(tally)
 
     def empty(self) -> dict[str, float]:
-        """Return the means of what was added up, over all processes, and begin anew."""
+        """Return the means of what was added up, over all processes, and reset."""
         tally, self._tally = self._tally, Tally()
         return means_over(self._team, tally)
 

@@ -84,7 +84,7 @@ class Rollouts:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return what a run that goes on from here needs, with any number of processes, in JSON's types."""
+        """Return what a run that resumes from here needs, with any number of processes, in JSON's types."""
         weight = self.weigher.critic.weight if self.weigher.critic is not None else None
         places, _ = places_of(self._team, self._ready)
         updates: list[Any] = []

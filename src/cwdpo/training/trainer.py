@@ -209,7 +209,7 @@ class GroupTrainer(Trainer):
             )
 
     def quiet(self) -> None:
-        """Take out transformers' own progress output; another callback shows how training goes on."""
+        """Take out transformers' own progress output; another callback shows the progress of training."""
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -608,7 +608,7 @@ class GroupTrainer(Trainer):
         """Load the weights that a checkpoint was saved with.
 
         Vision-language models are saved under other names than they have in memory. transformers' Trainer looks for
-        the latter and goes on with what it has where they are missing; here the model class translates them.
+        the latter and continues with what it has where they are missing; here the model class translates them.
 
         Raises:
             RunError: It is damaged, or was saved by processes that share the work otherwise.

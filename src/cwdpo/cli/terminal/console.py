@@ -70,7 +70,7 @@ def quiet_libraries() -> None:
 class RichReporter(Reporter):
     """Writes to stderr, so that stdout holds results only.
 
-    On a terminal, what goes on is drawn below the lines that stay: a bar, or a panel of the stage that trains, for each
+    On a terminal, progress is drawn below the lines that stay: a bar, or a panel of the stage that trains, for each
     run at work. Elsewhere there are plain lines.
     """
 
