@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 class RecipeError(UserError):
-    """The recipe (or a command-line override) asks for something that cannot be."""
+    """The recipe (or a command-line override) is invalid."""
 
 
 class DataError(UserError):

@@ -24,7 +24,7 @@ _SHOWN = 6
 def negatives(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    stage: Annotated[Literal["stage1", "stage2"], typer.Option(help="Whose negatives.")] = "stage2",
+    stage: Annotated[Literal["stage1", "stage2"], typer.Option(help="Stage whose negatives to build.")] = "stage2",
     out: Annotated[
         Path | None, typer.Option(help="Run directory; default runs/<name of the recipe file>-negatives.")
     ] = None,
@@ -35,7 +35,7 @@ def negatives(
         Path | None,
         typer.Option(help="Also write them to FILE.jsonl (our format), FILE.trl.jsonl or FILE.parquet (TRL's)."),
     ] = None,
-    scored: Annotated[int, typer.Option(min=0, help="Most prompts to score for ℓ̄ and w_c; 0 for none.")] = 500,
+    scored: Annotated[int, typer.Option(min=0, help="Maximum number of prompts to score for ℓ̄ and w_c; 0 for none.")] = 500,
     samples: Annotated[int, typer.Option(min=0, help="Prompts to show on the page.")] = 24,
     force: Force = False,
 ) -> None:

@@ -49,7 +49,7 @@ def generate(
         num_beams: Width of a beam search; 1 is greedy or sampling.
         num_return_sequences: Answers per prompt.
         temperature: Sample at this temperature; None takes the most likely token.
-        top_p: Sample from the likeliest tokens that have this probability together.
+        top_p: Top-p (nucleus) sampling.
         seed: Fixes the sampling.
 
     Returns:

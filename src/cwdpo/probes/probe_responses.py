@@ -62,7 +62,7 @@ def _extended(
     seed: int,
 ) -> PromptGroup:
     gold = group.chosen.text
-    # One source of chance a kind: leaving a kind out does not change the others.
+    # One RNG a kind: leaving a kind out does not change the others.
     chance = {kind: random.Random(f"probe/{seed}/{group.id}/{kind}") for kind in KINDS}
     added: list[Response] = []
     for kind in kinds:
