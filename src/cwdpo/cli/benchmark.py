@@ -23,12 +23,14 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
     by: Annotated[
         Literal["generation", "likelihood"],
-        typer.Option(help="Read the option from what the model writes, or take the letter that it finds likeliest."),
+        typer.Option(help="Parse the option from the model's answer, or take its most likely letter."),
     ] = "generation",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in questions.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of MMMU's draw where no option can be read.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of MMMU's random choice when an answer cannot be parsed.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the benchmark.")
     ] = None,

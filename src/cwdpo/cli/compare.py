@@ -21,7 +21,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="JSON file to write, with reliability and top tokens.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Rows of the file to use, from the first on.")] = 256,
     samples: Annotated[int, typer.Option(min=0, help="Prompts whose likeliest tokens are shown.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in prompts.")] = 8,
     force: Force = False,
 ) -> None:
     """Compare two checkpoints on the same responses: TV, JS, entropy, calibration, log p by kind with intervals.

@@ -33,7 +33,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question, for formats that hold captions only.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Width of a beam search; also measures all its captions.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in pictures.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 48,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
     tokenizer: Annotated[

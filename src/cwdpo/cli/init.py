@@ -19,7 +19,7 @@ def init(
     model: Annotated[str, typer.Option(help="Model directory or hub id.")] = "scenes",
     data: Annotated[str, typer.Option(help="Data file or folder.")] = "scenes",
     out: Annotated[Path, typer.Option(help="Recipe to write.")] = Path("recipe.yaml"),
-    every_field: Annotated[bool, typer.Option("--all", help="Write every field, with all that is to be said.")] = False,
+    every_field: Annotated[bool, typer.Option("--all", help="Write every field with its full description.")] = False,
     force: Force = False,
 ) -> None:
     """Write a recipe fitted to a model and a data set: what is usually set, or with --all every field.

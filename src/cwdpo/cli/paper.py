@@ -30,7 +30,7 @@ _Scale = Annotated[
 _Runs = Annotated[Path | None, typer.Option("--out", help="Folder of runs and tables; default runs/reproduce-SCALE.")]
 _Model = Annotated[str | None, typer.Option(help="Model to start from, in place of the scale's.")]
 _Data = Annotated[str | None, typer.Option(help="Karpathy JSON, for --scale full.")]
-_Processes = Annotated[int | None, typer.Option(min=1, help="Runs at once; default one per processor.")]
+_Processes = Annotated[int | None, typer.Option(min=1, help="Parallel runs; default one per processor.")]
 _Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of every recipe.")
 ]

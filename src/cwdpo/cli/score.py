@@ -19,7 +19,7 @@ def score(
     reference: Annotated[str | None, typer.Option(help="Reference model: adds delta and cooling_weight.")] = None,
     floor: Annotated[float, typer.Option(help="ℓ_floor of the cooling weight.")] = -3.0,
     tau: Annotated[float, typer.Option(help="τ of the cooling weight.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in prompts.")] = 8,
     force: Force = False,
 ) -> None:
     """Score every response under a model: log-probability, length, entropy; with a reference also Δ and w_c."""

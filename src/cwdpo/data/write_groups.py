@@ -15,7 +15,7 @@ __all__ = ["as_file", "with_image_files", "write_groups"]
 
 
 def with_image_files(group: PromptGroup, folder: Path) -> PromptGroup:
-    """Return the group with every image as a file: images not backed by a file are written to `folder`, named by content.
+    """Return the group with every image as a file: those without a file go to `folder`, named by content.
 
     Raises:
         DataError: A picture in memory cannot be used.
