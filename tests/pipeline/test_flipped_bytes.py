@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,11 +20,14 @@ def flipped(path: Path) -> None:
 
 
 def files_to_flip(run: Path, stage: str) -> list[str]:
-    """Every file that is not empty; of pictures, one; those outside a stage with Stage 2 only."""
+    """One file of each kind that is not empty: names that differ by a number alone are of one kind; the newest counts.
+
+    Those outside of a stage are taken with Stage 2 only.
+    """
     found = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.stat().st_size)
-    pictures = [name for name in found if name.endswith(".png")]
-    found = [name for name in found if name not in pictures[1:]]
-    return found if stage == "stage2" else [name for name in found if name.startswith(f"{stage}/")]
+    found = [name for name in found if stage == "stage2" or name.startswith(f"{stage}/")]
+    kinds = {"picture" if name.endswith(".png") else re.sub(r"\d+", "#", name): name for name in found}
+    return list(kinds.values())
 
 
 @pytest.fixture(scope="module")
