@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
 from cwdpo.cli.methods import method_rows
+from cwdpo.errors import RecipeError
 from cwdpo.methods import METHODS
 from cwdpo.objectives import objective_of
 from cwdpo.recipe import Recipe, Stage2Section
@@ -59,3 +62,11 @@ def test_the_command_shows_every_method() -> None:
         assert row["name"] in done.output and row["title"] in done.output and row["formula"] in done.output
         assert row["paper"] in done.output and row["settings"].split(", ")[0] in done.output
     assert "arXiv:2405.14734" in done.output and "beta=2, target_margin=1" in done.output
+
+
+def test_the_command_shows_a_method_of_ones_own() -> None:
+    file = Path(__file__).parents[2] / "examples" / "extend" / "new_loss.py"
+    done = CliRunner().invoke(app, ["methods", f"{file}:Hinge"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "max(0, room − m)" in done.output and "beta=0.1, room=1" in done.output
+    wrong = CliRunner().invoke(app, ["methods", f"{file}:Hing"])
+    assert isinstance(wrong.exception, RecipeError) and "Hing" in str(wrong.exception)

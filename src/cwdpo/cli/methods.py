@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -12,28 +15,41 @@ if TYPE_CHECKING:
 __all__ = ["method_rows", "methods"]
 
 
-def methods() -> None:
+def methods(
+    own: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE:CLASS]...", help="Methods of your own: my_losses.py:MyLoss.")
+    ] = None,
+) -> None:
     """List the losses of both stages: formula, paper, settings with their defaults."""
     from cwdpo.cli.terminal.console import results, styled, table_of
 
-    console, rows = results(), method_rows()
+    console, rows = results(), method_rows(own or ())
     for key in dict.fromkeys(row["key"] for row in rows):
         table = table_of(key, "", "loss per response or pair, and where it is from", "settings with their defaults")
         for row in rows:
             if row["key"] == key:
-                lines = [row["formula"], f"{row['title']}: {row['paper']}", *filter(None, [row["note"]])]
+                source = ": ".join(filter(None, [row["title"], row["paper"]]))
+                lines = [row["formula"], source, *filter(None, [row["note"]])]
                 table.add_row(styled((row["name"], "bold")), "\n".join(lines), row["settings"])
         console.print(table)
     console.print("Δ = log π_θ − log π_ref summed over the response, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ")
     console.print("~ under the altered image, p = σ(m). Choose one with --set stage2.objective=ipo.")
 
 
-def method_rows() -> list[dict[str, str]]:
-    """Return every method as what the table shows of it, and every regularizer of SFT-C."""
+def method_rows(own: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return every method as what the table shows of it, and every regularizer of SFT-C.
+
+    Args:
+        own: Methods of the user's files, shown behind ours.
+
+    Raises:
+        RecipeError: There is no such file or class.
+    """
     from cwdpo.methods.base import METHODS
 
     rows: list[dict[str, str]] = []
-    for method in sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy)):
+    known = sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy))
+    for method in sorted([*known, *map(METHODS.find, own)], key=lambda m: m.stage):
         rows.append(_row(f"{method.stage}.objective", method))
         if method.name == "sft_c":
             rows += _regularizers(method)
