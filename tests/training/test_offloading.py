@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer
 
 from cwdpo.errors import ModelError
 from cwdpo.models.loading import add_lora
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.offloading import OffloadedActivations
-from cwdpo.training.trainer import GroupTrainer
 from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, differing, fresh, rows, weights
 
@@ -131,7 +131,12 @@ def test_a_processor_without_gpu_is_told(tmp_path: Path, caplog: pytest.LogCaptu
 def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = fresh("llava")
     args = CWDPOConfig(str(tmp_path), **QUIET, activation_offloading=True)
-    sharded = property(lambda self: True, lambda self, on: None)
-    monkeypatch.setattr(GroupTrainer, "is_fsdp_enabled", sharded, raising=False)
+    made = Trainer.create_accelerator_and_postprocess
+
+    def sharded(trainer: Trainer) -> None:
+        made(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(ModelError, match=r"activation_offloading: .* use DDP"):
         CWDPOTrainer(model, args=args, train_dataset=rows(2, tmp_path), processing_class=processor)
