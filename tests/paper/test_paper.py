@@ -223,6 +223,7 @@ def test_the_ledger_that_is_published_follows_from_its_numbers() -> None:
             assert judge_together([found["verdict"] for found in again], every=claim.every) == row["verdict"]
 
 
+@pytest.mark.slow
 def test_a_table_from_nothing_and_not_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (Row("Base", BASE, {"cider": 128.8}), Row("SFT", "sft"), Row("DPO", "dpo", {"cider": 136.9}))
     monkeypatch.setitem(TABLES, "small", Table("small", "Three rows", rows, against="sft"))

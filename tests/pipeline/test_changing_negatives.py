@@ -98,9 +98,8 @@ def test_killed_in_any_round(seed: int, tmp_path: Path, whole: tuple[Path, Path,
     assert_same_run(want, run)
 
 
-@pytest.mark.parametrize(
-    "file", ["sample.jsonl", *(pytest.param(f, marks=pytest.mark.slow) for f in ("groups.jsonl", "logps-"))]
-)
+@pytest.mark.parametrize("file", ["sample.jsonl", "groups.jsonl", "logps-"])
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_refresh(
     file: str, tmp_path: Path, whole: tuple[Path, Path, Any], cli_server: CliServer
 ) -> None:

@@ -39,7 +39,7 @@ def _run(server: CliServer, recipe: Path, run: Path, **settings: Any) -> tuple[i
     return code, call.stderr
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, cli_server: CliServer, workers: int) -> None:
     """Thirteen rows of Stage 1 are six updates and a half: updates 2 and 5 are in the middle of the first epoch."""
     stage = {"max_steps": 9, "batch_size": 2, "micro_batch_size": 1, "save_steps": 1}

@@ -81,7 +81,13 @@ def test_run_again_does_nothing(uninterrupted: Callable[[str], tuple[Path, Path,
     assert changed == {"recipe.yaml", "manifest.json", "report.html"}
 
 
-@pytest.mark.parametrize(("kind", "kills", "seed"), [("full", 4, 0), ("lora", 2, 1), ("second_image", 2, 2)])
+@pytest.mark.parametrize(
+    ("kind", "kills", "seed"),
+    [
+        ("full", 4, 0),
+        *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (("lora", 2, 1), ("second_image", 2, 2))),
+    ],
+)
 def test_killed_while_writing(
     kind: str,
     kills: int,
@@ -168,7 +174,9 @@ def test_signal_saves_and_says_how_to_go_on(
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_interrupt_outside_training(
     number: int,
     exit_code: int,

@@ -76,7 +76,7 @@ def test_curves_agree(name: str, ranks: int, sharding: str, runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("ranks", "stop", "sharding"),
     [
-        (2, signal.SIGKILL, ""),
+        pytest.param(2, signal.SIGKILL, "", marks=SLOW),
         (1, signal.SIGTERM, ""),
         pytest.param(4, signal.SIGTERM, "fsdp2", marks=SLOW),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cwdpo.recipe import Recipe
 from cwdpo.run.algorithm1 import Run
 from tiny_runs import CliServer, assert_same_run, tiny_recipe, write_yaml
@@ -31,6 +33,7 @@ def test_opa_dpo_from_the_models_own_answers(tmp_path: Path) -> None:
     assert {r["source"] for row in rows for r in row["responses"] if r["role"] == "rejected"} == {"dataset"}
 
 
+@pytest.mark.slow
 def test_killed_while_answers_are_corrected(tmp_path: Path, cli_server: CliServer) -> None:
     """The same run in the end, and no answer twice."""
     recipe = tiny_recipe("scenes", **OPA)

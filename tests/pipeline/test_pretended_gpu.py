@@ -96,6 +96,7 @@ def test_both_stages_as_on_the_cpu(tmp_path: Path, cli_server: CliServer, tiny_f
             assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_writing_and_scoring(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     model = tiny_folder("qwen2_5_vl")
     recipe = write_yaml(tmp_path / "recipe.yaml", tiny_recipe(model, data={"size": 12, "held_out": 4}))

@@ -72,6 +72,7 @@ def numbers(value: Any) -> Iterator[float]:
         yield float(value)
 
 
+@pytest.mark.slow
 def test_rows_without_padding(tmp_path: Path, cli_server: CliServer, runs: Runs, recipe: Path) -> None:
     """`model.padding_free` in two processes: the curves of one with padding, probes and reference among them."""
     call = cli_server.start("train", recipe, "--out", tmp_path / "run", "--set", "model.padding_free=true", ranks=2)
@@ -183,7 +184,9 @@ def test_refreshes_and_stops_early_with_shared_weights(
     assert_same_run(two, again)
 
 
-@pytest.mark.parametrize(("victim", "place"), [(1, "stage1/checkpoints/checkpoint-2"), (0, "negatives/stage2")])
+@pytest.mark.parametrize(
+    ("victim", "place"), [(1, "stage1/checkpoints/checkpoint-2"), pytest.param(0, "negatives/stage2", marks=SLOW)]
+)
 def test_a_process_that_dies(
     victim: int, place: str, tmp_path: Path, cli_server: CliServer, recipe: Path, runs: Runs
 ) -> None:

@@ -35,6 +35,7 @@ def recipe(folder: Path, name: str, seed: int, **changes: Any) -> Recipe:
     return Recipe.model_validate(tiny_recipe(folder, **changes) | {"name": name, "seed": seed})
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     folder, heard = tiny_folder("qwen2_5_vl"), Heard()
     recipes = {"a": recipe(folder, "first", 1), "b": recipe(folder, "second", 2)}

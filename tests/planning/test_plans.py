@@ -228,6 +228,7 @@ def test_bytes_on_disk() -> None:
     assert checkpoint_bytes(replace(size, trained=10), adapters=True) == 40 + 80
 
 
+@pytest.mark.slow
 def test_models_that_write_are_shared_where_they_are_large(tmp_path: Path) -> None:
     """8.3 G weights in bfloat16 are 15.4 GiB: less than 0.4 of 80 GiB, whole; more than 0.4 of 24 GiB, an eighth."""
     known = [
@@ -275,6 +276,7 @@ def test_bytes_of_the_72b_in_four_bits() -> None:
     assert whole.bytes - small.bytes == matrices * (2 - each) - 80 * 7 * 4 * (16 + 256 + 1)
 
 
+@pytest.mark.slow
 def test_four_bits_are_offered(tmp_path: Path) -> None:
     """To a run with adapters that is too large by its weights; and are enough, or are refused with shared weights."""
     small = ["stage1.enabled=false", "probes.every=0", "evaluation.prompts=0", "model.freeze=[vision,projector]"]
