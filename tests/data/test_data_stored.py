@@ -110,3 +110,13 @@ def test_a_file_that_lost_whole_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(lines[0] + lines[1])
     with pytest.raises(RunError, match="has 2 rows, the run wrote 3"):
         StoredGroups(tmp_path / "rows.jsonl", tmp_path, rows=3)
+
+
+def test_only_rank_0_writes_the_table_of_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run directory is held by rank 0, which refuses a file that another process put there."""
+    rows = groups(3, tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", (group.to_json() for group in rows))
+    for name, value in (("is_available", True), ("is_initialized", True), ("get_rank", 1)):
+        monkeypatch.setattr(f"cwdpo.data.jsonl_dataset.distributed.{name}", lambda value=value: value)
+    assert list(StoredGroups(tmp_path / "rows.jsonl", tmp_path)) == rows
+    assert not (tmp_path / "rows.offsets.npy").exists()

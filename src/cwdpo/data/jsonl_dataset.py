@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from torch import distributed
 
 from cwdpo.data.formats.native import read_native
 from cwdpo.data.row_checks import check_group
@@ -165,6 +166,8 @@ def _offsets(path: Path) -> Any:
     except (OSError, ValueError, EOFError):
         pass  # not there yet, or cut short
     found = _scan(path)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        return found  # rank 0 holds the run directory, and keeps the table
     try:
         with whole_file(kept) as handle:
             np.save(handle, found)
