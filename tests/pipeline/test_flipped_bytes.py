@@ -43,6 +43,7 @@ def whole(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_one_byte(stage: str, whole: tuple[Path, Path], tmp_path: Path, cli_server: CliServer) -> None:
     recipe, wanted = whole
