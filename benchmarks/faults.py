@@ -156,7 +156,7 @@ def read_only(bench: Bench) -> Row:
     (bench.folder / "file").touch()
     call = bench.train(bench.folder / "file" / "run")
     code, line = call.wait(), last_line(call)
-    assert code == 2 and "cannot be written to" in line, call.stderr
+    assert code == 2 and "cannot be written" in line, call.stderr
     return Row("output folder cannot be written", code, line, "nothing was begun", "with another --out")
 
 
@@ -180,7 +180,7 @@ def two_runs(bench: Bench) -> Row:
         call = bench.train(run)
         code, line = call.wait(), last_line(call)
     assert code == 2 and "another command is at work" in line, call.stderr
-    return Row("two runs in one directory", code, line, "the first goes on", bench.again(run))
+    return Row("two runs in one directory", code, line, "the first continues", bench.again(run))
 
 
 def data_changed(bench: Bench) -> Row:

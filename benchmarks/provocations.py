@@ -8,12 +8,14 @@ Each takes some tens of updates of the shipped base: seconds on one core. The te
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers.utils import logging as notices
@@ -66,6 +68,7 @@ class Provocation:
         rows: What is done to the training rows.
         config: What differs in the model's text configuration.
         captions: Probe prompts that answers are written to.
+        keeps_dropout: Whether Stage 2 trains with dropout, as with layers whose randomness the trainer does not know.
     """
 
     stage: str
@@ -73,6 +76,7 @@ class Provocation:
     rows: Callable[[Sequence[Row]], list[Row]] = list
     config: dict[str, Any] = field(default_factory=dict[str, Any])
     captions: int = 0
+    keeps_dropout: bool = False
 
 
 def one(**settings: Any) -> dict[str, Any]:
@@ -96,7 +100,9 @@ PROVOKED = {
     "penalty_never_active": Provocation("stage1", one(objective="sft_c", nll_reduction="sum", nll_floor=0.5)),
     "penalty_always_active": Provocation("stage1", one(objective="sft_c", nll_floor=50.0)),
     "false_negatives": Provocation("stage2", one(objective="dpo", learning_rate=1e-5), swapped),
-    "reference_mismatch": Provocation("stage2", one(objective="dpo"), config={"attention_dropout": 0.5}),
+    "reference_mismatch": Provocation(
+        "stage2", one(objective="dpo"), config={"attention_dropout": 0.5}, keeps_dropout=True
+    ),
     "divergence": Provocation("stage2", one(objective="dpo", learning_rate=3e-2)),
     "no_learning": Provocation("stage2", one(objective="dpo", learning_rate=1e-9)),
     "length_drift": Provocation("stage1", one(objective="sft", learning_rate=1e-3), doubled, captions=16),
@@ -132,7 +138,8 @@ def run_provocation(folder: Path, name: str) -> list[dict[str, Any]]:
             "evaluation": {"prompts": 0, "max_new_tokens": 40},
         }
     )
-    Run(run, recipe).execute()
+    with mock.patch("cwdpo.training.trainers.disable_dropout") if asked.keeps_dropout else contextlib.nullcontext():
+        Run(run, recipe).execute()
     return read_json(run / asked.stage / "diagnosis.json")["findings"]
 
 
