@@ -3,9 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 WORKERS ?= --numprocesses 2 --dist worksteal
+NUMERIC := tests/methods tests/scoring tests/models/test_quantized.py tests/training/test_invariance.py \
+	tests/training/test_update_picks.py tests/pipeline/test_processes.py tests/pipeline/test_on_policy_processes.py
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow setup lint docs audit
+.PHONY: demo test test-slow test-numeric setup lint docs audit
 
 ## SFT → DPO beside SFT-C → CW-DPO on drawn pictures; ends with cwdpo-demo/report.html
 demo: $(STAMP)
@@ -18,6 +20,10 @@ test: $(STAMP)
 ## The tests that take longer
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(WORKERS)
+
+## What compares numbers, with less of the processor's vector instructions, which take sums in another order
+test-numeric: $(STAMP)
+	for isa in default avx2; do ATEN_CPU_CAPABILITY=$$isa $(BIN)/python -m pytest -m "not slow" $(WORKERS) $(NUMERIC) || exit 1; done
 
 ## What CI checks beside the tests
 lint: $(STAMP)
