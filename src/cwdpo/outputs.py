@@ -62,7 +62,8 @@ class _Listed:
         self._digests: dict[str, list[str]] = {}
         self._growing: set[str] = set()
         self._patterns: list[str] = []
-        if not self.path.is_file():
+        _require_plain(self.path, stat.S_ISREG)
+        if not self.path.exists():
             return
         content = self.path.read_bytes()
         if not content.endswith(b"\n"):  # cut short by a kill
@@ -300,6 +301,7 @@ def output(path: Path, by: str, *, reads: Iterable[str | Path] = (), force: bool
     reads = list(reads)
     require_replaceable(path, by, reads=reads, force=force)
     draft = Draft(path, by)
+    _require_plain(draft.folder, stat.S_ISDIR)
     with _made(draft.folder), _locked(draft.folder):
         done = False
         try:

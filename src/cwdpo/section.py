@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -12,6 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 __all__ = ["Described", "Section", "first_mistake"]
+
+_A_PATH = re.compile(r"(^|_)(path|root|folder)$")
 
 
 class Described(typing.NamedTuple):
@@ -48,6 +51,8 @@ class Section(BaseModel):
             raise PydanticCustomError("number", "must be a number; YAML reads yes, no, on and off as true and false")
         if isinstance(value, bool | int | float | date) and str in kinds and not kinds & {bool, int, float}:
             raise PydanticCustomError("text", "must be a text, and YAML reads this as something else; quote it")
+        if isinstance(value, str) and not value.strip() and _A_PATH.search(info.field_name or ""):
+            raise PydanticCustomError("empty", "is empty (which is the current folder); give a path or leave it out")
         return value
 
 

@@ -158,7 +158,7 @@ class ChatClient:
                 content += chunk if unzip is None else unzip.decompress(chunk, limit + 1 - len(content))
             except zlib.error:
                 raise _Transient("the answer cannot be decompressed (cut short?)") from None
-            if len(content) > limit:
+            if len(content) > limit or (unzip is not None and len(unzip.unused_data) > limit):
                 s = self._settings
                 raise ServiceError(f"the answer is larger than {s.answer_limit:g} MiB; see {s.place}.answer_limit")
         return bytes(content)

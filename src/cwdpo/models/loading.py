@@ -64,12 +64,9 @@ def _load_base(section: ModelSection, where: str, dtype: torch.dtype, *, bare: b
         model = build_bare(where, **settings) if bare else _read_base(section, where, settings)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
-        raise ModelError(f"{where}: the model cannot be loaded: {one_line(error, 400)}") from error
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "safetensors_rust", "huggingface_hub")):
-            raise ModelError(f"{where}: the weights cannot be read: {one_line(error)}") from error
-        raise
+    except Exception as error:  # a model's settings make transformers raise of every kind
+        what = type(error).__name__ + (f": {one_line(error, 400)}" if str(error) else "")
+        raise ModelError(f"{where}: the model cannot be loaded: {what}") from error
     model.config.use_cache = False
     if section.attention in OWN_ATTENTION:
         use_own_attention(model, section.attention)

@@ -62,7 +62,8 @@ GPUS: Mapping[str, Gpu] = {
 }
 """Known by name. Arithmetic comes from the one table that a run's MFU is taken against."""
 
-_OWN = re.compile(r"([\d.]+)GI?B@([\d.]+)TFLOPS(?:@([\d.]+)TB/?S)?")
+_NUMBER = r"(\d{1,9}(?:\.\d+)?)"
+_OWN = re.compile(rf"{_NUMBER}GI?B@{_NUMBER}TFLOPS(?:@{_NUMBER}TB/?S)?")
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def read_layout(path: Path) -> Layout:
     if kind in ("MULTI_GPU", "NO"):
         return Layout("ddp", source=str(path))
     if kind == "FSDP":
-        settings: dict[str, Any] = found.get("fsdp_config") or {}
-        if settings.get("fsdp_version") != 2:
+        settings: Any = found.get("fsdp_config")
+        if not isinstance(settings, dict) or settings.get("fsdp_version") != 2:
             raise RecipeError(f"{path}: fsdp_version must be 2; FSDP 1 is not used here")
         return Layout("fsdp2", bool(settings.get("fsdp_offload_params")), str(path))
     if kind == "DEEPSPEED":

@@ -86,7 +86,8 @@ class Shares(Section):
     def _read_keys(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        parts: list[Any] = [values, *(values.get("schedule") or ())]
+        points = values.get("schedule")
+        parts: list[Any] = [values, *(points if isinstance(points, list) else ())]
         files = {key for part in parts if isinstance(part, dict) for key in part if user_file(str(key))}
         own = {key: value for key, value in values.items() if key in cls.model_fields}
         keys = _keys(tuple(_sources(files).items()), cls.whole_mix)

@@ -75,6 +75,8 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{folder}: no such folder; {hint}")
     if not path.is_file():
         raise RunError(f"{folder}: not a run directory, it has no recipe.yaml; {hint}")
+    if (foreign := _foreign(path, folder)) is not None:
+        raise RunError(f"{path}: {foreign}; {hint}")
     try:
         recipe = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -84,6 +86,9 @@ def read_run(folder: Path) -> RunRecord:
     run = RunRecord(folder, clean(recipe))
     for name in _FILES:
         if not (folder / name).is_file():
+            continue
+        if (foreign := _foreign(folder / name, folder)) is not None:
+            run.troubles.append(f"{name} {foreign}")
             continue
         rows: list[Any] = []
         run.files[name] = rows
@@ -96,3 +101,9 @@ def read_run(folder: Path) -> RunRecord:
             how = "is read only in part" if name.endswith(".jsonl") else "cannot be read"
             run.troubles.append(f"{name} {how}: {one_line(error, 120)}")
     return run
+
+
+def _foreign(file: Path, folder: Path) -> str | None:
+    """Return why a file of a run is not read: a stranger's run may link to what is the reader's own."""
+    inside = file.resolve().is_relative_to(folder.resolve())
+    return None if inside else "is a link that leads out of the run, and is not read"

@@ -1,0 +1,113 @@
+"""Inputs that attack, kind by kind: refused in one line, and nothing else of this machine touched or shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cwdpo.errors import RecipeError, RunError
+from cwdpo.outputs import LIST, OwnedFolder, output, require_replaceable
+from cwdpo.planning.gpus import parse_gpus, read_layout
+from cwdpo.recipe.load_recipe import load_recipe
+from cwdpo.report.read_run import read_run
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["on", "1_000", "0x10", ".nan", "2026-01-01", "{a: 1}", "x", "[1]", "[[0]]"])
+def test_a_schedule_that_is_none(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"schedule|mix|stage2"):
+        load_recipe(overrides=[f"negatives.stage2.schedule={value}"])
+
+
+@pytest.mark.parametrize(
+    "key", ["data.path", "data.held_out_path", "data.image_root", "model.path", "model.vision_cache_folder"]
+)
+@pytest.mark.parametrize("value", ["''", "' '", '"\\t"'])
+def test_an_empty_path_is_not_the_current_folder(key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=key):
+        load_recipe(overrides=[f"{key}={value}"])
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1.2.3GB@4TFLOPs", ".GB@1TFLOPs", "8x..GB@.TFLOPs", "9" * 400 + "GB@1TFLOPs"])
+def test_a_gpu_that_is_none(text: str) -> None:
+    with pytest.raises(RecipeError):
+        parse_gpus(text)
+
+
+@pytest.mark.parametrize("settings", [[1], "x", 3, None, {}, {"fsdp_version": "2"}])
+def test_a_layout_that_is_none(settings: object, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.dump({"distributed_type": "FSDP", "fsdp_config": settings}))
+    with pytest.raises(RecipeError, match="fsdp_version"):
+        read_layout(file)
+
+
+# -- a stranger's folder ----------------------------------------------------------------------------------------------
+
+
+def write(folder: Path) -> None:
+    with output(folder / "out.txt", "test") as draft:
+        draft.file.write_text("ours")
+
+
+def own(folder: Path) -> None:
+    with OwnedFolder(folder, "test", alone=False):
+        pass
+
+
+def ask(folder: Path) -> None:
+    (folder / "out.txt").write_text("there")
+    require_replaceable(folder / "out.txt", "test")
+
+
+@pytest.mark.parametrize("do", [write, own, ask])
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("../mine"), Path.mkdir])
+def test_the_list_of_a_folder_is_no_way_out_of_it(
+    do: Callable[[Path], None], made: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("no line end")
+    folder.mkdir()
+    made(folder / LIST)
+    with pytest.raises(RunError, match=LIST):
+        do(folder)
+    assert mine.read_text() == "no line end"
+
+
+def test_a_draft_is_no_way_out_of_a_folder(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    folder.mkdir()
+    (mine / "out.txt").write_text("mine")
+    (folder / ".out.txt.draft").symlink_to(mine)
+    with pytest.raises(RunError, match="a link"):
+        write(folder)
+    assert (mine / "out.txt").read_text() == "mine" and len(list(mine.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "manifest.json", "evaluation/rows.jsonl", "stage2/metrics.jsonl"])
+@pytest.mark.parametrize("through_a_folder", [False, True])
+def test_a_report_shows_no_file_that_a_link_leads_to(name: str, through_a_folder: bool, tmp_path: Path) -> None:
+    secret, run = tmp_path / "secret", tmp_path / "run"
+    for folder in (secret, run):
+        (folder / name).parent.mkdir(parents=True)
+    (secret / name).write_text('{"secret": 1}\n')
+    (run / "recipe.yaml").write_text("name: a\n")
+    target = (run / name).parent if through_a_folder and "/" in name else run / name
+    target.rmdir() if target.is_dir() else target.unlink(missing_ok=True)
+    target.symlink_to(secret / target.relative_to(run))
+    if name == "recipe.yaml":
+        with pytest.raises(RunError, match=name):
+            read_run(run)
+        return
+    read = read_run(run)
+    assert "secret" not in str(read.files) and name in read.troubles[0]
