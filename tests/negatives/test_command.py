@@ -19,7 +19,7 @@ from cwdpo.negatives.filters import CandidateFilter
 from cwdpo.negatives.source_statistics import SourceStatistics, collect_statistics
 from cwdpo.negatives.write_pairs import export_negatives
 from cwdpo.recipe import FilterSection
-from cwdpo.report.negatives_page import write_negatives_page
+from cwdpo.report.negatives_section import write_negatives_page
 from tiny_models import sample_groups
 from tiny_runs import CliServer, rows_of, tiny_recipe, write_yaml
 

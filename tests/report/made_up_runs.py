@@ -121,7 +121,8 @@ def _watched(folder: Path, goal: str, evil: str, draw: random.Random) -> None:
 
 
 def _negatives(folder: Path, evil: str) -> None:
-    tally = {"proposed": 1000, "identical": 10, "suspects": 50, "exact": 500, "right": 5, "dropped": 100, "used": 900}
+    tally = {"proposed": 1000, "identical": 10, "suspects": 50, "exact": 500, "right": 5}
+    tally |= {"right_suspects": 4, "dropped": 100, "used": 900}
     write_json(folder / "tallies.json", {"sources": {"dataset": tally | {"length_ratio": 1100.0}}})
     write_jsonl(folder / "dropped.jsonl", [{"id": "x", "text": f"a box{evil}", "reason": f"too like gold{evil} 0.97"}])
     groups: list[dict[str, Any]] = []

@@ -264,8 +264,9 @@ def test_tokens_negatives_and_speed_are_shown(pair: tuple[Path, Path], tmp_path:
     # "large" went from .6 to .2 and "small" from .4 to .7 at the second place, which moved most: ½(.4 + .3) = .35.
     assert "after “a”" in page.text
     assert "small, DPO: 0.400 at the start, 0.700 now" in page.text
-    # Of 1000 candidates 10 are identical, 50 suspect; of 500 judged exactly 5 are right; 1100/1000 words.
-    assert "dataset all 900 1 000 100 1.0% 5.0% 1.0% 1.10" in page.text
+    # Of 1000 candidates 10 are identical, 50 suspect; of 500 judged exactly 5 are right, 4 of these suspect;
+    # 4 of 50 suspects and of 5 right ones; 1100/1000 words.
+    assert "dataset all 900 1 000 100 1.0% 5.0% 1.0% 8.0% 80.0% 1.10" in page.text
     assert "too like gold" in page.text
     assert page.text.count("beam · hard") == 6 * 2
     # 3200 pairs in 80 s; 8 of 80 s waiting; probes 20 s of 100.

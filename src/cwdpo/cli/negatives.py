@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from cwdpo.negatives.source_statistics import NegativeStatistics, ShownPrompt
 
-__all__ = ["negatives", "sparkline"]
+__all__ = ["negatives"]
 
-_LEVELS = "▁▂▃▄▅▆▇█"
 _SHOWN = 6
 """Samples in the terminal; the page has more."""
 
@@ -48,7 +47,7 @@ def negatives(
     from cwdpo.negatives.write_pairs import export_negatives
     from cwdpo.outputs import output, require_replaceable
     from cwdpo.recipe.load_recipe import load_recipe
-    from cwdpo.report.negatives_page import write_negatives_page
+    from cwdpo.report.negatives_section import write_negatives_page
     from cwdpo.run.run_dir import RunDirectory
     from cwdpo.run.stage_negatives import negatives_of
 
@@ -80,29 +79,14 @@ def negatives(
         typer.echo(f"export: {export} ({count} rows)")
 
 
-def sparkline(counts: list[int]) -> str:
-    """Return a histogram as one character a bin; a dot is an empty bin."""
-    most = max(counts, default=0)
-    return "".join("·" if n == 0 else _LEVELS[min(7, n * 8 // (most + 1))] for n in counts)
-
-
 def _print_table(console: Console, survey: NegativeStatistics, title: str, dropped: int) -> None:
     from cwdpo.cli.terminal.console import styled, table_of
+    from cwdpo.report.negatives_section import sources_table
 
-    exact = any(f.right is not None for f in survey.figures)
-    names = ["used", "candidates", "dropped", "identical", "may be right"]
-    names += ["is right", "precision", "recall"] if exact else []
-    names += ["length", *(["ℓ̄", "w_c", "w_c 0…1"] if survey.scored else [])]
-    table = table_of(title, "source", *(f">{name}" for name in names))
-    for f in survey.figures:
-        row = [str(f.used), str(f.proposed), str(f.dropped), f"{f.identical:.1%}", f"{f.suspects:.1%}"]
-        if exact:
-            row += ["–" if v is None else f"{v:.1%}" for v in (f.right, f.precision, f.recall)]
-        row.append(f"{f.length_ratio:.2f}")
-        if survey.scored:
-            row += ["–" if v is None else f"{v:.2f}" for v in (f.logp_mean, f.cooling_weight)]
-            row.append(sparkline(f.histogram))
-        table.add_row(f.name, *row)
+    block = sources_table(title, [(source, "") for source in survey.figures])
+    table = table_of(title, "source", *(f">{cell.text}" for cell in block.header[1:]))
+    for row in block.rows:
+        table.add_row(*(cell.text for cell in row))
     console.print(table)
     notes = [f"{survey.scored} prompts scored, chosen ℓ̄ {survey.chosen_logp:.2f}"] if survey.chosen_logp else []
     notes += [f"{dropped} candidates dropped"] if dropped else []

@@ -30,12 +30,13 @@ class SourceStatistics:
         used: Negatives from it.
         proposed: Candidates looked at.
         dropped: Candidates that a filter dropped.
-        identical: Fraction of the candidates that read like a gold response.
-        suspects: Fraction of the candidates that may be right.
+        identical: Fraction of the candidates that read like a gold response; None where there are none.
+        suspects: Fraction of the candidates that may be right; None where there are none.
         right: On `scenes`, fraction of the candidates that are right; None elsewhere.
         precision: On `scenes`, fraction of the suspects that are right; None if there are none.
         recall: On `scenes`, fraction of the right ones that are suspects; None if there are none.
-        length_ratio: Mean over candidates of their length in words relative to the chosen response.
+        length_ratio: Mean over candidates of their length in words relative to the chosen response; None where there
+            are none.
         logp_mean: Mean ℓ̄ of its negatives, nats per token; None if nothing was scored.
         cooling_weight: Mean w_c of its negatives.
         histogram: Of w_c, `BINS` bins.
@@ -45,15 +46,31 @@ class SourceStatistics:
     used: int = 0
     proposed: int = 0
     dropped: int = 0
-    identical: float = 0.0
-    suspects: float = 0.0
+    identical: float | None = None
+    suspects: float | None = None
     right: float | None = None
     precision: float | None = None
     recall: float | None = None
-    length_ratio: float = 0.0
+    length_ratio: float | None = None
     logp_mean: float | None = None
     cooling_weight: float | None = None
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
+
+    @classmethod
+    def of(cls, name: str, tally: Mapping[str, float | None]) -> SourceStatistics:
+        """Return what the counts of a source come to (`BuildCounts.to_json`, `tallies.json`)."""
+
+        def fraction(part: str, whole: str) -> float | None:
+            return (tally.get(part) or 0) / total if (total := tally.get(whole)) else None
+
+        used, proposed, dropped = (int(tally.get(key) or 0) for key in ("used", "proposed", "dropped"))
+        source = cls(name, used, proposed, dropped, fraction("identical", "proposed"), fraction("suspects", "proposed"))
+        source.length_ratio = fraction("length_ratio", "proposed")
+        if tally.get("exact"):
+            source.right = fraction("right", "exact")
+            source.precision = fraction("right_suspects", "suspects")
+            source.recall = fraction("right_suspects", "right")
+        return source
 
     def add_scores(self, scores: Sequence[tuple[float, float]]) -> None:
         """Take in ℓ̄ and w_c of each of its negatives."""
@@ -145,7 +162,7 @@ def collect_statistics(
     """
     order = list(range(len(groups)))
     seeded(seed, "survey", "order").shuffle(order)
-    figures = {name: _of_source(name, source) for name, source in counts.items()}
+    figures = {name: SourceStatistics.of(name, source) for name, source in counts.items()}
     shown = _every_source([groups[i] for i in order], list(figures), samples)
     part = [groups[i] for i in sorted(order[:scored])] if scorer is not None else []
     logps: dict[str, list[float]] = {}
@@ -183,18 +200,6 @@ def collect_statistics(
         floor=floor,
         tau=tau,
     )
-
-
-def _of_source(name: str, counts: Mapping[str, Any]) -> SourceStatistics:
-    proposed, suspects, right = max(1, counts["proposed"]), counts["suspects"], counts.get("right", 0)
-    figures = SourceStatistics(name, counts["used"], counts["proposed"], counts["dropped"])
-    figures.identical, figures.suspects = counts["identical"] / proposed, suspects / proposed
-    figures.length_ratio = counts["length_ratio"] / proposed
-    if counts["exact"]:
-        figures.right = right / proposed
-        figures.precision = counts["right_suspects"] / suspects if suspects else None
-        figures.recall = counts["right_suspects"] / right if right else None
-    return figures
 
 
 def _every_source(groups: Sequence[PromptGroup], sources: Sequence[str], count: int) -> list[PromptGroup]:
