@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import importlib
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from cwdpo.errors import RecipeError, RunError
+from cwdpo.chat.client import ChatClient, ServiceError, _read  # pyright: ignore[reportPrivateUsage]
+from cwdpo.errors import RecipeError, RunError, printable
+from cwdpo.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from cwdpo.outputs import LIST, OwnedFolder, output, require_replaceable
 from cwdpo.planning.gpus import parse_gpus, read_layout
+from cwdpo.recipe.endpoint_sections import JudgeSection
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.report.read_run import read_run
 
@@ -111,3 +120,45 @@ def test_a_report_shows_no_file_that_a_link_leads_to(name: str, through_a_folder
         return
     read = read_run(run)
     assert "secret" not in str(read.files) and name in read.troubles[0]
+
+
+@pytest.mark.parametrize(("former", "name"), [("shared", "AutoScorer"), ("token_scores", "scores_from_logits")])
+def test_former_names_are_imported(former: str, name: str) -> None:
+    assert hasattr(importlib.import_module(f"cwdpo.scoring.{former}"), name)
+
+
+# -- text that is none -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udc00\ud800"])
+def test_halves_of_surrogate_pairs_are_written_and_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{text: text}])
+    append_jsonl(path, {"a": [text, "é"]})
+    assert list(read_jsonl(path)) == [{text: text}, {"a": [text, "é"]}]
+    write_json(tmp_path / "a.json", {"a": text})
+    assert read_json(tmp_path / "a.json") == {"a": text}
+    assert printable(text) == re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+@pytest.mark.parametrize("raw", [r"\ud800", r"\u001b[31m", r"\u009b", r"\u0000"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_answers_hold_nothing_that_a_file_or_a_terminal_would_trip_over(raw: str, inner: bool) -> None:
+    content = f'{{"caption": "a {raw} b"}}'
+    said = json.dumps(content) if inner else json.dumps(content).replace("\\\\u", "\\u")
+    reply = _read(f'{{"choices": [{{"message": {{"content": {said}}}}}]}}'.encode(), {"messages": []})
+    texts = [reply.text, reply.json()["caption"]] if inner or raw != r"\u0000" else [reply.text]
+    assert all(text.encode() for text in texts)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join(texts))
+
+
+def test_what_follows_a_compressed_answer_counts_towards_the_limit() -> None:
+    async def stream(_: int) -> AsyncIterator[bytes]:
+        yield gzip.compress(b"{}")
+        for _ in range(100):
+            yield bytes(65536)
+
+    client = ChatClient(JudgeSection(base_url="http://localhost/v1", model="m", answer_limit=1))
+    response: Any = SimpleNamespace(headers={"content-encoding": "gzip"}, aiter_raw=stream)
+    with pytest.raises(ServiceError, match="answer_limit"):
+        asyncio.run(client._content(response))  # pyright: ignore[reportPrivateUsage]

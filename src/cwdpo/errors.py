@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import signal
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a cursor, change colours or turn the direction of text; line feed and tab are none of them."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, changes colours, turns the direction of text (but line feed and tab), or is half of a surrogate
+pair."""
 
 
 class UserError(ValueError):

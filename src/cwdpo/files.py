@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "read_jsonl",
     "remove",
     "text_digest",
+    "to_json",
     "whole_file",
     "write_bytes",
     "write_json",
@@ -35,6 +37,9 @@ __all__ = [
     "write_lines",
     "write_text",
 ]
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Owner(Protocol):
@@ -136,9 +141,15 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+def to_json(value: Any, **settings: Any) -> str:
+    """Return JSON as UTF-8 takes it: halves of surrogate pairs, as names of files have them, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, **settings)
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def read_json(path: Path, **shape: type) -> Any:
@@ -166,7 +177,7 @@ def _damaged(path: Path, why: object) -> RunError:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, whole or not at all; rows are taken one at a time."""
-    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+    write_lines(path, (to_json(row) for row in rows))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -181,7 +192,7 @@ def append_jsonl(path: Path, *rows: Any) -> None:
     claim(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _named(path), path.open("a", encoding="utf-8") as handle:
-        handle.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        handle.write("".join(to_json(row) + "\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())
 

@@ -136,6 +136,7 @@ QUOTES = {
     "in an image's name": ('"b.png,open\nc.png,x\n', [3]),
     "text after a quote": ('b.png,"a dog" runs\nc.png,x\n', [3]),
     "twice": ('b.png,"open\nc.png,x\nd.png,"open\ne.png,x\n', [3, 5]),
+    "in numbers without an ending": ('17,"open\n18,x\n19,closed"\n', [3]),
     "a field without an end": (f'b.png,"{"x" * 200_000}"\nc.png,x\n', [3]),
 }
 
@@ -149,6 +150,42 @@ def test_no_row_vanishes_in_a_quote(tmp_path: Path, name: str) -> None:
     assert [bad.row for bad in data.bad_rows] == lines
     assert data.rows == 1 + text.count("\n")
     assert f"row {lines[0]}:" in reason(tmp_path, need_images=False)
+
+
+def test_a_column_twice(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("image,caption, Caption\na.png,x,y\n")
+    assert "twice" in reason(tmp_path / "captions.csv")
+
+
+ODD_SAMPLES: dict[str, list[tuple[str, bytes, bytes]]] = {
+    "a picture that is a link": [("b.png", b"", tarfile.SYMTYPE), ("b.json", b"{}", tarfile.REGTYPE)],
+    "a picture that is a hard link": [("b.png", b"", tarfile.LNKTYPE), ("b.txt", b"x", tarfile.REGTYPE)],
+    "a text that is a device": [("b.png", b"x", tarfile.REGTYPE), ("b.txt", b"", tarfile.CHRTYPE)],
+    "two rows": [(f"b.{name}.json", b"{}", tarfile.REGTYPE) for name in "xy"],
+    "pictures that are not in it": [("b.json", b'{"image": "b.png", "prompt": "x", "chosen": "y"}', tarfile.REGTYPE)],
+}
+
+
+@pytest.mark.parametrize("name", ODD_SAMPLES)
+def test_a_sample_is_not_trained_without_what_it_names(tmp_path: Path, name: str) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    row = json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}).encode()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        good = [("a.png", picture.getvalue(), tarfile.REGTYPE), ("a.json", row, tarfile.REGTYPE)]
+        for member, content, kind in (*good, *ODD_SAMPLES[name]):
+            info = tarfile.TarInfo(member)
+            info.type, info.linkname = kind, "a.png"
+            content = row if content == b"{}" else content
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    data = load_groups(DataSource(path=tmp_path / "a.tar", on_bad_row="skip", max_bad_share=0.9))
+    assert data.rows == 2 and len(data.groups) == 1 and [bad.row for bad in data.bad_rows] == [2]
+
+
+def test_more_pictures_than_a_row_may_have(pictures: Path, jsonl) -> None:
+    row = {"images": ["images/red.png"] * 1001, "prompt": "What is it?", "chosen": "red", "rejected": "blue"}
+    assert "1,000" in reason(jsonl(pictures / "a.jsonl", [row]), format="cwdpo")
 
 
 def test_a_caption_of_several_lines_stays_one(tmp_path: Path) -> None:

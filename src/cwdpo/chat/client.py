@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 from cwdpo._version import __version__
-from cwdpo.chat.requests import Reply, guess_tokens
+from cwdpo.chat.requests import Reply, guess_tokens, plain_text
 from cwdpo.errors import UserError, one_line
 from cwdpo.recipe.endpoint_sections import EndpointSection
 
@@ -35,8 +35,6 @@ _REMEDIES = {
     404: "see address and model under {place}",
 }
 _NO_SCHEMAS = " (structured: json_object or none, for servers without schemas)"
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal obeys."""
 
 
 class ServiceError(UserError):
@@ -193,7 +191,7 @@ def _read(content: bytes, body: Mapping[str, Any]) -> Reply:
         raise _Transient("the answer is no chat completion (cut short?)") from None
     if not all(isinstance(text, str) for text in texts):
         raise _Transient("the answer is no chat completion (its content is no text)")
-    first, *more = [_CONTROL.sub("", text) for text in texts]
+    first, *more = map(plain_text, texts)
     usage: Any = answer.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     sent = _count(counts.get("prompt_tokens"), json.dumps(body["messages"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,10 +17,21 @@ from cwdpo.errors import one_line
 from cwdpo.files import text_digest
 from cwdpo.recipe.endpoint_sections import WriterSection
 
-__all__ = ["Conversation", "Reply", "Request", "UnusableAnswer", "guess_tokens", "json_request", "until_usable"]
+__all__ = [
+    "Conversation",
+    "Reply",
+    "Request",
+    "UnusableAnswer",
+    "guess_tokens",
+    "json_request",
+    "plain_text",
+    "until_usable",
+]
 
 T = TypeVar("T")
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys."""
 _IMAGE_TOKENS = 800
 """A guess, for the estimate."""
 _IMAGE_SIDE = 768
@@ -122,7 +134,7 @@ class Reply:
         if (start := self.text.find("{")) < 0:
             raise UnusableAnswer("the answer holds no JSON")
         try:
-            return json.JSONDecoder().raw_decode(self.text[start:])[0]
+            return _plain(json.JSONDecoder().raw_decode(self.text[start:])[0])
         except (ValueError, RecursionError):
             raise UnusableAnswer("the answer holds no whole JSON") from None
 
@@ -181,6 +193,19 @@ def json_request(
     content = [*({"type": "image"} for _ in shown), {"type": "text", "text": text}] if shown else text
     messages = [{"role": "system", "content": task}, {"role": "user", "content": content}]
     return Request(fields, messages, shown, **more)
+
+
+def plain_text(text: str) -> str:
+    """Return a text without what a terminal obeys, and with `?` for halves of surrogate pairs, which no file takes."""
+    return _CONTROL.sub("", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {plain_text(key): _plain(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_plain(below) for below in value]
+    return plain_text(value) if isinstance(value, str) else value
 
 
 def guess_tokens(text: str) -> int:

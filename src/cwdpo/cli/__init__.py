@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from cwdpo.errors import UserError
@@ -17,6 +17,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run `cwdpo`. A user's mistake is one line on stderr and exit code 2; a bug is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure"):  # names of files may be no text
+        stdout.reconfigure(errors="backslashreplace")
     if os.environ.get("RANK", "0") == "0":  # the others wait for rank 0, where no handler would be called
         signal.signal(signal.SIGTERM, _terminate)
     from cwdpo.cli.app import app

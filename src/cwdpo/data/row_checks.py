@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwdpo.data.row_values import RowError
+from cwdpo.data.row_values import MOST_IMAGES, RowError
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup
 
 __all__ = ["REQUIREMENTS", "TEXT_LIMIT", "check_group"]
@@ -24,8 +24,10 @@ def check_group(group: PromptGroup, require: str, text_limit: int | None = TEXT_
 
     Raises:
         RowError: An empty answer, a chosen answer equal to a rejected one, no answer of a required role, or more text
-            than is let through to the tokenizer.
+            or images than are let through to the model.
     """
+    if len(group.images) > MOST_IMAGES:
+        raise RowError("too many images", f"{len(group.images):,}, the limit is {MOST_IMAGES:,}")
     if text_limit is not None:
         texts = (part.get("text", "") for message in group.messages for part in message["content"])
         size = sum(map(len, texts)) + sum(len(r.text) for r in group.responses) + sum(map(len, group.references))

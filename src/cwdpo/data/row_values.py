@@ -8,7 +8,20 @@ from typing import Any
 
 from cwdpo.errors import DataError, one_line
 
-__all__ = ["RowError", "as_list", "as_mapping", "as_text", "excerpt", "first_of", "kind_of", "require_column"]
+__all__ = [
+    "MOST_IMAGES",
+    "RowError",
+    "as_list",
+    "as_mapping",
+    "as_text",
+    "excerpt",
+    "first_of",
+    "kind_of",
+    "require_column",
+]
+
+MOST_IMAGES = 1000
+"""Images that a row may have."""
 
 
 class RowError(DataError):

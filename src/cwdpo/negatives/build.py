@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any, BinaryIO
 
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError
-from cwdpo.files import whole_file
+from cwdpo.files import to_json, whole_file
 from cwdpo.negatives.filters import CandidateFilter, FilterResult
 from cwdpo.negatives.generating_model import ResponseScorer
 from cwdpo.negatives.source import Candidate, SourceContext, seeded
@@ -220,7 +219,7 @@ class NegativeBuilder:
     def _drop(self, group: PromptGroup, candidate: Candidate, reason: str) -> None:
         row: dict[str, Any] = {"id": group.id, "source": candidate.source, "text": candidate.text, "reason": reason}
         row |= {} if candidate.difficulty is None else {"difficulty": candidate.difficulty}
-        self._drops.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._drops.write((to_json(row) + "\n").encode())
         self._counts.dropped += 1
 
 

@@ -13,7 +13,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo._version import __version__
-from cwdpo.errors import RunError, one_line
+from cwdpo.errors import RunError, one_line, printable
 from cwdpo.files import write_text
 from cwdpo.report.page_blocks import Section
 
@@ -54,7 +54,7 @@ def write_page(out: Path, title: str, sections: Sequence[Section], *, facts: Seq
         **({"runs": [], "folders": 0} | more),
     )
     try:
-        write_text(out, page)
+        write_text(out, printable(page))
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror or one_line(error)}; choose another file") from None
     return out

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from cwdpo.data.row_values import RowError
+from cwdpo.data.row_values import MOST_IMAGES, RowError
 from cwdpo.data.tables.raw_row import RawRow
 from cwdpo.data.tables.remote_files import file_name, open_file, read_range, size_of
 from cwdpo.data.tables.text_tables import parse_json
@@ -21,9 +21,6 @@ _IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".t
 _TEXTS = (".txt", ".caption", ".text")
 _LONGEST_TEXT = 16 << 20
 """Bytes of the largest JSON or text member that is read; also of the headers of a member, and the texts of a sample."""
-
-_MOST_IMAGES = 1000
-"""Images that a sample may have."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class _Part:
 
     ending: str
     image: TarMember | None = None
+    is_file: bool = True
     text: bytes = field(default=b"", repr=False)
 
 
@@ -90,9 +88,9 @@ def _sample(path: str, key: str, members: Iterable[tuple[str, _Part]]) -> list[_
     images = size = 0
     for _, part in members:
         images, size = images + (part.image is not None), size + len(part.text)
-        if images > _MOST_IMAGES or size > _LONGEST_TEXT:
+        if images > MOST_IMAGES or size > _LONGEST_TEXT:
             raise DataError(
-                f"{path}: sample {key!r} has more than {_MOST_IMAGES:,} images, or more than {_LONGEST_TEXT:,} bytes "
+                f"{path}: sample {key!r} has more than {MOST_IMAGES:,} images, or more than {_LONGEST_TEXT:,} bytes "
                 "of text; give samples other names, or split it"
             )
         parts.append(part)
@@ -131,6 +129,8 @@ def _members(path: str) -> Iterator[tuple[str, _Part]]:
                 if tar.offset <= info.offset:
                     raise tarfile.ReadError(f"{info.name!r} has a size below 0")
                 if not info.isreg() or info.issparse():
+                    if not info.isdir() and _suffix(info.name) in (*_IMAGES, *_TEXTS, ".json"):
+                        yield _key(info.name), _Part(_suffix(info.name), is_file=False)
                     continue
                 if info.size < 0 or info.offset_data + info.size > whole:
                     raise tarfile.ReadError(f"{info.name!r} has {info.size:,} bytes, the whole tar {whole:,}")
@@ -154,13 +154,17 @@ def _damaged(path: str, last: str, error: Exception) -> DataError:
     return DataError(f"{path}: the tar is cut short or damaged after {last} ({one_line(error, 80)}); copy it again")
 
 
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
 def _key(name: str) -> str:
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}" if folder else base.partition(".")[0]
 
 
 def _part(path: str, handle: IO[bytes], info: tarfile.TarInfo) -> _Part | None:
-    ending = PurePosixPath(info.name).suffix.lower()
+    ending = _suffix(info.name)
     if ending in _IMAGES:
         return _Part(ending, TarMember(path, info.name, info.offset_data, info.size))
     if ending != ".json" and ending not in _TEXTS:
@@ -176,6 +180,10 @@ def _part(path: str, handle: IO[bytes], info: tarfile.TarInfo) -> _Part | None:
 
 def _row(number: int, name: str, parts: Sequence[_Part], file: str) -> RawRow:
     images = [part.image for part in parts if part.image is not None]
+    if odd := next((part.ending for part in parts if not part.is_file), None):
+        return RawRow(number, name, RowError("no plain file", f"{name}{odd} is a link, sparse or a device"), file)
+    if sum(part.ending == ".json" for part in parts) > 1:
+        return RawRow(number, name, RowError("two rows", f"{name} has several JSON members"), file)
     try:
         document = next((parse_json(p.text) for p in parts if p.ending == ".json"), {})
         text = next((p.text.decode("utf-8") for p in parts if p.ending in _TEXTS), None)
@@ -185,6 +193,8 @@ def _row(number: int, name: str, parts: Sequence[_Part], file: str) -> RawRow:
         return RawRow(number, name, RowError("not JSON", f"of {name}: {one_line(error, 100)}"), file)
     if not isinstance(document, dict):
         return RawRow(number, name, RowError("wrong type", f"the JSON of {name} must be an object"), file)
+    if not images and (document.get("images") or document.get("image")):
+        return RawRow(number, name, RowError("image missing", f"{name} names images, and has none in the tar"), file)
     captions = _captions(document, text)
     if captions is not None and images:
         return RawRow(number, {"image": images[0], "captions": captions, "id": document.get("id", name)}, file=file)

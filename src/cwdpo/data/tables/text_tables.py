@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -49,6 +50,8 @@ _LINES_TO_SEE = 20
 _LINES_OF_A_CELL = 1000
 """Lines that a record of a CSV may have: a quote that is closed later than that is not meant to be."""
 
+_NUMBERED = re.compile(r"\S*\d\S*")
+"""Names of images without an ending, as data sets number them."""
 _IMAGE_ENDINGS = frozenset((".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -262,7 +265,8 @@ def caption_columns(path: Path) -> tuple[str, str, str]:
         raise DataError(f"{path}: not UTF-8 text, so not a captions CSV") from error
     delimiter = max(_DELIMITERS, key=first.count)
     header = next(csv.reader([first.rstrip("\r\n")], delimiter=delimiter), [])
-    known = {name.strip().lower(): name for name in header}
+    names = [name.strip().lower() for name in header]
+    known = dict(zip(names, header, strict=True))
     image = next((known[name] for name in _IMAGE_HEADERS if name in known), None)
     caption = next((known[name] for name in _CAPTION_HEADERS if name in known), None)
     if image is None or caption is None:
@@ -270,6 +274,8 @@ def caption_columns(path: Path) -> tuple[str, str, str]:
             f"{path}: no captions CSV; its header {one_line(first, 80)!r} needs an image column "
             f"({', '.join(_IMAGE_HEADERS[:3])}, …) and a caption column ({', '.join(_CAPTION_HEADERS[:3])}, …)"
         )
+    if twice := {name for name in (image, caption) if names.count(name.strip().lower()) > 1}:
+        raise DataError(f"{path}: its header has {', '.join(sorted(twice))} twice; give each column a name of its own")
     return delimiter, image, caption
 
 
@@ -326,8 +332,11 @@ def _swallows(cells: Sequence[str], lines: Sequence[str], delimiter: str, image:
     """Return whether a cell with line ends holds lines that are rows: as many cells, and an image among them."""
     for line in lines:
         row = next(csv.reader([line], delimiter=delimiter), [])
-        ending = PurePath(row[image]).suffix.lower() if len(row) == len(cells) else ""
+        cell = row[image] if len(row) == len(cells) else ""
+        ending = PurePath(cell).suffix.lower()
         if ending and (ending in _IMAGE_ENDINGS or ending == PurePath(cells[image]).suffix.lower()):
+            return True
+        if _NUMBERED.fullmatch(cell) and _NUMBERED.fullmatch(cells[image]):
             return True
     return False
 
