@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
 from cwdpo.cli.methods import method_rows
 from cwdpo.errors import RecipeError
 from cwdpo.methods import METHODS
+from cwdpo.methods.pair_logps import CutLogps, PairLogps
 from cwdpo.objectives import objective_of
 from cwdpo.recipe import Recipe, Stage2Section
 from pair_examples import doubles, example_pairs, under_an_altered_image
@@ -33,11 +36,21 @@ def test_a_method_says_what_it_is(name: str) -> None:
 def test_a_method_reads_its_settings(name: str) -> None:
     """Change each number: the loss changes."""
     pairs = under_an_altered_image(example_pairs(), doubles(-9, -9, -40), doubles(-14, -21, -70), doubles(-9, -9, -25))
+    pairs = replace(pairs, cut=CutLogps(**{side: values / 2 for side, values in both_sides(pairs).items()}))
     start = PAIRS[name]()
     for key, value in start.model_dump().items():
         if isinstance(value, float):
             changed = start.model_copy(update={key: value * 0.8 if value else 0.3})
             assert not torch.equal(changed.loss(pairs), start.loss(pairs)), key
+
+
+def both_sides(pairs: PairLogps) -> dict[str, Tensor]:
+    return {
+        "chosen": pairs.chosen,
+        "rejected": pairs.rejected,
+        "reference_chosen": pairs.reference_chosen,
+        "reference_rejected": pairs.reference_rejected,
+    }
 
 
 def test_own_defaults() -> None:
@@ -48,7 +61,7 @@ def test_own_defaults() -> None:
             assert getattr(section.method, key) == want
 
 
-@pytest.mark.parametrize("stage2", [{"objective": "mdpo"}, {"cooling_span": "differing"}])
+@pytest.mark.parametrize("stage2", [{"objective": "mdpo"}, {"cooling_span": "differing"}, {"objective": "ld_dpo"}])
 def test_influence_is_refused_before_training(stage2: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"probes\.influence"):
         Recipe.model_validate({"stage2": stage2, "probes": {"influence": {}}})

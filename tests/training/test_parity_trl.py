@@ -1,8 +1,8 @@
 """The same updates as TRL's DPOTrainer, and its losses where it has them. Written against trl 1.16.
 
 TRL has no cDPO by that name: `robust` is another loss, but `aot` (which sorts a batch's margins) is cDPO on batches of
-one pair. `sigmoid` with `sft` is DPO + NLL there (a mean over the batch's tokens, ours over responses). IPO takes means
-per token on both sides. WPO differs: TRL's weights are the paper's "sampled alignment" (see `methods/wpo.py`).
+one pair. `sigmoid` with `sft` is DPO + NLL there, with a mean over the tokens of a micro-batch; ours is over responses. IPO
+takes means per token on both sides. WPO differs: TRL's weights are the paper's "sampled alignment" (see `methods/wpo.py`).
 """
 
 from __future__ import annotations
@@ -117,11 +117,56 @@ def test_simpo_equals_trl() -> None:
     torch.testing.assert_close(chosen, 2.0 * pairs.chosen_mean.detach())
 
 
-def check(family: str, tmp_path: Path, trl_args: dict[str, Any], our_args: dict[str, Any], *, batch: int) -> None:
+def test_two_pairs_a_micro_batch_under_accumulation(tmp_path: Path) -> None:
+    """Two micro-batches of two pairs an update: DPO's updates are TRL's."""
+    check("llava", tmp_path, {}, {"objective": "dpo"}, batch=2, gradient_accumulation_steps=2)
+
+
+def test_where_the_nll_differs(tmp_path: Path) -> None:
+    """There, TRL's NLL is a mean over the tokens of each micro-batch, ours over the responses: no more, no less."""
+    model, processor = fresh()
+    processor.chat_template = TEMPLATES["llava"]
+    groups = rows(4, tmp_path, images=1)
+    cut = {"batch": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
+    trainers = train_both(model, processor, trl_rows(groups), tmp_path, *LOSSES["rpo"], **cut)
+    theirs, ours = (t.state.log_history[0]["loss"] for t in trainers)
+    batch, scores = scores_of(model.eval(), processor, groups)
+    chosen = batch.pairs()[0]
+    total, tokens = -scores.logp_sum.detach()[chosen], scores.tokens[chosen]
+    by_token = (total[:2].sum() / tokens[:2].sum() + total[2:].sum() / tokens[2:].sum()) / 2
+    difference = 0.5 * ((total / tokens).mean() - by_token).item()
+    assert abs(difference) > 1e-3 and ours - theirs == pytest.approx(difference, abs=1e-5)
+
+
+def check(
+    family: str, tmp_path: Path, trl_args: dict[str, Any], our_args: dict[str, Any], *, batch: int, **more: Any
+) -> None:
     model, processor = fresh(family)
     processor.chat_template = TEMPLATES[family]
-    table = trl_rows(rows(8, tmp_path, images=1))
-    args: dict[str, Any] = QUIET | {"per_device_train_batch_size": batch, "max_steps": 4, "beta": 0.1}
+    table, start = trl_rows(rows(8, tmp_path, images=1)), weights(model)
+    theirs, ours = train_both(model, processor, table, tmp_path, trl_args, our_args, batch=batch, **more)
+    want, got = ([row for row in t.state.log_history if "loss" in row] for t in (theirs, ours))
+    assert [row["step"] for row in want] == [row["step"] for row in got] == [1, 2, 3, 4]
+    assert len({row["loss"] for row in want}) == 4
+    for one, other in zip(got, want, strict=True):
+        for name in ("loss", "grad_norm", *TRL_METRICS):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
+    assert largest_difference(weights(ours.model), weights(theirs.model), start) < 2e-5
+
+
+def train_both(
+    model: Any,
+    processor: Any,
+    table: Any,
+    tmp_path: Path,
+    trl_args: dict[str, Any],
+    our_args: dict[str, Any],
+    *,
+    batch: int,
+    **more: Any,
+) -> tuple[Any, Any]:
+    """TRL's trainer and ours after four updates from the same weights."""
+    args: dict[str, Any] = QUIET | {"per_device_train_batch_size": batch, "max_steps": 4, "beta": 0.1} | more
     theirs = trl.DPOTrainer(
         clone(model),
         clone(model),
@@ -132,12 +177,4 @@ def check(family: str, tmp_path: Path, trl_args: dict[str, Any], our_args: dict[
         processing_class=processor,
     )
     theirs.train()
-    start = weights(model)
-    ours = train_dpo(clone(model), processor, table, tmp_path / "ours", **args, **our_args)
-    want, got = ([row for row in t.state.log_history if "loss" in row] for t in (theirs, ours))
-    assert [row["step"] for row in want] == [row["step"] for row in got] == [1, 2, 3, 4]
-    assert len({row["loss"] for row in want}) == 4
-    for one, other in zip(got, want, strict=True):
-        for name in ("loss", "grad_norm", *TRL_METRICS):
-            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
-    assert largest_difference(weights(ours.model), weights(theirs.model), start) < 2e-5
+    return theirs, train_dpo(clone(model), processor, table, tmp_path / "ours", **args, **our_args)

@@ -31,6 +31,8 @@ class Needs:
         altered_reference: The reference scores them too.
         every_chosen: Every chosen response of a prompt makes pairs, not only the first.
         span: Where the rejected response differs from the chosen one (`PairLogps.span`).
+        cut: Both responses cut to the length of the shorter one (`PairLogps.cut`).
+        whole_batch: All pairs of an update at once: it is one micro-batch on one process.
     """
 
     reference: bool = True
@@ -39,6 +41,8 @@ class Needs:
     altered_reference: bool = True
     every_chosen: bool = False
     span: bool = False
+    cut: bool = False
+    whole_batch: bool = False
 
 
 class Method(Section):
@@ -103,7 +107,7 @@ def coefficients(method: Method, pairs: PairLogps) -> tuple[Tensor, Tensor]:
 
         −∇loss = winner · ∇log π_θ(y_w) − loser · ∇log π_θ(y_l)
 
-    With a span the loser's is that on the span's tokens.
+    With a span the loser's is that on the span's tokens, with a cut both are those on the first tokens.
 
     Returns:
         `Float[pairs]` each, in float64 where the device has it; negative where a step does the reverse.
@@ -114,11 +118,18 @@ def coefficients(method: Method, pairs: PairLogps) -> tuple[Tensor, Tensor]:
 
     with torch.enable_grad():
         leaves = pairs.map(lambda values: to_float64(values.detach()))
-        chosen, rejected = (values.clone().requires_grad_() for values in (leaves.chosen, leaves.rejected))
-        span = None if leaves.span is None else leaves.span.logp.clone().requires_grad_()
-        leaves = replace(leaves, chosen=chosen, rejected=rejected)
-        if leaves.span is not None and span is not None:
-            leaves = replace(leaves, span=replace(leaves.span, logp=span))
-        inputs = [chosen, rejected] if span is None else [chosen, rejected, span]
-        by_chosen, *by_rejected = torch.autograd.grad(method.loss(leaves).sum(), inputs, materialize_grads=True)
-    return -by_chosen, torch.stack(by_rejected).sum(0)
+        chosen, rejected = [_leaf(leaves.chosen)], [_leaf(leaves.rejected)]
+        leaves = replace(leaves, chosen=chosen[0], rejected=rejected[0])
+        if leaves.span is not None:
+            rejected.append(_leaf(leaves.span.logp))
+            leaves = replace(leaves, span=replace(leaves.span, logp=rejected[-1]))
+        if leaves.cut is not None:
+            chosen.append(_leaf(leaves.cut.chosen))
+            rejected.append(_leaf(leaves.cut.rejected))
+            leaves = replace(leaves, cut=replace(leaves.cut, chosen=chosen[-1], rejected=rejected[-1]))
+        found = torch.autograd.grad(method.loss(leaves).sum(), [*chosen, *rejected], materialize_grads=True)
+    return -torch.stack(found[: len(chosen)]).sum(0), torch.stack(found[len(chosen) :]).sum(0)
+
+
+def _leaf(values: Tensor) -> Tensor:
+    return values.clone().requires_grad_()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-__all__ = ["AlteredLogps", "PairLogps", "SpanLogps"]
+__all__ = ["AlteredLogps", "CutLogps", "PairLogps", "SpanLogps"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,6 +21,30 @@ class SpanLogps:
     """log π_ref of these tokens, nats, summed; no gradient."""
     tokens: Tensor
     """How many there are, at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CutLogps:
+    """The first min(L_w, L_l) tokens of both responses; tensors of shape `[pairs]`, nats, summed over these tokens."""
+
+    chosen: Tensor
+    """log π_θ(y_w | x) of them; a part of `PairLogps.chosen`."""
+    rejected: Tensor
+    """log π_θ(y_l | x) of them; a part of `PairLogps.rejected`."""
+    reference_chosen: Tensor
+    """log π_ref(y_w | x) of them; no gradient."""
+    reference_rejected: Tensor
+    """log π_ref(y_l | x) of them; no gradient."""
+
+    @property
+    def chosen_shift(self) -> Tensor:
+        """Δ_w of these tokens, nats, `[pairs]`."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def rejected_shift(self) -> Tensor:
+        """Δ_l of these tokens, nats, `[pairs]`."""
+        return self.rejected - self.reference_rejected
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +87,8 @@ class PairLogps:
     """Response tokens of y_l, at least 1."""
     span: SpanLogps | None = None
     """Where y_l differs from y_w, for methods that need it."""
+    cut: CutLogps | None = None
+    """Both responses cut to the length of the shorter one, for methods that need it."""
     altered: AlteredLogps | None = None
     """The responses under an altered image, for methods that need it."""
 
@@ -99,10 +125,11 @@ class PairLogps:
     def map(self, change: Callable[[Tensor], Tensor]) -> PairLogps:
         """Return the pairs with `change` applied to every tensor."""
 
-        def mapped(part: SpanLogps | AlteredLogps) -> dict[str, Tensor]:
+        def mapped(part: SpanLogps | CutLogps | AlteredLogps) -> dict[str, Tensor]:
             return {f.name: change(getattr(part, f.name)) for f in fields(part)}
 
         own = {f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         span = None if self.span is None else SpanLogps(**mapped(self.span))
+        cut = None if self.cut is None else CutLogps(**mapped(self.cut))
         altered = None if self.altered is None else AlteredLogps(**mapped(self.altered))
-        return replace(self, **own, span=span, altered=altered)
+        return replace(self, **own, span=span, cut=cut, altered=altered)

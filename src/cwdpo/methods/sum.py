@@ -125,9 +125,16 @@ def _both(one: Needs, other: Needs) -> Needs:
         altered_reference=any(needs.altered_reference for needs in asked or (one,)),
         every_chosen=one.every_chosen,
         span=one.span or other.span,
+        cut=one.cut or other.cut,
+        whole_batch=one.whole_batch or other.whole_batch,
     )
 
 
 def _only(pairs: PairLogps, needs: Needs) -> PairLogps:
     """Return pairs without what a method has not asked for and others have."""
-    return replace(pairs, span=pairs.span if needs.span else None, altered=pairs.altered if needs.image else None)
+    return replace(
+        pairs,
+        span=pairs.span if needs.span else None,
+        cut=pairs.cut if needs.cut else None,
+        altered=pairs.altered if needs.image else None,
+    )

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cwdpo.errors import RecipeError
 from cwdpo.methods.base import Method, coefficients
 from cwdpo.methods.cooling import Cooling, cooling_weight
-from cwdpo.methods.pair_logps import AlteredLogps, PairLogps, SpanLogps
+from cwdpo.methods.pair_logps import AlteredLogps, CutLogps, PairLogps, SpanLogps
 from cwdpo.objectives.differing_span import span_mask
 from cwdpo.objectives.image_twins import Twins, altered_rows
 from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally, no_such_rows
@@ -31,7 +32,7 @@ class PreferenceObjective(Objective):
         self.method, self._needs = method, method.needs
         self._cooling = method if isinstance(method, Cooling) else cooling or Cooling()
         self.needs_reference = self._needs.reference
-        self.tokenwise_reference = self._needs.span
+        self.tokenwise_reference = self._needs.span or self._needs.cut
         self.twin_reference = self._needs.altered_reference
         if self._needs.image:
             self.twin = Twins(self._needs.image, self._needs.altered, seed)
@@ -50,6 +51,11 @@ class PreferenceObjective(Objective):
         if reference is not None:
             reference = reference.to(scores.logps.device)
         pairs = pair_logps(self.method, batch, scores.logps, scores.mask, reference)
+        if self._needs.whole_batch and len(pairs.chosen) != totals["pairs"]:
+            raise RecipeError(
+                f"{self.method.label}: compares all pairs of an update, and sees {len(pairs.chosen)} of "
+                f"{totals['pairs']:g} at once; give it whole updates (micro_batch_size = batch_size, one process)"
+            )
         losses = self.method.loss(pairs)
         tally = Tally()
         tally.add("pair_loss", losses)
@@ -113,7 +119,7 @@ def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, refere
     sums, tokens = logps.sum(-1), mask.sum(-1).to(logps.dtype)
     reference = torch.zeros_like(sums) if reference is None else reference
     reference_sums = reference.sum(-1) if reference.ndim == 2 else reference
-    span = altered = None
+    span = cut = altered = None
     if needs.span:
         ids = [response.ids for response in batch.responses]
         sides = [(ids[one], ids[other]) for one, other in zip(chosen, rejected, strict=True)]
@@ -122,6 +128,16 @@ def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, refere
             logp=(logps[rejected] * differing).sum(-1),
             reference=(reference[rejected] * differing[:, : reference.shape[1]]).sum(-1),
             tokens=differing.sum(-1),
+        )
+    if needs.cut:
+        shorter = torch.minimum(mask[chosen].sum(-1), mask[rejected].sum(-1))[:, None]
+        first = torch.arange(mask.shape[1], device=logps.device) < shorter
+        known = first[:, : reference.shape[1]]
+        cut = CutLogps(
+            chosen=(logps[chosen] * first).sum(-1),
+            rejected=(logps[rejected] * first).sum(-1),
+            reference_chosen=(reference[chosen] * known).sum(-1),
+            reference_rejected=(reference[rejected] * known).sum(-1),
         )
     if needs.image:
         twins = altered_rows(batch, chosen)
@@ -139,5 +155,6 @@ def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, refere
         chosen_tokens=tokens[chosen],
         rejected_tokens=tokens[rejected],
         span=span,
+        cut=cut,
         altered=altered,
     )

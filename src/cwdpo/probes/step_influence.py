@@ -108,9 +108,10 @@ class SampleLoss:
         cooling = section if isinstance(section, Cooling) else None
         self._loss = objective_of(section.method, cooling)
         self.needs_reference = self._loss.needs_reference
-        if self._loss.twin is not None or self._loss.tokenwise_reference or section.method.on_policy:
+        whole = section.method.needs.whole_batch
+        if self._loss.twin is not None or self._loss.tokenwise_reference or whole or section.method.on_policy:
             raise DataError(
-                f"influence is not known for {self.objective} with a second image, a cooled span or sampled responses"
+                f"influence is not known for {self.objective}, whose loss reads more than the responses of a prompt"
             )
 
     def __call__(self, batch: Batch, scores: Scores, reference: Tensor | None) -> Tensor:

@@ -52,14 +52,18 @@ class Recipe(Section):
             raise ValueError(f"data.held_out = {self.data.held_out}: must be a share below 1 or a whole number of rows")
         two = self.stage2
         method = two.method
-        second_look = method.needs.image or method.needs.span
-        if self.probes.influence is not None and two.enabled and second_look:
+        needs = method.needs
+        if needs.whole_batch and two.enabled and two.micro_batch_size < two.batch_size:
             raise ValueError(
-                "probes.influence is not known for objectives with a second image, nor for cooling_span: differing; "
-                "leave probes.influence out"
+                f"stage2.micro_batch_size = {two.micro_batch_size}: {two.objective} compares all pairs of an update; "
+                f"must be stage2.batch_size ({two.batch_size}) or more"
             )
-        if self.probes.influence is not None and two.enabled and method.on_policy:
-            raise ValueError(f"probes.influence is not known for {two.objective}; leave probes.influence out")
+        more = needs.image or needs.span or needs.cut or needs.whole_batch or method.on_policy
+        if self.probes.influence is not None and two.enabled and more:
+            raise ValueError(
+                f"probes.influence is not known for {two.objective} as it is set, whose loss reads more than the "
+                "responses of a prompt (a second image, some of their tokens, a whole batch, rewards); leave it out"
+            )
         if not self.stage1.enabled and not self.stage2.enabled:
             raise ValueError("stage1.enabled and stage2.enabled are both false; enable one")
         if self.model.train_fully and self.model.lora is None:
