@@ -1,8 +1,8 @@
 """The same updates as TRL's DPOTrainer, and its losses where it has them. Written against trl 1.16.
 
 TRL has no cDPO by that name: `robust` is another loss, but `aot` (which sorts a batch's margins) is cDPO on batches of
-one pair. `sigmoid` with `sft` is DPO + NLL there, with a mean over the tokens of a micro-batch; ours is over responses. IPO
-takes means per token on both sides. WPO differs: TRL's weights are the paper's "sampled alignment" (see `methods/wpo.py`).
+one pair. `sigmoid` with `sft` is DPO + NLL there, with a mean over the tokens of a micro-batch, ours is over responses.
+IPO takes means per token on both sides. WPO differs: TRL has the paper's "sampled alignment" (see `methods/wpo.py`).
 """
 
 from __future__ import annotations
