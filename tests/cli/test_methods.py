@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
 from cwdpo.cli.methods import method_rows
 from cwdpo.errors import RecipeError
 from cwdpo.methods import METHODS
-from cwdpo.methods.pair_logps import CutLogps, PairLogps
+from cwdpo.methods.base import coefficients
+from cwdpo.methods.pair_logps import CutLogps
 from cwdpo.objectives import objective_of
 from cwdpo.recipe import Recipe, Stage2Section
 from pair_examples import doubles, example_pairs, under_an_altered_image
@@ -34,23 +34,24 @@ def test_a_method_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_method_reads_its_settings(name: str) -> None:
-    """Change each number: the loss changes."""
+    """Change each number: the loss changes, or its gradient alone."""
     pairs = under_an_altered_image(example_pairs(), doubles(-9, -9, -40), doubles(-14, -21, -70), doubles(-9, -9, -25))
-    pairs = replace(pairs, cut=CutLogps(**{side: values / 2 for side, values in both_sides(pairs).items()}))
+    pairs = replace(
+        pairs,
+        score_gap=doubles(0.5, -2, 0.1),
+        cut=CutLogps(
+            chosen=pairs.chosen / 2,
+            rejected=pairs.rejected / 2,
+            reference_chosen=pairs.reference_chosen / 2,
+            reference_rejected=pairs.reference_rejected / 2,
+        ),
+    )
     start = PAIRS[name]()
     for key, value in start.model_dump().items():
         if isinstance(value, float):
             changed = start.model_copy(update={key: value * 0.8 if value else 0.3})
-            assert not torch.equal(changed.loss(pairs), start.loss(pairs)), key
-
-
-def both_sides(pairs: PairLogps) -> dict[str, Tensor]:
-    return {
-        "chosen": pairs.chosen,
-        "rejected": pairs.rejected,
-        "reference_chosen": pairs.reference_chosen,
-        "reference_rejected": pairs.reference_rejected,
-    }
+            one, other = (torch.stack([m.loss(pairs), *coefficients(m, pairs)]) for m in (changed, start))
+            assert not torch.equal(one, other), key
 
 
 def test_own_defaults() -> None:

@@ -12,8 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cwdpo.methods import (
+    ACPO,
     AOT,
     BCO,
+    BDPO,
+    BPO,
     CDPO,
     CPO,
     CWDPO,
@@ -22,9 +25,11 @@ from cwdpo.methods import (
     EXO,
     FDPO,
     IPO,
+    KTO,
     LNDPO,
     MDPO,
     METHODS,
+    MPO,
     NCA,
     OPADPO,
     ORPO,
@@ -38,6 +43,7 @@ from cwdpo.methods import (
     DPOShift,
     FocalDPO,
     FocalPO,
+    GateDPO,
     Hinge,
     Method,
     Robust,
@@ -87,6 +93,13 @@ PLAIN: list[Method] = [
     FDPO(beta=0.3, alpha=0.3),
     FDPO(beta=0.3, divergence="js"),
     AOT(beta=0.3, label_smoothing=0.2),
+    KTO(beta=0.3, undesirable_weight=0.5),
+    KTO(beta=0.3, reference_point="batch"),
+    MPO(beta=0.3, threshold=0.1),
+    BPO(beta=0.3),
+    BDPO(beta=0.3),
+    ACPO(beta=0.3),
+    GateDPO(beta=0.3, gate_slope=10.0),
 ]
 """Every loss that reads nothing but a pair; what holds for all of them is tested on all of them."""
 
@@ -97,7 +110,7 @@ def softplus(x: float) -> float:
 
 def test_all_methods_on_pairs_are_here() -> None:
     by_name = {name: m for name, m in METHODS.all().items() if m.stage == "stage2" and not m.on_policy}
-    more = {name for name, m in by_name.items() if m().needs.image or m().needs.cut}
+    more = {name for name, m in by_name.items() if m().needs.image or m().needs.cut or m().needs.scores}
     assert {m.name for m in PLAIN} | {"nll"} == by_name.keys() - more
 
 
@@ -302,8 +315,11 @@ def test_coefficients_are_the_gradient(pairs: PairLogps) -> None:
         assert not pull.requires_grad and not push.requires_grad
 
 
+DETACHING = ("wpo", "gate_dpo", "acpo")
+
+
 # Finite differences do not see that a factor is detached: those that detach none.
-@pytest.mark.parametrize("method", [m for m in PLAIN if m.name != "wpo" and not getattr(m, "detach", False)])
+@pytest.mark.parametrize("method", [m for m in PLAIN if not getattr(m, "detach", m.name in DETACHING)])
 def test_numeric_gradient(method: Method) -> None:
     if getattr(method, "bound_pull", False) or getattr(method, "renormalise", False):
         return  # these detach a factor in any mode

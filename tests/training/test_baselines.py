@@ -50,6 +50,7 @@ def reads_more(name: str) -> bool:
 def test_trains_in_any_cut(name: str, tmp_path: Path) -> None:
     """Six updates of 4 prompts: the margin grows, TRL's metrics are logged, 4 × 1 and 1 × 4 end at the same weights."""
     groups, found, start = rows(4, tmp_path, images=1, responses=[2, 3]), [], weights(fresh()[0])
+    groups = [g.with_responses([replace(r, score=0.3 * i) for i, r in enumerate(g.responses)]) for g in groups]
     method = PAIRS.get(name, DPO())
     for micro in (4,) if method.needs.whole_batch else (4, 1):
         cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4 // micro}

@@ -20,7 +20,7 @@ def methods(
         list[str] | None, typer.Argument(metavar="[FILE:CLASS]...", help="Methods of your own: my_losses.py:MyLoss.")
     ] = None,
 ) -> None:
-    """List the losses of both stages: formula, paper, settings with their defaults."""
+    """List the losses of both stages, by what they read: formula, paper, settings with their defaults."""
     from cwdpo.cli.terminal.console import results, styled, table_of
 
     console, rows = results(), method_rows(own or ())
@@ -48,12 +48,24 @@ def method_rows(own: Sequence[str] = ()) -> list[dict[str, str]]:
     from cwdpo.methods.base import METHODS
 
     rows: list[dict[str, str]] = []
-    known = sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy))
+    known = sorted(METHODS.all().values(), key=lambda m: (m.stage, m.on_policy, _reads(m)))
     for method in sorted([*known, *map(METHODS.find, own)], key=lambda m: m.stage):
-        rows.append(_row(f"{method.stage}.objective", method))
+        rows.append(_row(f"{method.stage}.objective{_reads(method)}", method))
         if method.name == "sft_c":
             rows += _regularizers(method)
     return rows
+
+
+def _reads(method: type[Method]) -> str:
+    """Return what a method of Stage 2 reads beside its responses."""
+    if method.stage == "stage1":
+        return ""
+    if method.on_policy:
+        return ", on responses that the policy samples"
+    needs = method().needs
+    if needs.image:
+        return ", with a second image"
+    return "" if needs.reference else ", without a reference"
 
 
 def _row(key: str, method: type[Method]) -> dict[str, str]:

@@ -111,18 +111,22 @@ class Response:
         role: `chosen`, `rejected`, or the name of a probe kind.
         source: Where it comes from: `dataset`, `beam`, `sample`, `other`, …
         difficulty: `hard`, `medium` or `easy` where known.
+        score: How good something beside the model finds it (a reward model, CLIP), where known.
     """
 
     text: str
     role: str = CHOSEN
     source: str = "dataset"
     difficulty: str | None = None
+    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row form; `Response(**row)` reads it back."""
         row: dict[str, Any] = {"text": self.text, "role": self.role, "source": self.source}
         if self.difficulty is not None:
             row["difficulty"] = self.difficulty
+        if self.score is not None:
+            row["score"] = self.score
         return row
 
 

@@ -32,6 +32,7 @@ class Needs:
         every_chosen: Every chosen response of a prompt makes pairs, not only the first.
         span: Where the rejected response differs from the chosen one (`PairLogps.span`).
         cut: Both responses cut to the length of the shorter one (`PairLogps.cut`).
+        scores: What the data say of both responses (`PairLogps.score_gap`).
         whole_batch: All pairs of an update at once: it is one micro-batch on one process.
     """
 
@@ -42,6 +43,7 @@ class Needs:
     every_chosen: bool = False
     span: bool = False
     cut: bool = False
+    scores: bool = False
     whole_batch: bool = False
 
 

@@ -27,6 +27,7 @@ class CDPO(DPO):
     title: ClassVar[str] = "cDPO"
     formula: ClassVar[str] = "−(1 − ε)·log σ(m) − ε·log σ(−m)"
     paper: ClassVar[str] = "Mitchell, 2023 (ericmitchell.ai/cdpo.pdf)"
+    arxiv: ClassVar[str] = ""
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
     """ε: probability that a pair is labelled the wrong way round; 0 is DPO."""

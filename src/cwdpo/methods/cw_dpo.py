@@ -35,7 +35,7 @@ class CWDPO(Cooling, DPO):
     name: ClassVar[str] = "cw_dpo"
     title: ClassVar[str] = "CW-DPO"
     formula: ClassVar[str] = "−log σ(β(Δ_w − w_c·Δ_l)), w_c = σ((ℓ̄(y_l) − floor)/τ)"
-    paper: ClassVar[str] = "Cooling-Weighted DPO"
+    paper: ClassVar[str] = "Zhang et al., CVPR 2026"
     arxiv: ClassVar[str] = "2510.11978"
     note: ClassVar[str] = "w_min, renormalise, bound_pull and cooling_span are ours"
 

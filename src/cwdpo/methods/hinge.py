@@ -14,7 +14,7 @@ __all__ = ["Hinge"]
 
 
 class Hinge(DPO):
-    """The hinge loss on DPO's margin: SLiC (Zhao et al., 2023) as RSO normalises it (Liu et al., 2023).
+    """The hinge loss on DPO's margin: SLiC (Zhao et al., 2023) as RSO normalises it (Liu et al., 2023, 2309.06657).
 
         loss = max(0, 1 − m),  m = β(Δ_w − Δ_l)
 
@@ -24,7 +24,7 @@ class Hinge(DPO):
     name: ClassVar[str] = "hinge"
     title: ClassVar[str] = "Hinge"
     formula: ClassVar[str] = "max(0, 1 − m)"
-    paper: ClassVar[str] = "Zhao et al., 2023 (SLiC); Liu et al., 2023 (RSO, 2309.06657)"
+    paper: ClassVar[str] = "Zhao et al., 2023 (SLiC-HF)"
     arxiv: ClassVar[str] = "2305.10425"
 
     def loss(self, pairs: PairLogps) -> Tensor:

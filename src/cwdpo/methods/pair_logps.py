@@ -85,6 +85,8 @@ class PairLogps:
     """Response tokens of y_w, at least 1."""
     rejected_tokens: Tensor
     """Response tokens of y_l, at least 1."""
+    score_gap: Tensor | None = None
+    """s_w − s_l, by what the data say of the responses, for methods that need it."""
     span: SpanLogps | None = None
     """Where y_l differs from y_w, for methods that need it."""
     cut: CutLogps | None = None

@@ -29,7 +29,7 @@ class Regularizer:
 
     formula: str
     settings: tuple[str, ...]
-    paper: str = "Cooling-Weighted DPO"
+    paper: str = "Zhang et al., CVPR 2026"
     arxiv: str = "2510.11978"
 
 
@@ -59,7 +59,7 @@ class SFTC(SFT):
     name: ClassVar[str] = "sft_c"
     title: ClassVar[str] = "SFT-C"
     formula: ClassVar[str] = "NLL(y⁺) and a regularizer on the negatives or the positives"
-    paper: ClassVar[str] = "Cooling-Weighted DPO"
+    paper: ClassVar[str] = "Zhang et al., CVPR 2026"
     arxiv: ClassVar[str] = "2510.11978"
 
     regularizer: Literal["nll_floor", "nll_ceiling", "entropy", "label_smoothing", "hard_constraint"] = "nll_floor"

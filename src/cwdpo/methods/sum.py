@@ -126,6 +126,7 @@ def _both(one: Needs, other: Needs) -> Needs:
         every_chosen=one.every_chosen,
         span=one.span or other.span,
         cut=one.cut or other.cut,
+        scores=one.scores or other.scores,
         whole_batch=one.whole_batch or other.whole_batch,
     )
 
@@ -134,6 +135,7 @@ def _only(pairs: PairLogps, needs: Needs) -> PairLogps:
     """Return pairs without what a method has not asked for and others have."""
     return replace(
         pairs,
+        score_gap=pairs.score_gap if needs.scores else None,
         span=pairs.span if needs.span else None,
         cut=pairs.cut if needs.cut else None,
         altered=pairs.altered if needs.image else None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cwdpo.errors import RecipeError
+from cwdpo.errors import DataError, RecipeError
 from cwdpo.methods.base import Method, coefficients
 from cwdpo.methods.cooling import Cooling, cooling_weight
 from cwdpo.methods.pair_logps import AlteredLogps, CutLogps, PairLogps, SpanLogps
@@ -119,7 +119,10 @@ def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, refere
     sums, tokens = logps.sum(-1), mask.sum(-1).to(logps.dtype)
     reference = torch.zeros_like(sums) if reference is None else reference
     reference_sums = reference.sum(-1) if reference.ndim == 2 else reference
-    span = cut = altered = None
+    score_gap = span = cut = altered = None
+    if needs.scores:
+        gaps = [_score(batch, one) - _score(batch, other) for one, other in zip(chosen, rejected, strict=True)]
+        score_gap = torch.tensor(gaps).to(sums)
     if needs.span:
         ids = [response.ids for response in batch.responses]
         sides = [(ids[one], ids[other]) for one, other in zip(chosen, rejected, strict=True)]
@@ -154,7 +157,23 @@ def pair_logps(method: Method, batch: Batch, logps: Tensor, mask: Tensor, refere
         reference_rejected=reference_sums[rejected],
         chosen_tokens=tokens[chosen],
         rejected_tokens=tokens[rejected],
+        score_gap=score_gap,
         span=span,
         cut=cut,
         altered=altered,
     )
+
+
+def _score(batch: Batch, row: int) -> float:
+    """Return what the data say of a response.
+
+    Raises:
+        DataError: Nothing.
+    """
+    response, group = batch.responses[row], batch.groups[batch.owner[row]]
+    if response.score is None:
+        raise DataError(
+            f"{group.origin}: a {response.role} response ({response.source}) has no score, which this objective reads; "
+            "give every response one, or choose another stage2.objective"
+        )
+    return response.score

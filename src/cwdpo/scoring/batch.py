@@ -22,6 +22,7 @@ class EncodedResponse:
         source: Where it comes from.
         difficulty: `hard`, `medium`, `easy` or None.
         key: Content digest of prompt, images and response: the key of the reference cache.
+        score: How good something beside the model finds it, where the data say so.
     """
 
     ids: tuple[int, ...]
@@ -29,6 +30,7 @@ class EncodedResponse:
     source: str
     difficulty: str | None
     key: str
+    score: float | None = None
 
 
 @dataclass(frozen=True)

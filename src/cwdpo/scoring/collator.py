@@ -273,7 +273,7 @@ class PromptEncoder:
         answers = self._answers(group, text)
         self.require_length(group, len(prefix), max(map(len, answers), default=0))
         responses = [
-            EncodedResponse(ids, r.role, r.source, r.difficulty, text_digest(context, json.dumps(ids)))
+            EncodedResponse(ids, r.role, r.source, r.difficulty, text_digest(context, json.dumps(ids)), r.score)
             for ids, r in zip(answers, group.responses, strict=True)
         ]
         image_key = text_digest(self._signature, *images) if images else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup
     """Return the group of one row; what `PromptGroup.to_json` writes reads back equal.
 
     Columns: `prompt` (text or messages), `images` or `image`; then any of `chosen` (text), `rejected` (text or list of
-    texts), `negatives` (`{text, source, difficulty}`), `responses` (`{text, role, source, difficulty}`); and `id`,
+    texts), `negatives` (`{text, source, difficulty, score}`), `responses` (the same with a `role`); and `id`,
     `references`, `facts` (an object, or JSON text where a column cannot hold free objects), `origin`.
     """
     prompt = require_column(row, "prompt")
@@ -71,7 +72,12 @@ def _response(value: Any, what: str, role: str | None) -> Response:
         raise RowError("unknown difficulty", f"{what}.difficulty = {difficulty!r}; known: {', '.join(DIFFICULTIES)}")
     name = as_text(fields.get("role") or CHOSEN, f"{what}.role") if role is None else role
     source = as_text(fields.get("source") or "dataset", f"{what}.source")
-    return Response(as_text(fields.get("text"), f"{what}.text"), name, source, difficulty)
+    score = fields.get("score")
+    if score is not None:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise RowError("wrong type", f"{what}.score = {score!r}: must be a finite number")
+        score = float(score)
+    return Response(as_text(fields.get("text"), f"{what}.text"), name, source, difficulty, score)
 
 
 def _facts(value: Any) -> Mapping[str, Any]:
