@@ -487,13 +487,17 @@ def test_a_reader_from_the_users_own_file(pictures: Path, jsonl) -> None:
         "    return {'prompt': row['q'], 'image': row['pic'], 'chosen': row['a'][0], 'rejected': row['a'][1:]}\n"
         "class Reader:\n    pass\n"
     )
-    rows = [{"q": "What?", "pic": "images/red.png", "a": ["red", "blue", "green"]}, {"q": "What?", "a": []}]
+    rows = [
+        {"q": "What?", "pic": "images/red.png", "a": ["red", "blue", "green"]},
+        {"q": "What?", "pic": "x", "a": []},
+        {"a": 1},
+    ]
     path = jsonl(pictures / "t.jsonl", rows)
-    options: dict[str, Any] = {"on_bad_row": "skip", "max_bad_share": 0.5}
+    options: dict[str, Any] = {"on_bad_row": "skip", "max_bad_share": 0.7}
     data = load_groups(DataSource(path=path, format=f"{file}:read", **options))
     assert texts(data.groups[0]) == (["red"], ["blue", "green"])
     assert colour(data.groups[0]) == "red"
-    assert [(bad.row, bad.kind) for bad in data.bad_rows] == [(2, "refused by the reader")]
+    assert [(bad.row, bad.kind) for bad in data.bad_rows] == [(2, "refused by the reader"), (3, "missing column")]
     for name in ("none", "Reader"):
         with pytest.raises(DataError, match=name):
             load(path, format=f"{file}:{name}")

@@ -107,9 +107,9 @@ def groups_from_dataset(
         return GroupDataset(dataset)
     if not isinstance(first, Mapping):
         raise DataError(f"dataset row 1: must be an object or a PromptGroup, not {type(first).__name__}")
-    name = format if format != "auto" else format_of_row(first)
+    name = format if format != "auto" else format_of_row(first, Path("dataset"))
     if name is None:
-        raise undecidable(Path("dataset"), f" from the columns {', '.join(sorted(map(str, first)))}")
+        raise undecidable(Path("dataset"), first)
     rows = as_arrow(dataset) if _is_stored(dataset) else dataset
     root = Path.cwd() if image_root is None else Path(image_root).absolute()
     return GroupDataset(rows, _Convert(row_reader(name), root, require))

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from torch import distributed
 
-from cwdpo.data.formats.native import read_native
+from cwdpo.data.own_rows import read_native
 from cwdpo.data.row_checks import check_group
 from cwdpo.data.row_context import RowContext
 from cwdpo.data.row_values import RowError

@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from cwdpo.data.formats.captions import CaptionChoice
 from cwdpo.data.images import ImageError, ImageLimits, image_problem, missing_file
 from cwdpo.data.open_source import RowReader, open_source, shards_of
 from cwdpo.data.row_checks import REQUIREMENTS, TEXT_LIMIT, check_group
-from cwdpo.data.row_context import DEFAULT_PROMPT, RowContext
+from cwdpo.data.row_context import DEFAULT_PROMPT, Reading, RowContext
 from cwdpo.data.row_store import Scratch
 from cwdpo.data.row_values import RowError, excerpt, kind_of
 from cwdpo.data.schema import ImageRef, PromptGroup
@@ -42,8 +41,11 @@ class DataSource:
     """What to read and how strictly.
 
     Attributes:
-        path: File or folder; `dataset_info.json:name` for LLaMA-Factory.
-        format: One of `cwdpo.data.FORMATS`, or `auto`.
+        path: File or folder; `dataset_info.json:name` for LLaMA-Factory; the id of a data set on the hub.
+        format: One of `cwdpo.data.FORMATS`, `my_rows.py:read`, or `auto`.
+        columns: What columns of the rows are called: `{"prompt": "question"}` reads `question` as the prompt.
+        pairs: What rated answers become, `best`, `adjacent` or `all`; see `cwdpo.data.row_context.Reading`.
+        pair_gap: Least difference of the ratings of a pair.
         image_root: Folder that relative image paths start from; None: the data file's folder (for caption files also
             its `images`).
         prompt: Question that caption files do not ask.
@@ -64,6 +66,9 @@ class DataSource:
 
     path: str | Path
     format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    pairs: Literal["best", "adjacent", "all"] = "best"
+    pair_gap: float = 0.0
     image_root: str | Path | None = None
     prompt: str = DEFAULT_PROMPT
     captions: Literal["first", "random", "each"] = "first"
@@ -216,13 +221,13 @@ class SourceRows:
         self.store = store
         self.count = 0
         self._source = source
-        choice = CaptionChoice(source.prompt, source.captions, source.seed)
+        reading = Reading(source.prompt, source.captions, source.seed, source.pairs, source.pair_gap)
         self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
-            open_source, source.path, source.format, source.split, choice, cache, source.row_limit
+            open_source, source.path, source.format, source.split, cache, source.row_limit, source.columns
         )
         self.format, self._table, self._reader = self._open()
         root = self._table.root if source.image_root is None else _folder(source.image_root)
-        self._context = partial(RowContext, root=root)
+        self._context = partial(RowContext, root=root, reading=reading)
         several = len(shards_of(source.path) or ()) > 1
         self._stem = "" if several else file_name(str(source.path)).partition(":")[0].partition(".")[0] or "row"
 
@@ -254,7 +259,8 @@ class SourceRows:
         if not isinstance(raw.value, Mapping):
             raise RowError("wrong type", f"a row must be an object, not {kind_of(raw.value)}")
         stem = self._stem or Path(raw.file).stem
-        groups = self._reader(raw.value, self._context(file=raw.file, number=raw.number, table=raw.table, stem=stem))
+        place: dict[str, Any] = {"file": raw.file, "number": raw.number, "table": raw.table, "row": raw.value}
+        groups = self._reader(raw.value, self._context(**place, stem=stem))
         for group in groups:
             check_group(group, self._source.require, self._source.text_limit)
             known = self.store.number_of(group.id)

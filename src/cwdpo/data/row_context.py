@@ -19,8 +19,9 @@ from cwdpo.data.row_values import RowError, as_text, kind_of
 from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.remote_files import is_remote
+from cwdpo.errors import DataError
 
-__all__ = ["DEFAULT_PROMPT", "RowContext", "StoredCell", "build_group", "read_image", "read_images"]
+__all__ = ["DEFAULT_PROMPT", "Reading", "RowContext", "StoredCell", "build_group", "read_image", "read_images"]
 
 DEFAULT_PROMPT = "Describe the image in one sentence."
 """The question that caption files do not ask."""
@@ -33,6 +34,37 @@ _SIDES = re.compile(
     "chosen|reject(ed)?|neg(ative)?|pos(itive)?|win(ner)?|loser?|[wl]|(dis)?preferred|better|worse|good|bad|corrupted|"
     "adversarial|counterfactual"
 )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What readers make of rows that leave a choice.
+
+    Attributes:
+        prompt: The question that captions answer.
+        captions: Which caption of an image is the chosen answer: `first`, `random` (one an image, from `seed` and the
+            file name, whatever the order), or `each` (a group a caption).
+        seed: For `random`.
+        pairs: What rated answers become: `best` (the best one against the others), `adjacent` (each against the next
+            lower one) or `all` (each against every lower one).
+        pair_gap: Least difference of the ratings of a pair; equal ratings never make one.
+    """
+
+    prompt: str = DEFAULT_PROMPT
+    captions: str = "first"
+    seed: int = 0
+    pairs: str = "best"
+    pair_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.captions not in ("first", "random", "each"):
+            raise DataError(f"captions = {self.captions!r}: must be first, random or each")
+        if self.pairs not in ("best", "adjacent", "all"):
+            raise DataError(f"data.pairs = {self.pairs!r}: must be best, adjacent or all")
+        if not self.pair_gap >= 0:
+            raise DataError(f"data.pair_gap = {self.pair_gap}: must be at least 0, in units of the ratings")
+        if not self.prompt.strip():
+            raise DataError("prompt is empty: caption files need a question, for example " + repr(DEFAULT_PROMPT))
 
 
 @dataclass(frozen=True)
@@ -78,6 +110,8 @@ class RowContext:
         stem: Beginning of the ids of rows without an id.
         table: The table on disk that holds the row, where image bytes may stay.
         own: Whether a run wrote the row.
+        row: The row as the table has it: an image's place in the table is found by it.
+        reading: What the user asked for.
     """
 
     file: str
@@ -86,6 +120,21 @@ class RowContext:
     stem: str = "row"
     table: Any = field(default=None, repr=False, compare=False)
     own: bool = False
+    row: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+    reading: Reading = field(default_factory=Reading)
+
+    def cell(self, value: Any) -> StoredCell | None:
+        """Return where in the table an image of the row is, whatever a reader called its column since."""
+        if self.table is None:
+            return None
+        for column, content in self.row.items():
+            if content is value:
+                return StoredCell(self.file, self.number - 1, column, None, self.table)
+            if isinstance(content, list):
+                for position, item in enumerate(content):
+                    if item is value:
+                        return StoredCell(self.file, self.number - 1, column, position, self.table)
+        return None
 
     @property
     def default_id(self) -> str:
@@ -110,10 +159,10 @@ def read_images(row: Mapping[str, Any], context: RowContext, columns: Sequence[s
         if row.get(other):
             raise RowError("video or sound", f"{other}: only text and images can be trained on")
     name = next((c for c in columns if row.get(c) is not None), None)
-    images = _images_of(row[name], context, name) if name is not None else ()
+    images = _images_of(row[name], context) if name is not None else ()
     sides = [key for key, value in row.items() if key not in columns and value is not None and _is_of_one_side(key)]
     for side in sides:
-        if [identity(ref) for ref in _images_of(row[side], context, side)] != [identity(ref) for ref in images]:
+        if [identity(ref) for ref in _images_of(row[side], context)] != [identity(ref) for ref in images]:
             raise two_pictures(f"{side} differs from {name or 'images'}")
     return images
 
@@ -132,20 +181,18 @@ def identity(ref: ImageRef) -> str:
         raise RowError("image cannot be read", f"{ref.name}: {error}") from None
 
 
-def _images_of(value: Any, context: RowContext, name: str) -> tuple[ImageRef, ...]:
+def _images_of(value: Any, context: RowContext) -> tuple[ImageRef, ...]:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return tuple(read_image(v, context, name, i) for i, v in enumerate(value))
-    return (read_image(value, context, name, None),) if value != "" else ()
+        return tuple(read_image(v, context) for v in value)
+    return (read_image(value, context),) if value != "" else ()
 
 
-def read_image(value: Any, context: RowContext, column: str | None, position: int | None) -> ImageRef:
+def read_image(value: Any, context: RowContext) -> ImageRef:
     """Return where one image is: a path, `{bytes, path}` as `datasets` writes, bytes, or a picture in memory.
 
     Args:
         value: As the row has it.
         context: Where the row is.
-        column: Column that holds it, or None where it is inside a message.
-        position: Index in that column where it is a list.
 
     Raises:
         RowError: None of these, or a path that cannot be used.
@@ -164,10 +211,8 @@ def read_image(value: Any, context: RowContext, column: str | None, position: in
             return ImageRef(path=local_path(path, context.root))
         if not isinstance(content, (bytes, bytearray)):
             raise RowError("wrong type", f"image has neither bytes nor a path but {kind_of(content)}")
-        if context.table is not None and column is not None:
-            cell = StoredCell(context.file, context.number - 1, column, position, context.table)
-            return ImageRef(stored=cell)
-        return ImageRef(data=bytes(content))
+        cell = context.cell(value)
+        return ImageRef(data=bytes(content)) if cell is None else ImageRef(stored=cell)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
@@ -246,7 +291,7 @@ def build_group(
         raise RowError(
             "wrong type", f"id must be text or a whole number, not {kind_of(name) if name != '' else 'empty'}"
         )
-    inside = tuple(read_image(value, context, None, None) for value in picture_values(turns))
+    inside = tuple(read_image(value, context) for value in picture_values(turns))
     if inside and images and [identity(ref) for ref in inside] != [identity(ref) for ref in images]:
         raise two_pictures("the images in the messages differ from those of the row")
     images = images or inside

@@ -19,13 +19,13 @@ __all__ = ["score_responses"]
 
 
 def score_responses(
-    model: str, data: Path, *, reference: str | None, floor: float, tau: float, batch_size: int
+    model: str, data: Path | DataSource, *, reference: str | None, floor: float, tau: float, batch_size: int
 ) -> list[dict[str, Any]]:
     """Return a row for each response: id, role, text, logp_sum, logp_mean, tokens, entropy; with a reference Δ and w_c.
 
     Args:
         model: Model directory or hub id.
-        data: Rows with responses, in any known format.
+        data: Rows with responses, in any known format, or how they are read.
         reference: Model that Δ is taken against.
         floor: ℓ_floor of w_c, nats per token.
         tau: τ of w_c, nats.
@@ -36,7 +36,8 @@ def score_responses(
     """
     if not (tau > 0 and math.isfinite(tau) and math.isfinite(floor)):
         raise RecipeError(f"--floor {floor:g} --tau {tau:g}: must be finite, and τ greater than 0")
-    groups = list(load_groups(DataSource(path=data, require="response")).groups)
+    source = data if isinstance(data, DataSource) else DataSource(path=data, require="response")
+    groups = list(load_groups(source).groups)
     policy, encoder = open_model(model)
     other = open_model(reference) if reference is not None else None
     scorer, rows = AutoScorer(), list[dict[str, Any]]()

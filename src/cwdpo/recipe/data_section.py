@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,19 +12,25 @@ from cwdpo.section import Section
 
 __all__ = ["DataSection"]
 
-_FORMATS = ("auto", "scenes", "cwdpo", "trl", "llamafactory", "swift", "karpathy", "coco", "captions")
-
 
 class DataSection(Section):
     """Where the prompts, images and responses are, and how they are shared out."""
 
     path: str = "scenes"
-    """A file or folder in one of the known formats, or `scenes` for pictures drawn on the spot. Shards are a folder or
+    """A file or folder in one of the known formats, the id of a data set on the hub (`openbmb/RLAIF-V-Dataset`), or
+    `scenes` for pictures drawn on the spot. Shards are a folder or
     a pattern (`data/train-{000..099}.tar`, `data/*.parquet`), image tars are WebDataset's; an address (`s3://`,
     `hf://`, `https://`) is read through fsspec."""
     format: str = "auto"
-    """How to read it: `auto` (looks at the file), `cwdpo`, `trl`, `llamafactory`, `swift`, `karpathy`, `coco`,
-    `captions`, or a function of yours that makes a row of ours of a row of the file, `my_rows.py:read`."""
+    """How to read it: `auto` (looks at the columns), a format that `cwdpo data` lists, or a function of yours that
+    makes a row of ours of a row of the file, `my_rows.py:read`."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What columns are called in the file: `{prompt: question, images: image, chosen: better, rejected: worse}`."""
+    pairs: Literal["best", "adjacent", "all"] = "best"
+    """What rated answers become: the best one against all lower ones, each against the next lower one, or each against
+    all lower ones."""
+    pair_gap: float = Field(default=0.0, ge=0)
+    """Least difference of the ratings of such a pair, in their own units; equal ratings never make one."""
     image_root: str | None = None
     """Folder that relative image paths start from; default: the data file's folder. Not asked for images in tars and
     Parquet."""
@@ -66,6 +73,8 @@ class DataSection(Section):
     @field_validator("format")
     @classmethod
     def _known_format(cls, value: str) -> str:
-        if value not in _FORMATS and user_file(value) is None:
-            raise ValueError(f"must be one of {', '.join(_FORMATS)}, or a reader of your own as my_rows.py:read")
+        formats: Any = importlib.import_module("cwdpo.data.row_format").FORMATS  # recipes import no data
+        if value not in ("auto", "scenes") and user_file(value) is None and value not in formats.names():
+            known = ", ".join(("auto", "scenes", *formats.names()))
+            raise ValueError(f"must be one of {known}, or a reader of your own as my_rows.py:read")
         return value

@@ -52,6 +52,9 @@ def source_of(recipe: Recipe, path: str | Path, **changes: Any) -> DataSource:
     d = recipe.data
     settings: dict[str, Any] = {
         "format": "auto" if d.format == "scenes" else d.format,
+        "columns": d.columns,
+        "pairs": d.pairs,
+        "pair_gap": d.pair_gap,
         "image_root": d.image_root,
         "prompt": d.prompt,
         "captions": d.captions,

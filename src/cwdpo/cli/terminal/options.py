@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from cwdpo.errors import RecipeError, one_line
 
-__all__ = ["Command", "Force", "Overrides", "RecipeFile", "folder_name"]
+__all__ = ["Columns", "Command", "Force", "Overrides", "RecipeFile", "columns_of", "folder_name"]
 
 _EMPTY = re.compile(r"(--[\w-]+=)?")
 
@@ -57,6 +57,10 @@ def _unusable(value: object) -> str | None:
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace files that this command reads, or did not write.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="MAP", help="What columns are called in the data: '{prompt: question, images: picture}'."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. stage2.beta=0.2."),
@@ -67,3 +71,14 @@ RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as `cwdpo init` writ
 def folder_name(path: str) -> str:
     """Return a folder's name from a model's path: `runs/a/stage2/model` is `runs-a-stage2-model`."""
     return "-".join(part for part in Path(path).parts if part.strip("./"))[-120:]
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """Return the map that `--columns` says.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    from cwdpo.recipe.load_recipe import load_recipe
+
+    return load_recipe(overrides=[f"data.columns={text}"]).data.columns if text else {}

@@ -1,72 +1,63 @@
-"""Images with human captions: Karpathy's JSON (COCO, Flickr), COCO's own JSON (NoCaps), and a folder with a CSV."""
+"""Images with human captions, in a table; and what every format of captions shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cwdpo.data.messages import tagged_parts
-from cwdpo.data.row_context import DEFAULT_PROMPT, RowContext, build_group, read_image
-from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, require_column
+from cwdpo.data.row_context import RowContext, build_group, read_image
+from cwdpo.data.row_format import Format
+from cwdpo.data.row_values import RowError, as_text
 from cwdpo.data.schema import PromptGroup, Response
+from cwdpo.data.tables.find_files import captions_csv, image_folder
+from cwdpo.data.tables.raw_row import RawTable
+from cwdpo.data.tables.text_tables import caption_rows
 from cwdpo.errors import DataError
 from cwdpo.files import text_digest
 
-__all__ = ["CaptionChoice", "read_captioned", "read_coco", "read_karpathy"]
+__all__ = ["Captions", "caption_groups", "samples_of"]
+
+_SAMPLES = 20
 
 
-@dataclass(frozen=True)
-class CaptionChoice:
-    """Which caption of an image is the chosen answer.
+class Captions(Format):
+    """A folder of images with a captions table (CSV), or a tar of images with texts."""
 
-    Attributes:
-        prompt: The question that the captions answer.
-        pick: `first`, `random` (one an image, from `seed` and the file name, whatever the order), or `each` (a group
-            a caption).
-        seed: For `random`.
+    name: ClassVar[str] = "captions"
+    columns: ClassVar[Mapping[str, str]] = {
+        "image, file_name, …": "the image",
+        "caption, text, …": "a caption: the chosen answer to `data.prompt`; all of an image are its references",
+    }
+
+    @classmethod
+    def open(cls, path: Path, split: str | None) -> RawTable:
+        """Return one row an image."""
+        file = captions_csv(path) if path.is_dir() else path
+        if file is None:
+            raise DataError(f"{path}: no captions CSV in this folder (a header with an image and a caption column)")
+        rows = list(caption_rows(file))
+        samples = [row.value["image"] for row in rows[:_SAMPLES] if row.error is None]
+        return RawTable(image_folder(file.parent, samples).absolute(), rows)
+
+    @classmethod
+    def groups(cls, row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
+        """Return the groups of one image, its captions already gathered: `image`, `captions`."""
+        captions = [as_text(text, "caption") for text in row["captions"]]
+        if not isinstance(row["image"], str):  # in a tar
+            return caption_groups(row["image"], as_text(str(row["id"]), "id"), captions, context)
+        return caption_groups(row["image"], as_text(row["image"], "image"), captions, context)
+
+
+def samples_of(rows: Sequence[Any], name: Any) -> list[str]:
+    """Return the first paths of images, by which their folder is found.
+
+    Args:
+        rows: Raw rows.
+        name: Makes the path of an object.
     """
-
-    prompt: str = DEFAULT_PROMPT
-    pick: str = "first"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pick not in ("first", "random", "each"):
-            raise DataError(f"captions = {self.pick!r}: must be first, random or each")
-        if not self.prompt.strip():
-            raise DataError("prompt is empty: caption files need a question, for example " + repr(DEFAULT_PROMPT))
-
-
-def read_karpathy(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
-    """Return the groups of one entry of `images`: `filepath`, `filename`, `sentences[].raw`."""
-    filename = as_text(require_column(row, "filename"), "filename")
-    folder = as_text(row.get("filepath") or "", "filepath")
-    captions = [
-        as_text(as_mapping(sentence, f"sentences[{i}]").get("raw"), f"sentences[{i}].raw")
-        for i, sentence in enumerate(as_list(require_column(row, "sentences"), "sentences"))
-    ]
-    return caption_groups(str(Path(folder) / filename), filename, captions, context, choice)
-
-
-def read_coco(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
-    """Return the groups of one entry of `images`, its captions already gathered; the image's number is the row's id.
-
-    NoCaps' `domain` becomes a fact.
-    """
-    image = as_text(require_column(row, "file_name"), "file_name")
-    captions = [as_text(text, "caption") for text in row["captions"]]
-    facts = {"domain": as_text(row["domain"], "domain")} if row.get("domain") is not None else {}
-    return caption_groups(image, str(require_column(row, "id")), captions, context, choice, facts)
-
-
-def read_captioned(row: Mapping[str, Any], context: RowContext, choice: CaptionChoice) -> list[PromptGroup]:
-    """Return the groups of one image of a captions CSV, its rows already gathered: `image`, `captions`."""
-    captions = [as_text(text, "caption") for text in row["captions"]]
-    if not isinstance(row["image"], str):  # in a tar
-        return caption_groups(row["image"], as_text(str(row["id"]), "id"), captions, context, choice)
-    return caption_groups(row["image"], as_text(row["image"], "image"), captions, context, choice)
+    return [name(row.value) for row in rows[:_SAMPLES] if isinstance(row.value, Mapping)]
 
 
 def caption_groups(
@@ -74,7 +65,6 @@ def caption_groups(
     name: str,
     captions: Sequence[str],
     context: RowContext,
-    choice: CaptionChoice,
     facts: Mapping[str, Any] | None = None,
 ) -> list[PromptGroup]:
     """Return one group of an image, or one a caption; every caption is a reference of each."""
@@ -83,20 +73,20 @@ def caption_groups(
         raise RowError("no caption", f"{name} has none")
     if not all(texts):
         raise RowError("empty caption", f"caption {texts.index('') + 1} of {name} is empty")
-    ref = read_image(image, context, None, None)
+    choice, ref = context.reading, read_image(image, context)
     turns = [{"role": "user", "content": tagged_parts(choice.prompt)}]
     picks = {
         "first": [0],
         "random": [int(text_digest(str(choice.seed), name)[:15], 16) % len(texts)],
         "each": list(range(len(texts))),
-    }[choice.pick]
+    }[choice.captions]
     return [
         build_group(
             context,
             turns,
             [ref],
             [Response(texts[i])],
-            name=f"{name}#{i + 1}" if choice.pick == "each" else name,
+            name=f"{name}#{i + 1}" if choice.captions == "each" else name,
             references=texts,
             facts=facts,
         )

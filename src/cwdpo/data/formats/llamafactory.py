@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, refuse_untrained, tagged_parts
 from cwdpo.data.row_context import RowContext, build_group, read_images
+from cwdpo.data.row_format import Format, columns_of
 from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, kind_of, require_column, require_good
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
 from cwdpo.errors import DataError, one_line
 
-__all__ = ["Layout", "read_llamafactory", "reader_for"]
+__all__ = ["INFO_NAME", "Layout", "LlamaFactory", "is_dataset_info", "read_llamafactory"]
+
+INFO_NAME = "dataset_info.json"
 
 _COLUMNS = {
     "prompt": "instruction",
@@ -86,9 +88,49 @@ class Layout:
         return cls("alpaca")
 
 
-def reader_for(layout: Layout | None) -> Any:
-    """Return the row reader of a layout; None: each row is asked for its layout."""
-    return partial(read_llamafactory, layout=layout)
+class LlamaFactory(Format):
+    """LLaMA-Factory's rows, alpaca or sharegpt, with or without the names that `dataset_info.json` gives them."""
+
+    name: ClassVar[str] = "llamafactory"
+    hub: ClassVar[tuple[str, ...]] = ("llamafactory/RLHF-V", "Zhihui/VLFeedback")
+    columns: ClassVar[Mapping[str, str]] = {
+        "conversations, messages": "the prompt's turns (sharegpt); without `chosen` the last turn is the chosen answer",
+        "instruction, input, history": "the prompt (alpaca)",
+        "chosen, rejected": "the answers, text or a turn",
+        "output": "the chosen answer where there is no pair",
+        "images": "the images, in the order of their `<image>` tags",
+        "system": "the system turn",
+        "kto_tag": "a row whose answer is marked as bad is refused",
+    }
+    index: ClassVar[str] = INFO_NAME
+
+    @classmethod
+    def fits(cls, row: Mapping[str, Any]) -> Collection[str]:
+        """Return the columns: a prompt of LLaMA-Factory's, and what belongs to it."""
+        there = columns_of(row)
+        if {"conversations", "instruction"} & there or {"messages", "chosen", "rejected"} <= there:
+            return there & set(_COLUMNS.values()) | there & {"messages"}
+        return ()
+
+    @classmethod
+    def holds(cls, document: Mapping[str, Any]) -> bool:
+        """Return whether a document maps names of data sets to where they are."""
+        return is_dataset_info(document)
+
+    @classmethod
+    def groups(cls, row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
+        """Return the group of a row, in the layout that its columns speak for."""
+        return read_llamafactory(row, context)
+
+
+def is_dataset_info(document: Any) -> bool:
+    """Return whether a JSON document maps names of datasets to where they are."""
+    places = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
+    return (
+        isinstance(document, dict)
+        and bool(document)
+        and all(isinstance(entry, dict) and any(place in entry for place in places) for entry in document.values())
+    )
 
 
 def read_llamafactory(row: Mapping[str, Any], context: RowContext, layout: Layout | None = None) -> list[PromptGroup]:

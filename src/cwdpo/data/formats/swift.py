@@ -1,24 +1,41 @@
-"""ms-swift's preference rows: `messages` that end with the chosen answer, `rejected_response`, `images`."""
+"""ms-swift's preference rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from cwdpo.data.messages import Message, read_answer, read_turns, refuse_tags, shared_turns
 from cwdpo.data.row_context import RowContext, build_group, read_images
+from cwdpo.data.row_format import Format
 from cwdpo.data.row_values import RowError, as_list, as_text, require_column, require_good
 from cwdpo.data.schema import REJECTED, PromptGroup, Response
 
-__all__ = ["read_swift"]
+__all__ = ["Swift"]
 
 
-def read_swift(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
-    """Return the group of one row.
+class Swift(Format):
+    """ms-swift's rows: a conversation that ends with the chosen answer, and what is rejected beside it."""
 
-    `rejected_response` is text, a list of texts (several rejected answers) or a list of turns; `rejected_messages` is
-    the whole other conversation. A row without either has a chosen answer only.
-    """
+    name: ClassVar[str] = "swift"
+    columns: ClassVar[Mapping[str, str]] = {
+        "messages": "the prompt, and as its last turn the chosen answer",
+        "rejected_response": "a rejected answer: text, a list of texts (several answers), or turns",
+        "rejected_messages": "the whole other conversation",
+        "images, image": "the images, in the order of their `<image>` tags",
+        "system": "the system turn",
+        "label": "a row whose answer is marked as bad is refused",
+    }
+    needs: ClassVar[frozenset[str]] = frozenset(("messages",))
+    without: ClassVar[frozenset[str]] = frozenset(("chosen",))
+
+    @classmethod
+    def groups(cls, row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
+        """Return the group of a row; without a rejected answer it has a chosen one only."""
+        return _read(row, context)
+
+
+def _read(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
     require_good(row, "label")
     turns = read_turns(require_column(row, "messages"), "messages")
     if not turns or turns[-1]["role"] != "assistant":

@@ -1,29 +1,59 @@
-"""TRL's preference rows: `images`, `prompt`, `chosen`, `rejected`, plain text or conversations."""
+"""TRL's preference rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 from cwdpo.data.messages import Message, read_answer, read_turns, shared_turns, tagged_parts
 from cwdpo.data.row_context import RowContext, build_group, read_images
-from cwdpo.data.row_values import RowError, as_mapping, as_text, first_of, require_column
+from cwdpo.data.row_format import Format, columns_of
+from cwdpo.data.row_values import RowError, as_text, first_of, require_column
 from cwdpo.data.schema import CHOSEN, REJECTED, PromptGroup, Response
-from cwdpo.data.tables.text_tables import parse_json
 
-__all__ = ["is_packed", "read_trl"]
+__all__ = ["Trl", "read_trl"]
+
+_IMAGES = ("images", "image", "img_path", "image_path")
+
+
+class Trl(Format):
+    """TRL's preference rows, in plain text or as conversations."""
+
+    name: ClassVar[str] = "trl"
+    hub: ClassVar[tuple[str, ...]] = (
+        "trl-lib/rlaif-v",
+        "HuggingFaceH4/rlaif-v_formatted",
+        "fwnlp/mDPO-preference-data",
+    )
+    columns: ClassVar[Mapping[str, str]] = {
+        "prompt": "the prompt, text or turns; without it what the answers begin with in common",
+        "chosen": "the chosen answer, text, a turn, or the whole conversation",
+        "rejected": "the rejected answer, the same",
+        "images, image, img_path, image_path": "the images: the first of these columns that is there",
+        "id": "the row's id",
+    }
+
+    @classmethod
+    def fits(cls, row: Mapping[str, Any]) -> Collection[str]:
+        """Return the columns: both answers, if the rejected one is no list of texts."""
+        needs, rejected = frozenset(("chosen", "rejected")), row.get("rejected")
+        listed = isinstance(rejected, list) and bool(rejected) and all(isinstance(item, str) for item in rejected)
+        return needs if needs <= columns_of(row) and not listed else ()
+
+    @classmethod
+    def groups(cls, row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
+        """Return the group of a row."""
+        return read_trl(row, context)
 
 
 def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
     """Return the group of one row.
 
-    A plain text prompt becomes a user turn; RLAIF-V and MMPR call it `question`, RLHF-V packs the row into `text`. In
-    conversations `chosen` and `rejected` are the assistant turn, or the whole conversation: what they share with
-    `prompt`, or with each other where there is no `prompt`, is the prompt.
+    A plain text prompt becomes a user turn. In conversations `chosen` and `rejected` are the assistant turn, or the
+    whole conversation: what they share with `prompt`, or with each other where there is no `prompt`, is the prompt.
     """
-    row = _unpacked(row)
     sides = {role: require_column(row, role) for role in (CHOSEN, REJECTED)}
-    prompt = first_of(row, "prompt", "question", "query")
+    prompt = first_of(row, "prompt")
     if all(isinstance(side, str) for side in sides.values()):
         if prompt is None:
             raise RowError("missing column", "'prompt' is not in the row, and plain answers do not show where it ends")
@@ -34,23 +64,8 @@ def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
         turns = _shared_start(*answers.values()) if prompt is None else _prompt(prompt)
         texts = {role: read_answer(_without_start(answer, turns), role) for role, answer in answers.items()}
     responses = [Response(texts[CHOSEN], CHOSEN), Response(texts[REJECTED], REJECTED)]
-    images = read_images(row, context, ("images", "image"))
+    images = read_images(row, context, _IMAGES)
     return [build_group(context, turns, images, responses, name=row.get("id"))]
-
-
-def is_packed(row: Mapping[str, Any]) -> bool:
-    """Return whether a row has its columns as JSON in `text`, as RLHF-V has."""
-    text = row.get("text")
-    return isinstance(text, str) and text.lstrip().startswith("{") and row.get(CHOSEN) is None
-
-
-def _unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    if not is_packed(row):
-        return row
-    try:
-        return {**row, **as_mapping(parse_json(row["text"]), "text")}
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, RowError) else RowError("not JSON", "of the column text") from None
 
 
 def _prompt(value: Any) -> list[Message]:

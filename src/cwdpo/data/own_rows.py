@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cwdpo.data.messages import Message, read_turns, tagged_parts
+from cwdpo.data.rated_answers import rated_sets
 from cwdpo.data.row_context import RowContext, build_group, read_images
 from cwdpo.data.row_values import RowError, as_list, as_mapping, as_text, first_of, require_column
 from cwdpo.data.schema import CHOSEN, DIFFICULTIES, REJECTED, PromptGroup, Response
@@ -19,7 +20,8 @@ def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup
     """Return the group of one row; what `PromptGroup.to_json` writes reads back equal.
 
     Columns: `prompt` (text or messages), `images` or `image`; then any of `chosen` (text), `rejected` (text or list of
-    texts), `negatives` (`{text, source, difficulty, score}`), `responses` (the same with a `role`); and `id`,
+    texts), `negatives` (`{text, source, difficulty, score}`), `responses` (the same with a `role`), `answers`
+    (`{text, rating}`, of which pairs are made as `data.pairs` says, so that there may be several groups); and `id`,
     `references`, `facts` (an object, or JSON text where a column cannot hold free objects), `origin`.
     """
     prompt = require_column(row, "prompt")
@@ -43,18 +45,30 @@ def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup
         _response(value, f"responses[{i}]", None)
         for i, value in enumerate(as_list(first_of(row, "responses") or [], "responses"))
     ]
-    return [
-        build_group(
-            context,
-            turns,
-            read_images(row, context, ("images", "image")),
-            responses,
-            name=row.get("id"),
-            references=[as_text(r, "references") for r in as_list(row.get("references") or [], "references")],
-            facts=_facts(row.get("facts")),
-            origin=as_text(row.get("origin") or "", "origin"),
-        )
-    ]
+    sets, name = [responses], row.get("id")
+    if row.get("answers") is not None:
+        sets = [[*responses, *pairs] for pairs in rated_sets(_answers(row["answers"]), context.reading)]
+    images = read_images(row, context, ("images", "image"))
+    more: dict[str, Any] = {
+        "references": [as_text(r, "references") for r in as_list(row.get("references") or [], "references")],
+        "facts": _facts(row.get("facts")),
+        "origin": as_text(row.get("origin") or "", "origin"),
+    }
+    if len(sets) == 1:
+        return [build_group(context, turns, images, sets[0], name=name, **more)]
+    stem = context.default_id if name is None else name
+    return [build_group(context, turns, images, r, name=f"{stem}#{i}", **more) for i, r in enumerate(sets, 1)]
+
+
+def _answers(value: Any) -> list[tuple[str, float]]:
+    answers = [as_mapping(answer, f"answers[{i}]") for i, answer in enumerate(as_list(value, "answers"))]
+    return [(as_text(a.get("text"), f"answers[{i}].text"), _rating(a.get("rating"), i)) for i, a in enumerate(answers)]
+
+
+def _rating(value: Any, place: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RowError("wrong type", f"answers[{place}].rating must be a finite number, not {value!r}")
+    return float(value)
 
 
 _UNTRAINED = ("image", "img", "picture", "video", "audio", "reasoning", "thinking", "tool")

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cwdpo.data.formats.llamafactory import Layout
+from cwdpo.data.formats.llamafactory import INFO_NAME, Layout, is_dataset_info
 from cwdpo.data.tables.text_tables import is_there, json_document
 from cwdpo.errors import DataError
 
-__all__ = ["INFO_NAME", "find_entry", "is_dataset_info", "split_name"]
-
-INFO_NAME = "dataset_info.json"
+__all__ = ["find_entry", "split_name"]
 
 
 def split_name(path: str) -> tuple[Path, str | None]:
@@ -23,16 +21,6 @@ def split_name(path: str) -> tuple[Path, str | None]:
     before, _, name = path.rpartition(":")
     known = Path(before).name == INFO_NAME or (Path(before) / INFO_NAME).is_file()
     return (Path(before), name) if known else (whole, None)
-
-
-def is_dataset_info(document: Any) -> bool:
-    """Return whether a JSON document maps names of datasets to where they are."""
-    places = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
-    return (
-        isinstance(document, dict)
-        and bool(document)
-        and all(isinstance(entry, dict) and any(place in entry for place in places) for entry in document.values())
-    )
 
 
 def find_entry(path: Path, name: str | None) -> tuple[Path, Layout | None, Path]:
