@@ -130,7 +130,7 @@ def test_columns_of_other_names(tmp_path: Path, jsonl: Any) -> None:
     write(tmp_path, *ROWS["mmpr"])
     path = jsonl(tmp_path / "x.jsonl", [{"q": "Which?", "pic": "red.png", "better": "red", "worse": "blue"}])
     with pytest.raises(
-        DataError, match=r"columns better, pic, q, worse: set data.columns: \{prompt: …, images: pic, chosen: b"
+        DataError, match=r"set data.columns: \{prompt: …, images: pic, chosen: better, rej"
     ):
         load_groups(DataSource(path=path))
     columns = {"prompt": "q", "images": "pic", "chosen": "better", "rejected": "worse"}
