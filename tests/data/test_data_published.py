@@ -83,8 +83,9 @@ def test_rated_answers_by_hand(tmp_path: Path) -> None:
     assert pairs(pair_gap=2.5) == [(high, [low])]
     with pytest.raises(DataError, match="no pair: ratings 5, 5, 3, 2"):
         pairs(pair_gap=4)
-    ids = [g.id for g in load_groups(DataSource(path=one, limit=1, pairs="all")).groups]
-    assert ids == ["v-0#1", "v-0#2", "v-0#3"]
+    groups = load_groups(DataSource(path=one, limit=1, pairs="all")).groups
+    assert [response.score for response in groups[0].responses] == [5.0, 3.0, 2.0]
+    assert [group.id for group in groups] == ["v-0#1", "v-0#2", "v-0#3"]
 
 
 def test_a_set_is_named_by_its_id_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +130,7 @@ def test_mmpr_of_several_sets(tmp_path: Path) -> None:
 def test_columns_of_other_names(tmp_path: Path, jsonl: Any) -> None:
     write(tmp_path, *ROWS["mmpr"])
     path = jsonl(tmp_path / "x.jsonl", [{"q": "Which?", "pic": "red.png", "better": "red", "worse": "blue"}])
-    with pytest.raises(
-        DataError, match=r"set data.columns: \{prompt: …, images: pic, chosen: better, rej"
-    ):
+    with pytest.raises(DataError, match=r"set data.columns: \{prompt: …, images: pic, chosen: better, rej"):
         load_groups(DataSource(path=path))
     columns = {"prompt": "q", "images": "pic", "chosen": "better", "rejected": "worse"}
     data = load_groups(DataSource(path=path, columns=columns))

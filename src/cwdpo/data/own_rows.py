@@ -62,12 +62,15 @@ def read_native(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup
 
 def _answers(value: Any) -> list[tuple[str, float]]:
     answers = [as_mapping(answer, f"answers[{i}]") for i, answer in enumerate(as_list(value, "answers"))]
-    return [(as_text(a.get("text"), f"answers[{i}].text"), _rating(a.get("rating"), i)) for i, a in enumerate(answers)]
+    return [
+        (as_text(answer.get("text"), f"answers[{i}].text"), _finite(answer.get("rating"), f"answers[{i}].rating"))
+        for i, answer in enumerate(answers)
+    ]
 
 
-def _rating(value: Any, place: int) -> float:
+def _finite(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RowError("wrong type", f"answers[{place}].rating must be a finite number, not {value!r}")
+        raise RowError("wrong type", f"{what} = {value!r}: must be a finite number")
     return float(value)
 
 
@@ -86,11 +89,7 @@ def _response(value: Any, what: str, role: str | None) -> Response:
         raise RowError("unknown difficulty", f"{what}.difficulty = {difficulty!r}; known: {', '.join(DIFFICULTIES)}")
     name = as_text(fields.get("role") or CHOSEN, f"{what}.role") if role is None else role
     source = as_text(fields.get("source") or "dataset", f"{what}.source")
-    score = fields.get("score")
-    if score is not None:
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise RowError("wrong type", f"{what}.score = {score!r}: must be a finite number")
-        score = float(score)
+    score = None if fields.get("score") is None else _finite(fields["score"], f"{what}.score")
     return Response(as_text(fields.get("text"), f"{what}.text"), name, source, difficulty, score)
 
 
