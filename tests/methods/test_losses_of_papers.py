@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from cwdpo.data.formats.native import read_native
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwdpo.data.formats.native import read_native
 from cwdpo.data.row_context import RowContext
 from cwdpo.data.row_values import RowError
 from cwdpo.data.schema import Response
