@@ -18,6 +18,7 @@ __all__ = ["SFTObjective"]
 class SFTObjective(Objective):
     """Mean of a method's loss over the chosen responses, plus λ times that of its penalty over the rejected ones."""
 
+    requires = "chosen"
     twin_reference = False
 
     def __init__(self, method: SFT) -> None:

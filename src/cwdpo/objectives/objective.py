@@ -66,6 +66,7 @@ class Objective(ABC):
     """Batch, policy scores and reference to a loss.
 
     Attributes:
+        requires: What its rows must have: `chosen`, `pair` or `response`, as in `DataSource`.
         needs_reference: It compares with reference log-probabilities.
         tokenwise_reference: It wants them token by token, `Float[responses, tokens]`.
         twin_reference: It wants them for twins too; where not, they are not computed, and NaN stands there.
@@ -73,6 +74,7 @@ class Objective(ABC):
         gated: A term is on or off for the whole global batch, as `gate` decides.
     """
 
+    requires: str = "pair"
     needs_reference: bool = False
     tokenwise_reference: bool = False
     twin_reference: bool = True

@@ -46,6 +46,8 @@ class OnPolicyObjective(Objective):
     What it needs of the reference comes with the responses.
     """
 
+    requires = "response"
+
     def __init__(self, method: OnPolicyMethod) -> None:
         self.method = method
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from transformers import TrainingArguments
@@ -145,6 +145,10 @@ class MethodArguments(GroupTrainingArguments):
         section = self._validated(self.kind, {**shared, **settings, **chosen})
         self.objective, self.method, self.method_settings = section.objective, section.method, None
         self.__dict__["_section"] = section
+
+    def with_method(self, method: Method | None) -> Self:
+        """Return these arguments with another method; as they are for None."""
+        return self if method is None else replace(self, method=method)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments as trackers log them."""

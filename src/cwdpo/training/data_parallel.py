@@ -33,12 +33,14 @@ class SharedBatches:
     Args:
         sampler: The order of the rows.
         micro: Rows of a micro-batch.
-        accumulation: Micro-batches of an update on each rank.
         ranks: How many there are.
+        accumulation: Micro-batches of an update on each rank.
         drop_last: Leave out what does not fill an update.
     """
 
-    def __init__(self, sampler: _Order, *, micro: int, accumulation: int, ranks: int, drop_last: bool = False) -> None:
+    def __init__(
+        self, sampler: _Order, *, micro: int, ranks: int, accumulation: int = 1, drop_last: bool = False
+    ) -> None:
         self.sampler: Any = sampler  # accelerate puts its own in its place
         self._micro, self._accumulation, self._ranks, self.drop_last = micro, accumulation, ranks, drop_last
 

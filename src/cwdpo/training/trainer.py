@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from cwdpo.data.hf_dataset import groups_from_dataset
 from cwdpo.devices import RandomState, capture_random, restore_random
 from cwdpo.errors import DataError, ModelError, NonFiniteError, RecipeError
 from cwdpo.files import read_json, write_json
@@ -115,6 +116,15 @@ def sequence_tokens(batch: Batch) -> int:
     return sum(len(g.prefix_ids) + len(r.ids) for g in batch.groups for r in g.responses)
 
 
+def _groups(dataset: Any, requires: str) -> Any:
+    """Return a dataset as prompt groups; several by name likewise; None and the name of one as they are."""
+    if dataset is None or isinstance(dataset, str):
+        return dataset
+    if isinstance(dataset, Mapping):
+        return {name: groups_from_dataset(part, require=requires) for name, part in dataset.items()}
+    return groups_from_dataset(dataset, require=requires)
+
+
 class GroupTrainer(Trainer):
     """Trains on prompt groups: score all responses of a prompt, ask the objective for the loss.
 
@@ -127,8 +137,8 @@ class GroupTrainer(Trainer):
         model: A vision-language model (with or without adapters).
         args: `SFTCConfig` or `CWDPOConfig`.
         objective: Batch and scores to a loss.
-        train_dataset: Prompt groups.
-        eval_dataset: Prompt groups for `evaluate`.
+        train_dataset: Prompt groups, or a `datasets.Dataset` with TRL's columns.
+        eval_dataset: Likewise, for `evaluate`.
         processing_class: The model's processor.
         callbacks: As in transformers.
         reference: Where reference log-probabilities come from; needed by preference objectives.
@@ -136,8 +146,9 @@ class GroupTrainer(Trainer):
         encoder: Prompt encoder; default made from the processor and `args`.
         picker: Leaves out of a micro-batch what its update does not train on; given the number of the update, from 0,
             and how many there are.
-        rollouts: Gives the prompts of the next updates responses of the policy's own; objectives that are on-policy
-            need it.
+
+    Attributes:
+        rollouts: Gives the prompts of the next updates responses of the policy's own, where the objective is on-policy.
     """
 
     args: GroupTrainingArguments
@@ -155,13 +166,12 @@ class GroupTrainer(Trainer):
         scorer: Scorer | None = None,
         encoder: PromptEncoder | None = None,
         picker: Callable[[Batch, int, int], Batch] | None = None,
-        rollouts: Rollouts | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = objective
         self.reference = reference
         self.picker = picker
-        self.rollouts = rollouts
+        self.rollouts: Rollouts | None = None
         self.scorer: Scorer = scorer or args.make_scorer()
         self.encoder = encoder or PromptEncoder(
             processing_class, include_eos=args.include_eos, max_length=sequence_limit(model, args.max_length)
@@ -177,6 +187,7 @@ class GroupTrainer(Trainer):
         self._meter = Meter(self.team)
         self.balancing = LoadBalancing(model)
         self.guard = NonFiniteGuard(skip=args.on_nonfinite == "skip")
+        train_dataset, eval_dataset = (_groups(rows, objective.requires) for rows in (train_dataset, eval_dataset))
         rows = eval_dataset if train_dataset is None else train_dataset
         self.shared_scorer = SharingScorer(self.scorer, rows, self.encoder) if self.team.size > 1 else self.scorer
         if args.device.type == "cuda":
@@ -195,8 +206,6 @@ class GroupTrainer(Trainer):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True  # our loss is a share of the global batch's already
-        if rollouts is not None:
-            rollouts.weigher.scorer = self.shared_scorer
         if is_quantized(model):
             compute_alike(model)
             if self.is_fsdp_enabled:
@@ -480,6 +489,10 @@ class GroupTrainer(Trainer):
         return norm
 
     # -- evaluation and logging ------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the loss and the metrics over the evaluation set, or another one in any form the trainer takes."""
+        return super().evaluate(_groups(eval_dataset, self.objective.requires), *args, **kwargs)
 
     def evaluation_loop(
         self,

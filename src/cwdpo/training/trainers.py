@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch.utils.data import DataLoader
 from transformers import set_seed
 
-from cwdpo.data.hf_dataset import GroupDataset, groups_from_dataset
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.files import read_json, write_json
 from cwdpo.methods.base import Method
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.identity import state_digest
-from cwdpo.models.loading import load_model, sequence_limit
+from cwdpo.models.loading import load_model
 from cwdpo.models.meta_init import on_meta
 from cwdpo.models.modes import disable_dropout
 from cwdpo.models.processors import load_processor
 from cwdpo.objectives import objective_of
 from cwdpo.objectives.rewards import Reward, reward_for
-from cwdpo.processes import Processes, naming_lost_workers, processes
+from cwdpo.processes import naming_lost_workers, processes
 from cwdpo.recipe import ModelSection
-from cwdpo.scoring.collator import PromptEncoder, require_template
+from cwdpo.scoring.collator import require_template
 from cwdpo.scoring.reference import CachedReference, LiveReference, Reference, ReferenceCache
-from cwdpo.scoring.scorer import Scorer
-from cwdpo.training.configs import CWDPOConfig, GroupTrainingArguments, MethodArguments, SFTCConfig
+from cwdpo.training.configs import CWDPOConfig, GroupTrainingArguments, SFTCConfig
+from cwdpo.training.data_parallel import SharedBatches, shared_loader
 from cwdpo.training.rollout_scoring import Weigher
 from cwdpo.training.rollouts import Rollouts
 from cwdpo.training.trainer import GroupTrainer
@@ -37,9 +34,6 @@ from cwdpo.training.trainer import GroupTrainer
 __all__ = ["CWDPOTrainer", "SFTCTrainer"]
 
 REFERENCE_ADAPTER = "reference"
-
-
-A = TypeVar("A", bound=MethodArguments)
 
 
 def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, peft_config: Any) -> tuple[Any, Any]:
@@ -73,20 +67,6 @@ def _prepare(model: Any, args: GroupTrainingArguments, processing_class: Any, pe
     return model, processing_class
 
 
-def _with_method(args: A, method: Method | None) -> A:
-    """Return arguments with another method."""
-    return args if method is None else replace(args, method=method)
-
-
-def _groups(dataset: Any, require: str) -> Any:
-    """Return a dataset as prompt groups; several by name likewise; None and the name of one as they are."""
-    if dataset is None or isinstance(dataset, str):
-        return dataset
-    if isinstance(dataset, Mapping):
-        return {name: groups_from_dataset(part, require=require) for name, part in dataset.items()}
-    return groups_from_dataset(dataset, require=require)
-
-
 class SFTCTrainer(GroupTrainer):
     """Stage 1: SFT-C (paper, Eq. 4), or plain SFT with `objective="sft"`.
 
@@ -115,22 +95,10 @@ class SFTCTrainer(GroupTrainer):
         method: Method | None = None,
         **kwargs: Any,
     ) -> None:
-        args = _with_method(args or SFTCConfig("sft-c"), method)
+        args = (args or SFTCConfig("sft-c")).with_method(method)
         model, processing_class = _prepare(model, args, processing_class, peft_config)
-        super().__init__(
-            model,
-            args,
-            objective_of(args.section().method),
-            _groups(train_dataset, "chosen"),
-            _groups(eval_dataset, "chosen"),
-            processing_class,
-            callbacks,
-            **kwargs,
-        )
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the loss and the metrics over the evaluation set, or another one in any form the trainer takes."""
-        return super().evaluate(_groups(eval_dataset, "chosen"), *args, **kwargs)
+        objective = objective_of(args.section().method)
+        super().__init__(model, args, objective, train_dataset, eval_dataset, processing_class, callbacks, **kwargs)
 
 
 class CWDPOTrainer(GroupTrainer):
@@ -171,13 +139,11 @@ class CWDPOTrainer(GroupTrainer):
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
         reference_cache: Path | None = None,
-        scorer: Scorer | None = None,
         reward: Reward | None = None,
-        encoder: PromptEncoder | None = None,
         method: Method | None = None,
         **kwargs: Any,
     ) -> None:
-        args = _with_method(args or CWDPOConfig("cw-dpo"), method)
+        args = (args or CWDPOConfig("cw-dpo")).with_method(method)
         if peft_config is not None and ref_model is not None:
             raise RecipeError(
                 "ref_model and peft_config are both given; with adapters the reference is the base itself"
@@ -186,10 +152,8 @@ class CWDPOTrainer(GroupTrainer):
             raise RecipeError("ref_model is the model itself; leave ref_model out, or pass a copy")
         model, processing_class = _prepare(model, args, processing_class, peft_config)
         disable_dropout(model)
-        scorer = scorer or args.make_scorer()
         self._cache_path = reference_cache or Path(str(args.output_dir)) / "reference" / "logps.sqlite"
-        self._ref_model = ref_model
-        self._fresh = peft_config is not None
+        self._ref_model, self._fresh = ref_model, peft_config is not None
         self._filled = False
         self._cache: ReferenceCache | None = None
         if ref_model is not None:
@@ -201,36 +165,25 @@ class CWDPOTrainer(GroupTrainer):
             raise RecipeError(
                 f"eval_dataset: {settings.objective} has no loss on given responses; leave it out, and measure captions"
             )
-        rows = _groups(train_dataset, "response" if on_policy else "pair")
-        encoder = encoder or encoder_for(model, processing_class, args)
         reference: Reference | None = None
-        rollouts: Rollouts | None = None
+        live: dict[str, Any] | None = None
         if objective.needs_reference and args.reference == "cached":
             self._cache = ReferenceCache.shared(self._cache_path)
             reference = CachedReference(self._cache)
         elif settings.method.needs.reference:
-            reference = _live(model, ref_model, scorer, fresh=self._fresh)
-        if on_policy:
+            live = _live(model, ref_model, fresh=self._fresh)
+        super().__init__(model, args, objective, train_dataset, eval_dataset, processing_class, callbacks, **kwargs)
+        if live is not None:
+            if self.is_fsdp_enabled and "model" in live:
+                live["model"] = self.shard(live["model"])
+            reference = LiveReference(self.shared_scorer, **live)
+        if on_policy is None:
+            self.reference = reference
+        else:  # the reference's part is in the responses
+            rows: Any = self.train_dataset
+            weigher = Weigher(on_policy, self.shared_scorer, reference)
             reward = reward or reward_for(on_policy.reward, rows)
-            rollouts = Rollouts(on_policy, encoder, reward, Weigher(on_policy, scorer, reference), args.seed)
-        super().__init__(
-            model,
-            args,
-            objective,
-            rows,
-            _groups(eval_dataset, "pair"),
-            processing_class,
-            callbacks,
-            reference=None if on_policy else reference,  # its part is in the responses
-            scorer=scorer,
-            encoder=encoder,
-            rollouts=rollouts,
-            **kwargs,
-        )
-        if isinstance(reference, LiveReference):
-            reference.scorer = self.shared_scorer
-            if self.is_fsdp_enabled and reference.model is not None:
-                reference.model = self.shard(reference.model)
+            self.rollouts = Rollouts(on_policy, self.encoder, reward, weigher, args.seed)
 
     @property
     def caches_reference(self) -> bool:
@@ -251,7 +204,7 @@ class CWDPOTrainer(GroupTrainer):
         """
         if self._cache is not None:
             self.fill_reference()
-        return super().evaluate(_groups(eval_dataset, "pair"), *args, **kwargs)
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
     def fill_reference(self, *, resuming: bool = False, progress: Any = None) -> int:
         """Score every training and evaluation row under the reference, as far as that is not on disk yet.
@@ -271,8 +224,9 @@ class CWDPOTrainer(GroupTrainer):
         identity = self._cache_path.with_suffix(".json")
         team = processes()
         held_out: Any = self.eval_dataset
-        sets = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
-        stamps = [_stamp(part) for part in sets if part is not None]
+        given: list[Any] = [self.train_dataset, *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
+        sets = [part for part in given if part is not None]
+        stamps = [part.stamp for part in sets]
         whole = not team.lead(self._cache.drop_damaged)
         team.lead(lambda: self._check_identity(target, identity, resuming=resuming and whole))
         if team.lead(lambda: self._knows(stamps)):
@@ -281,8 +235,7 @@ class CWDPOTrainer(GroupTrainer):
         # The trainer wraps its model when training begins: until then, a copy of it is wrapped.
         target = self.shard_copy(target) if self.is_fsdp_enabled else target.to(self.args.device)
         with target.disable_adapter() if self._fresh else nullcontext():
-            loaders = [_in_order(part, self.data_collator, self.args, team) for part in sets if part is not None]
-            every = (inputs["batch"] for loader in loaders for inputs in loader)
+            every = (inputs["batch"] for part in sets for inputs in self._in_order(part))
             batches = every if self.objective.twin_reference else (batch.own for batch in every)
             with self.accelerator.autocast(), naming_lost_workers():
                 scored = self._cache.fill(target, self.shared_scorer, batches, progress)
@@ -290,6 +243,13 @@ class CWDPOTrainer(GroupTrainer):
         team.lead(lambda: write_json(self._scored_path, {"rows": stamps, "responses": cache.count()}))
         self._filled = True
         return scored
+
+    def _in_order(self, rows: Any) -> Any:
+        """Return a loader of this process's rows. Every process has as many batches: the first rows may come twice."""
+        ranks = processes().size
+        order = [i % len(rows) for i in range(-(-len(rows) // ranks) * ranks)]
+        size = self.args.per_device_train_batch_size
+        return shared_loader(rows, SharedBatches(order, micro=size, ranks=ranks), self.data_collator, self.args)
 
     def _check_identity(self, target: Any, identity: Path, *, resuming: bool) -> None:
         if resuming and identity.is_file():
@@ -314,39 +274,12 @@ class CWDPOTrainer(GroupTrainer):
         return known["rows"] == stamps and known["responses"] <= self._cache.count()
 
 
-def _stamp(dataset: Any) -> str | None:
-    """Return what changes whenever the rows of a data set change, or None where only reading them tells."""
-    return dataset.stamp if isinstance(dataset, GroupDataset) else None
-
-
-def _in_order(dataset: Any, collator: Any, args: GroupTrainingArguments, team: Processes) -> Any:
-    """Return a loader of this process's share of the batches, as many as any other's: at the end some come twice."""
-    batches = _Batches(len(dataset), args.per_device_train_batch_size, team)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collator, num_workers=args.dataloader_num_workers)
-
-
-class _Batches:
-    """This process's batches of rows in their order."""
-
-    def __init__(self, rows: int, size: int, team: Processes) -> None:
-        self._rows, self._size, self._team = range(rows), size, team
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // (self._size * self._team.size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        last = -(-len(self._rows) // self._size) - 1
-        for turn in range(len(self)):
-            start = min(turn * self._team.size + self._team.rank, last) * self._size
-            yield list(self._rows[start : start + self._size])
-
-
-def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveReference:
-    """Return a reference that is run in every step."""
+def _live(model: Any, ref_model: Any, *, fresh: bool) -> dict[str, Any]:
+    """Return what a reference that is run in every step runs: arguments of `LiveReference`."""
     if ref_model is not None:
-        return LiveReference(scorer, model=ref_model)
+        return {"model": ref_model}
     if fresh:
-        return LiveReference(scorer, base_of_adapter=True)
+        return {"base_of_adapter": True}
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -358,13 +291,7 @@ def _live(model: Any, ref_model: Any, scorer: Scorer, *, fresh: bool) -> LiveRef
         model.set_adapter(active, inference_mode=True)
         for parameter in trained:
             parameter.requires_grad_(True)
-        return LiveReference(scorer, adapter=REFERENCE_ADAPTER)
+        return {"adapter": REFERENCE_ADAPTER}
     frozen = copy.deepcopy(model)
     frozen.requires_grad_(False)
-    return LiveReference(scorer, model=frozen)
-
-
-def encoder_for(model: Any, processor: Any, args: GroupTrainingArguments) -> PromptEncoder:
-    """Return the prompt encoder that a trainer with these arguments makes."""
-    limit = sequence_limit(model, args.max_length)
-    return PromptEncoder(processor, include_eos=args.include_eos, max_length=limit)
+    return {"model": frozen}
