@@ -15,7 +15,7 @@ from cwdpo.methods import CWDPO, DPO, Method
 from cwdpo.methods.base import coefficients
 from cwdpo.methods.cooling import cooling_weight
 from cwdpo.methods.pair_logps import PairLogps, SpanLogps
-from cwdpo.objectives.differing_span import differing_span, span_mask
+from cwdpo.objectives.preference import differing_span, span_mask
 from pair_examples import close, doubles, example_pairs, far_pair, loser, make_pairs, pair_batches, unhurried, winner
 
 # --- The weight ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from cwdpo.data.schema import CHOSEN, REJECTED, ImageRef, PromptGroup, Response,
 from cwdpo.errors import DataError
 from cwdpo.methods.base import METHODS
 from cwdpo.objectives import objective_of
-from cwdpo.objectives.image_twins import Twins, altered_rows
+from cwdpo.objectives.preference import Twins, altered_rows
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
 from tiny_models import sample_groups, tiny_processor

@@ -14,7 +14,7 @@ from cwdpo.methods.base import METHODS
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.objectives.sampled import OnPolicyObjective, SampledResponse
 from cwdpo.scoring.batch import Batch, EncodedGroup, Scores
-from cwdpo.training.rollout_order import who_waits
+from cwdpo.training.rollouts import who_waits
 
 LENGTHS = ((3, 1), (4, 2))
 """Two prompts with two responses each."""

@@ -24,8 +24,8 @@ from cwdpo.scoring.full_sequence import SeparateScorer
 from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
+from cwdpo.training.callbacks.throughput import count_arithmetic
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
-from cwdpo.training.flops import count_arithmetic
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import tiny_processor
 from tiny_training import QUIET, logps_of, rows, weights

@@ -13,8 +13,7 @@ import torch
 
 from cwdpo.models.loading import add_lora, load_model
 from cwdpo.models.parts import base_model, freeze_parts
-from cwdpo.planning.int4_linear import PackedLinear
-from cwdpo.planning.meta_models import bare_model, size_of
+from cwdpo.planning.meta_models import PackedLinear, bare_model, size_of
 from cwdpo.planning.step_cost import Work, run_dry, take
 from cwdpo.recipe import LoraSection, ModelSection
 from cwdpo.scoring.batch import Batch

@@ -11,7 +11,7 @@ import torch
 from cwdpo.data.images import image_size
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
-from cwdpo.training.length_grouping import LengthGrouped, estimated_length
+from cwdpo.training.data_parallel import LengthGrouped, estimated_length
 from tiny_models import FAMILIES, sample_groups, tiny_processor
 from tiny_training import clone, differing, fresh, rows, train_dpo, train_sft, weights
 

@@ -20,8 +20,8 @@ from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile
 from cwdpo.training.checkpoints import last_checkpoint
 from cwdpo.training.configs import CWDPOConfig
+from cwdpo.training.rollout_scoring import Critic, scores_and_features
 from cwdpo.training.trainers import CWDPOTrainer
-from cwdpo.training.value_function import Critic, scores_and_features
 from tiny_training import QUIET, differing, fresh, largest_difference, lora, rows, weights
 
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "samples": 3}

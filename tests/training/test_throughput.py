@@ -20,9 +20,16 @@ from cwdpo.scoring.frozen_vision import FrozenVision
 from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.scoring.shared_prefix import SharedPrefixScorer
 from cwdpo.training.callbacks.loop_callbacks import MetricsFile
-from cwdpo.training.callbacks.throughput import Speed, Stopwatch, Throughput, peak_flops, shown
+from cwdpo.training.callbacks.throughput import (
+    Speed,
+    Stopwatch,
+    Throughput,
+    count_arithmetic,
+    encoded_tokens,
+    peak_flops,
+    shown,
+)
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
-from cwdpo.training.flops import count_arithmetic, encoded_tokens
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, train_dpo, weights
 

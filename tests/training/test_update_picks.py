@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from cwdpo.data.schema import REJECTED
 from cwdpo.recipe import RefreshSection
 from cwdpo.scoring.batch import Batch
-from cwdpo.training.callbacks.refresh_stop import is_due
+from cwdpo.training.callbacks.loop_callbacks import is_due
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
 from tiny_training import QUIET, fresh, largest_difference, rows, weights

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cwdpo.data.alterations import Alteration
+from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError, RecipeError
 from cwdpo.methods.base import Method, coefficients
 from cwdpo.methods.cooling import Cooling, cooling_weight
 from cwdpo.methods.pair_logps import AlteredLogps, CutLogps, PairLogps, SpanLogps
-from cwdpo.objectives.differing_span import span_mask
-from cwdpo.objectives.image_twins import Twins, altered_rows
 from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally, no_such_rows
 from cwdpo.scoring.batch import Batch, Scores
 
-__all__ = ["PreferenceObjective", "pair_logps"]
+__all__ = ["PreferenceObjective", "Twins", "altered_rows", "differing_span", "pair_logps", "span_mask"]
 
 
 class PreferenceObjective(Objective):
@@ -177,3 +179,78 @@ def _score(batch: Batch, row: int) -> float:
             "give every response one, or choose another stage2.objective"
         )
     return response.score
+
+
+def differing_span(winner: Sequence[int], loser: Sequence[int]) -> tuple[int, int]:
+    """Return the tokens of `loser` from the first to the last in which it differs from `winner`.
+
+    What both begin with and what both end with is left out. Where that leaves nothing of the loser (it lacks something,
+    or is the same) the span is one token: the first that is not the winner's at its place, or the last.
+
+    Returns:
+        (start, end) in the loser, end excluded and above start.
+    """
+    shorter = min(len(winner), len(loser))
+    start = next((i for i in range(shorter) if winner[i] != loser[i]), shorter)
+    tail = next((i for i in range(shorter - start) if winner[-1 - i] != loser[-1 - i]), shorter - start)
+    end = len(loser) - tail
+    if start < end:
+        return start, end
+    start = min(start, len(loser) - 1)
+    return start, start + 1
+
+
+def span_mask(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Tensor:
+    """Return `Bool[pairs, width]`: true at the tokens of each loser that differ from its winner."""
+    mask = torch.zeros((len(pairs), width), dtype=torch.bool)
+    for row, (winner, loser) in enumerate(pairs):
+        start, end = differing_span(winner, loser)
+        mask[row, start:end] = True
+    return mask
+
+
+_ALTERED = "altered_"
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Gives a prompt its twin. Crops and masks depend on the seed and the row alone: every epoch sees the same.
+
+    Attributes:
+        kind: What is done to the images.
+        roles: Which responses the twin has.
+        seed: The run's.
+    """
+
+    kind: Literal["crop", "blank", "mask"]
+    roles: tuple[str, ...]
+    seed: int = 0
+
+    def __call__(self, group: PromptGroup) -> PromptGroup:
+        """Return the twin.
+
+        Raises:
+            DataError: The prompt has no image.
+        """
+        if not group.images:
+            raise DataError(
+                f"{group.origin or group.id}: has no image, and this objective compares with an altered one; "
+                "leave the row out or choose another stage2.objective"
+            )
+        images = tuple(
+            replace(image, altered=Alteration(self.kind, "" if self.kind == "blank" else f"{self.seed}/{group.id}/{i}"))
+            for i, image in enumerate(group.images)
+        )
+        responses = [replace(r, role=_ALTERED + r.role) for r in group.responses if r.role in self.roles]
+        return replace(group.with_responses(responses), images=images)
+
+
+def altered_rows(batch: Batch, rows: Sequence[int]) -> list[int]:
+    """Return for each row the row of the same response under the altered image."""
+    responses, owner = batch.responses, batch.owner
+    own = [i for i, group in enumerate(batch.groups) if not group.altered]
+    twins = [i for i, group in enumerate(batch.groups) if group.altered]
+    assert [batch.groups[i].id for i in own] == [batch.groups[i].id for i in twins]
+    twin_of = dict(zip(own, twins, strict=True))
+    places = {(owner[i], r.role, r.ids): i for i, r in enumerate(responses) if batch.groups[owner[i]].altered}
+    return [places[twin_of[owner[i]], _ALTERED + responses[i].role, responses[i].ids] for i in rows]

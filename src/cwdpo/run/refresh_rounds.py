@@ -29,8 +29,7 @@ from cwdpo.run.run_rows import read_part, write_part
 from cwdpo.scoring.reference import ReferenceCache
 from cwdpo.scoring.scorer import AutoScorer
 from cwdpo.training.callbacks.early_stopping import restore_weights
-from cwdpo.training.callbacks.loop_callbacks import trim_rows
-from cwdpo.training.callbacks.refresh_stop import RefreshMoment, is_due
+from cwdpo.training.callbacks.loop_callbacks import RefreshMoment, is_due, trim_rows
 
 __all__ = ["Refresher", "Rounds", "make_picker"]
 

@@ -22,8 +22,7 @@ from cwdpo.run.stage_callbacks import StageCallbacks, stage_callbacks
 from cwdpo.run.trackers import tracked
 from cwdpo.scoring.feature_cache import FeatureCache
 from cwdpo.scoring.scorer import AutoScorer
-from cwdpo.training.callbacks.loop_callbacks import MetricsFile, RowsKnown, StopOnSignal, trim_rows
-from cwdpo.training.callbacks.refresh_stop import RefreshMoment
+from cwdpo.training.callbacks.loop_callbacks import MetricsFile, RefreshMoment, RowsKnown, StopOnSignal, trim_rows
 from cwdpo.training.callbacks.throughput import Throughput
 from cwdpo.training.checkpoints import last_checkpoint
 from cwdpo.training.trainer import GroupTrainer

@@ -1,23 +1,37 @@
-"""How several processes share an update: who trains on which rows, and what stands in where something is missing."""
+"""How several processes share an update: which rows each trains on, what stands in for missing ones, and sums."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from cwdpo.data.images import image_size
 from cwdpo.data.schema import PromptGroup
 from cwdpo.models.fsdp import is_sharded_weight
 from cwdpo.models.parts import part_of
+from cwdpo.objectives.objective import Tally
+from cwdpo.processes import Processes
 from cwdpo.scoring.batch import Batch, EncodedGroup, ResponseLogits
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.scorer import Scorer
 
-__all__ = ["SharedBatches", "SharingScorer", "shared_loader"]
+__all__ = [
+    "LengthGrouped",
+    "Meter",
+    "SharedBatches",
+    "SharingScorer",
+    "add_up",
+    "estimated_length",
+    "means_over",
+    "shared_loader",
+]
 
 
 class _Order(Sized, Iterable[int], Protocol):
@@ -128,3 +142,113 @@ def _meets_in_the_encoder(model: Any) -> bool:
         (p.requires_grad or is_sharded_weight(p)) and part_of(name) != "language"
         for name, p in model.named_parameters()
     )
+
+
+class Meter:
+    """Adds up what objectives tell of their micro-batches, until it is logged.
+
+    Args:
+        team: The processes that train together.
+    """
+
+    def __init__(self, team: Processes) -> None:
+        self._team, self._tally = team, Tally()
+
+    def merge(self, tally: Tally) -> None:
+        """Add what one update told."""
+        self._tally.merge(tally)
+
+    def empty(self) -> dict[str, float]:
+        """Return the means of what was added up, over all processes, and reset."""
+        tally, self._tally = self._tally, Tally()
+        return means_over(self._team, tally)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return what was added up, over all processes, in JSON's types."""
+        sums, counts = totals_over(self._team, self._tally)
+        return {"sums": sums, "counts": counts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned; by one process only, since the next row adds up over all."""
+        self._tally.sums = {name: torch.tensor(s, dtype=torch.float64) for name, s in state["sums"].items()}
+        self._tally.counts = state["counts"]
+
+
+def totals_over(team: Processes, tally: Tally) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the sums and the counts of a tally over all processes."""
+    mine = ({name: float(total) for name, total in tally.sums.items()}, tally.counts)
+    sums, counts = (add_up(parts) for parts in zip(*team.gather(mine), strict=True))
+    return sums, counts
+
+
+def means_over(team: Processes, tally: Tally) -> dict[str, float]:
+    """Return the means of a tally over all processes."""
+    sums, counts = totals_over(team, tally)
+    return {name: sums[name] / counts[name] for name in sorted(sums)}
+
+
+def add_up(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums of several mappings, name by name."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+_CHARACTERS_PER_TOKEN = 4
+_PIXELS_PER_TOKEN = 28 * 28
+
+
+def estimated_length(group: PromptGroup, processor: Any) -> int:
+    """Return about how many tokens a prompt and its responses have. Reads the headers of its images, decodes nothing.
+
+    Args:
+        group: The prompt.
+        processor: The model's processor.
+    """
+    sizes = [(height, width) for width, height in (image_size(image) for image in group.images)]
+    text = sum(len(part.get("text", "")) for m in group.messages for part in _parts(m["content"]))
+    text += sum(len(response.text) for response in group.responses)
+    return text // _CHARACTERS_PER_TOKEN + _visual_tokens(sizes, processor)
+
+
+def _parts(content: Any) -> list[dict[str, str]]:
+    return [{"text": content}] if isinstance(content, str) else list(content)
+
+
+def _visual_tokens(sizes: list[tuple[int, int]], processor: Any) -> int:
+    if not sizes:
+        return 0
+    count = getattr(processor, "_get_num_multimodal_tokens", None)
+    try:
+        return sum(count(image_sizes=sizes)["num_image_tokens"])  # type: ignore[misc]
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
+        return sum(height * width // _PIXELS_PER_TOKEN for height, width in sizes)
+
+
+class LengthGrouped(Sampler[int]):
+    """Draws batches of similar length: rows in random order, sorted inside blocks of many batches.
+
+    The order depends on the seed and the epoch alone, so that a resumed run follows the same one.
+
+    Args:
+        lengths: Of every row.
+        batch_size: Rows of one update.
+        seed: Fixes the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        order: list[int] = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter(order)

@@ -28,7 +28,7 @@ from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights, sequence_limit
 from cwdpo.models.meta_init import bare_copy, deal_when_wrapped, wrap_dealt
 from cwdpo.models.modes import inference
-from cwdpo.models.parts import Part, part_of
+from cwdpo.models.parts import Part, give_own_rates, part_of
 from cwdpo.models.quantized import compute_alike, is_quantized, weight_count
 from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally
 from cwdpo.processes import naming_lost_workers, processes
@@ -40,13 +40,19 @@ from cwdpo.scoring.scorer import Scorer
 from cwdpo.training.callbacks.throughput import Stopwatch
 from cwdpo.training.checkpoints import reading, require_alike, require_whole, seal_checkpoint, writing
 from cwdpo.training.configs import GroupTrainingArguments
-from cwdpo.training.data_parallel import SharedBatches, SharingScorer, shared_loader
-from cwdpo.training.length_grouping import LengthGrouped, estimated_length
+from cwdpo.training.data_parallel import (
+    LengthGrouped,
+    Meter,
+    SharedBatches,
+    SharingScorer,
+    add_up,
+    estimated_length,
+    means_over,
+    shared_loader,
+)
 from cwdpo.training.load_balancing import AUX_LOSS, LoadBalancing
-from cwdpo.training.metric_sums import Meter, add_up, means_over
 from cwdpo.training.nonfinite import NonFiniteGuard, blamed_rows, not_finite
 from cwdpo.training.offloading import OffloadedActivations
-from cwdpo.training.param_groups import give_own_rates
 from cwdpo.training.rollouts import Rollouts
 
 __all__ = ["GroupTrainer"]

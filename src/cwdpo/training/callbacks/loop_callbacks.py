@@ -1,9 +1,9 @@
-"""What happens around the loop: logged rows on disk, and a signal that saves and stops."""
+"""What happens around the loop: logged rows on disk, and what saves and stops: a signal, a refresh that is due."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,8 +13,9 @@ from transformers import TrainerCallback
 from cwdpo.errors import RunError
 from cwdpo.files import append_jsonl, read_json, read_jsonl, text_digest, write_json, write_jsonl
 from cwdpo.processes import processes
+from cwdpo.recipe import RefreshSection
 
-__all__ = ["MetricsFile", "RowsKnown", "StopOnSignal", "trim_rows"]
+__all__ = ["MetricsFile", "RefreshMoment", "RowsKnown", "StopOnSignal", "is_due", "trim_rows"]
 
 
 def trim_rows(path: Path, step: int) -> list[dict[str, Any]]:
@@ -131,3 +132,57 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the previous handlers."""
         self.release()
+
+
+_WEIGHT = "cooling/weight"
+"""Key of the training pairs' mean w_c in the logged rows."""
+
+
+def is_due(
+    settings: RefreshSection, *, step: int, updates: int, last: int, history: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Return whether negatives are to be refreshed after an update; depends on the arguments alone.
+
+    Args:
+        settings: When.
+        step: Updates made.
+        updates: Updates of the stage.
+        last: Updates made at the last refresh, 0 without one.
+        history: Rows logged so far.
+    """
+    if not last < step < updates:
+        return False
+    if settings.every is not None and step - last >= settings.every:
+        return True
+    if settings.below is None or step - last < settings.wait:
+        return False
+    row = next((row for row in reversed(history) if _WEIGHT in row), None)
+    return row is not None and row["step"] == step and row[_WEIGHT] < settings.below
+
+
+class RefreshMoment(TrainerCallback):
+    """Saves a checkpoint and stops when a refresh is due. Put it behind callbacks that may stop for good.
+
+    Args:
+        settings: When.
+        last: Updates made at the last refresh.
+    """
+
+    def __init__(self, settings: RefreshSection, last: int) -> None:
+        self._settings, self._last = settings, last
+        self.due = False
+
+    def _check(self, state: Any, control: Any) -> None:
+        if control.should_training_stop:
+            return
+        facts = {"step": state.global_step, "updates": state.max_steps, "history": state.log_history}
+        if is_due(self._settings, last=self._last, **facts):
+            self.due = control.should_save = control.should_training_stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the number of updates."""
+        self._check(state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check mean w_c."""
+        self._check(state, control)
