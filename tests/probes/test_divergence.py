@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -52,8 +51,6 @@ def test_jensen_shannon_by_hand():
     # = .2075187 − .1462406 + .25 = .3112781.
     p, q = log_of(1.0, 0.0), log_of(0.5, 0.5)
     assert jensen_shannon(p, q).item() == pytest.approx(0.3112781, abs=5e-8)
-    # In nats: times log 2.
-    assert jensen_shannon(p, q, base="e").item() == pytest.approx(0.2157616, abs=5e-8)
 
 
 def test_entropy_by_hand():
@@ -63,14 +60,13 @@ def test_entropy_by_hand():
     assert entropy(log_of(1.0, 0.0, 0.0)).item() == 0.0
 
 
-@pytest.mark.parametrize("base", [2, "e"])
-def test_jensen_shannon_against_scipy(base: Literal[2, "e"]):
+def test_jensen_shannon_against_scipy():
     p, q = random_log_p(20, 50, seed=0), random_log_p(20, 50, seed=1)
     p[3, 10:] = -math.inf
     q[3, :15] = -math.inf
     p, q = p.log_softmax(-1), q.log_softmax(-1)
-    oracle = distance.jensenshannon(p.exp().numpy(), q.exp().numpy(), base=2 if base == 2 else math.e, axis=-1) ** 2  # pyright: ignore[reportCallIssue]
-    torch.testing.assert_close(jensen_shannon(p, q, base=base), torch.from_numpy(np.asarray(oracle)))
+    oracle = distance.jensenshannon(p.exp().numpy(), q.exp().numpy(), base=2, axis=-1) ** 2  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(jensen_shannon(p, q), torch.from_numpy(np.asarray(oracle)))
 
 
 @unhurried
@@ -132,5 +128,3 @@ def test_refusals():
     for measure in (total_variation, jensen_shannon):
         with pytest.raises(ValueError, match=r"log_q: shape \(1, 5\), must be that of log_p, \(2, 5\)"):
             measure(p, q)
-    with pytest.raises(ValueError, match="base = 10: must be 2 or 'e'"):
-        jensen_shannon(p, p, base=10)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from cwdpo.errors import ModelError
 from cwdpo.processes import processes
 
-__all__ = ["bare_copy", "build_bare", "deal_when_wrapped", "is_bare", "on_meta", "wrap_dealt"]
+__all__ = ["bare_copy", "build_bare", "deal_when_wrapped", "is_bare", "make_room", "on_meta", "wrap_dealt"]
 
 
 def build_bare(where: str, **settings: Any) -> Any:
@@ -95,7 +95,7 @@ def deal_when_wrapped(model: Any, source: Any = None) -> Callable[[Any], None]:
     held: Any = model if source is None else source
     whole: list[Tensor] | None = [tensor.detach() for tensor in _tensors(held)] if team.main else None
     if is_bare(model):
-        _make_room(model, [dtype for *_, dtype in first.values()])
+        make_room(model, [dtype for *_, dtype in first.values()])
     return lambda wrapped: _deal(wrapped, whole)
 
 
@@ -143,12 +143,16 @@ def _like(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
     return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
-def _make_room(model: Any, types: list[torch.dtype]) -> None:
+def make_room(model: Any, types: list[torch.dtype] | None = None) -> None:
     """Put tensors of a processor in place of those without numbers; what was one tensor stays one.
 
     Wrappers tell weights apart by their addresses, which they lack on `meta`.
+
+    Args:
+        model: The bare model.
+        types: Of every tensor; None: as they are.
     """
-    rest, made = iter(types), dict[int, Tensor]()
+    rest, made = iter(types or [tensor.dtype for tensor in _tensors(model)]), dict[int, Tensor]()
     for _, place, name in _places(model):
         tensor = place[name]
         if id(tensor) not in made:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cwdpo.data.schema import PromptGroup
-from cwdpo.negatives.lexicon import Lexicon, default_lexicon
+from cwdpo.negatives.lexicon import default_lexicon
 from cwdpo.negatives.source import Candidate, gold_texts
 from cwdpo.negatives.text import normalise, rouge_l
 from cwdpo.recipe.negatives_sections import FilterSection
@@ -41,15 +41,10 @@ class FilterResult:
 
 
 class CandidateFilter:
-    """A recipe's filter.
+    """A recipe's filter: `rules` are its settings."""
 
-    Args:
-        rules: The filter's settings.
-        lexicon: The words; default those that ship with cwdpo.
-    """
-
-    def __init__(self, rules: FilterSection, lexicon: Lexicon | None = None) -> None:
-        self._rules, self._lexicon = rules, lexicon or default_lexicon()
+    def __init__(self, rules: FilterSection) -> None:
+        self._rules, self._lexicon = rules, default_lexicon()
         self._gold_concepts: tuple[str, set[str]] = ("", set())
 
     def __call__(self, group: PromptGroup, candidate: Candidate) -> FilterResult:

@@ -37,18 +37,15 @@ def source_text(group: PromptGroup, kind: str) -> str | None:
     return min(rejected, key=lambda r: rank.get(r.difficulty or "", len(rank))).text if rejected else None
 
 
-def rewritten_by_rules(
-    groups: Sequence[PromptGroup], kind: str, seed: int, lexicon: Lexicon | None = None
-) -> dict[str, str]:
+def rewritten_by_rules(groups: Sequence[PromptGroup], kind: str, seed: int) -> dict[str, str]:
     """Return rewritten responses by prompt id; a prompt whose words the rules do not know has none.
 
     Args:
         groups: Prompts with their responses.
         kind: A key of `REWRITES`.
         seed: Of the draws; each prompt and kind has its own.
-        lexicon: The words; default those that ship with cwdpo.
     """
-    words, how = lexicon or default_lexicon(), REWRITES[kind][1]
+    words, how = default_lexicon(), REWRITES[kind][1]
     found: dict[str, str] = {}
     for group in groups:
         text, chance = source_text(group, kind), seeded(seed, group.id, f"probe/{kind}")

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from cwdpo.models.meta_init import make_room
 
 __all__ = ["DryRun", "hollow"]
 
@@ -50,25 +52,14 @@ _FLOPS: Mapping[Any, Callable[..., int]] = {
 
 
 def hollow(model: Any) -> FakeTensorMode:
-    """Put fake tensors in place of a model's weights and buffers (on any device, meta for one), and return their mode.
+    """Put fake tensors in place of a bare model's weights and buffers, and return their mode.
 
     Args:
         model: The model; tied weights stay tied.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    known: dict[int, tuple[Tensor, Tensor]] = {}
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, old in store.items():
-                if old is None:
-                    continue
-                if id(old) not in known:
-                    with mode:
-                        new: Tensor = torch.empty(old.shape, dtype=old.dtype)
-                    if isinstance(old, nn.Parameter):
-                        new = nn.Parameter(new, old.requires_grad)
-                    known[id(old)] = (new, old)
-                store[name] = known[id(old)][0]
+    with mode:
+        make_room(model)
     return mode
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_iter
 
 from cwdpo.errors import ModelError, one_line
 from cwdpo.models.parts import base_model, part_of
@@ -193,16 +194,6 @@ class _Vision(FrozenVision):
         return not any(p.requires_grad for name, p in inner.named_parameters() if part_of(name) != "language")
 
 
-def _first(value: Any) -> Tensor | None:
-    """Return the first tensor of what a module takes or gives."""
-    if isinstance(value, Tensor):
-        return value
-    for part in value.values() if isinstance(value, dict) else value or ():
-        if (found := _first(part)) is not None:
-            return found
-    return None
-
-
 def _mark(model: Any, run: DryRun) -> None:
     """Tell the run when it enters the layers of the language model, forward and backward, and the tower backward."""
     forward = True
@@ -213,7 +204,7 @@ def _mark(model: Any, run: DryRun) -> None:
         run.enter(phase)
 
     def with_gradient(phase: str, value: Any) -> None:
-        tensor = _first(value)
+        tensor = next((part for part in tree_iter(value) if isinstance(part, Tensor)), None)
         if forward and tensor is not None and tensor.requires_grad:
             tensor.register_hook(lambda _: enter(phase))
 

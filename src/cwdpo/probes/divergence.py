@@ -7,7 +7,6 @@ Half precision is widened to float32. A log-probability of −inf is a class of 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     return 0.5 * (_wide(log_p).exp() - _wide(log_q).exp()).abs().sum(-1)
 
 
-def jensen_shannon(log_p: Tensor, log_q: Tensor, base: Literal[2, "e"] = 2) -> Tensor:
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Jensen-Shannon divergence (not its square root, the distance): ½ KL(p ‖ m) + ½ KL(q ‖ m), m = ½(p + q).
 
     Computed as Σ ½m[(1 + u) log(1 + u) + (1 − u) log(1 − u)] with u = (p − q)/(p + q) = tanh(½(log p − log q)): no term
@@ -41,24 +40,20 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, base: Literal[2, "e"] = 2) -> T
     Args:
         log_p: Normalised log-probabilities in nats, `[..., classes]`.
         log_q: The same shape.
-        base: Of the logarithm: 2 gives bits, "e" nats.
 
     Returns:
-        Between 0 (equal) and 1 bit, which is log 2 nats (disjoint), `[...]`.
+        Bits, between 0 (equal) and 1 (disjoint), `[...]`.
 
     Raises:
-        ValueError: If the shapes differ or the base is neither 2 nor "e".
+        ValueError: If the shapes differ.
     """
     _check_shapes(log_p, log_q)
-    if base not in (2, "e"):
-        raise ValueError(f"base = {base!r}: must be 2 or 'e'")
     log_p, log_q = _wide(log_p), _wide(log_q)
     # A class that neither side has gives −inf − (−inf) and must add nothing; a NaN that came in stays in `middle`.
     contrast = torch.tanh(0.5 * (log_p - log_q)).nan_to_num(0.0)
     middle = 0.5 * (log_p.exp() + log_q.exp())
     terms = torch.special.xlog1py(1 + contrast, contrast) + torch.special.xlog1py(1 - contrast, -contrast)
-    nats = 0.5 * (middle * terms).sum(-1)
-    return nats if base == "e" else nats / math.log(2)
+    return 0.5 * (middle * terms).sum(-1) / math.log(2)
 
 
 def entropy(log_p: Tensor) -> Tensor:
