@@ -26,10 +26,10 @@ from common import hardware
 from cwdpo.evaluation.intervals import mean_interval
 from cwdpo.files import read_json, read_jsonl, write_json
 from cwdpo.paper.paper_figures import draw_figure
-from cwdpo.probes.early_stopping_rule import follow
 from cwdpo.probes.figures import signals
 from cwdpo.recipe import Recipe
 from cwdpo.run import Run
+from cwdpo.training.callbacks.early_stopping import follow
 from provocations import HEALTHY, PROVOKED, run_provocation
 
 ARMS = {"sft_dpo": ("sft", "dpo"), "sftc_cw": ("sft_c", "cw_dpo")}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cwdpo.probes.early_stopping_rule import Verdict, follow, signal_value, watch
 from cwdpo.probes.figures import signals
+from cwdpo.training.callbacks.early_stopping import Verdict, follow, signal_value, watch
 
 
 def test_watch_by_hand() -> None:

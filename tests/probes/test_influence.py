@@ -11,8 +11,13 @@ import pytest
 import torch
 
 from cwdpo.errors import DataError
-from cwdpo.probes.entk import projected_kernel_norm
-from cwdpo.probes.step_influence import SampleLoss, belief_geometry, measure_influence, update_gradient
+from cwdpo.probes.step_influence import (
+    SampleLoss,
+    belief_geometry,
+    measure_influence,
+    projected_kernel_norm,
+    update_gradient,
+)
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.collator import PromptEncoder

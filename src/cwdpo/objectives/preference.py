@@ -66,11 +66,11 @@ class PreferenceObjective(Objective):
 
     def _add_metrics(self, tally: Tally, batch: Batch, scores: Scores, pairs: PairLogps) -> None:
         chosen, rejected = batch.pairs(self._needs.every_chosen)
-        beta = self.method.reward_scale
+        scale = self.method.reward_scale
         # Implicit rewards are β·Δ, or β·ℓ̄ without a reference, as in TRL.
         shifts = (pairs.chosen_shift, pairs.rejected_shift)
         means = (pairs.chosen_mean, pairs.rejected_mean)
-        reward_chosen, reward_rejected = (beta * values for values in (shifts if self.needs_reference else means))
+        reward_chosen, reward_rejected = (scale * values for values in (shifts if self.needs_reference else means))
         tally.add("rewards/chosen", reward_chosen)
         tally.add("rewards/rejected", reward_rejected)
         tally.add("rewards/accuracies", (reward_chosen > reward_rejected).float())
@@ -78,7 +78,7 @@ class PreferenceObjective(Objective):
         tally.add("logps/chosen", pairs.chosen)
         tally.add("logps/rejected", pairs.rejected)
         if pairs.altered is not None and self.twin_reference:
-            tally.add("rewards/altered", beta * pairs.altered.chosen_shift)
+            tally.add("rewards/altered", scale * pairs.altered.chosen_shift)
         elif pairs.altered is not None:
             tally.add("logps/null_chosen", pairs.altered.chosen)
             tally.add("logps/null_rejected", pairs.altered.rejected)

@@ -18,8 +18,7 @@ from cwdpo.models.modes import inference
 from cwdpo.probes.calibration import Calibration
 from cwdpo.probes.divergence import jensen_shannon, total_variation
 from cwdpo.probes.figures import ProbeFigure
-from cwdpo.probes.top_tokens import top_tokens
-from cwdpo.scoring.batch import Batch, EncodedResponse, Scores
+from cwdpo.scoring.batch import Batch, EncodedResponse, ResponseLogits, Scores
 from cwdpo.scoring.collator import PromptEncoder
 from cwdpo.scoring.logprobs import scores_from_logits
 from cwdpo.scoring.scorer import Scorer
@@ -278,3 +277,48 @@ def _summary(values: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
         **{name: float(torch.stack(list(rows)).mean()) for name, rows in values.items()},
         "cooling_histogram": [int(n) for n in histogram],
     }
+
+
+KEPT = 20
+"""Tokens kept at a place: the five of the start are then nearly always among those of the end."""
+
+
+def top_tokens(found: ResponseLogits, batch: Batch, tokenizer: Any, wanted: int) -> list[dict[str, Any]]:
+    """Return the likeliest tokens at every place of the first chosen response of some prompts.
+
+    Args:
+        found: The logits of the batch.
+        batch: The batch.
+        tokenizer: Turns token ids into text.
+        wanted: How many prompts, from the first on.
+
+    Returns:
+        For each prompt `id`, `gold` (the response's tokens as text) and `places`: for each token the list of
+        (token as text, probability), the likeliest first.
+    """
+    rows: list[dict[str, Any]] = []
+    responses, owner = batch.responses, batch.owner
+    first: dict[int, int] = {}
+    for row in batch.rows(CHOSEN):
+        first.setdefault(owner[row], row)
+    for group, row in list(first.items())[:wanted]:
+        log_p = found.logits[found.rows == row].float().log_softmax(-1)
+        best = log_p.topk(min(KEPT, log_p.shape[-1]), dim=-1)
+        rows.append(
+            {
+                "id": batch.groups[group].id,
+                "gold": _texts(tokenizer, responses[row].ids),
+                "places": _places(tokenizer, best.indices, best.values.exp()),
+            }
+        )
+    return rows
+
+
+def _places(tokenizer: Any, ids: Tensor, probabilities: Tensor) -> list[list[list[Any]]]:
+    values = torch.round(probabilities.cpu().double(), decimals=5).tolist()
+    texts = [_texts(tokenizer, place) for place in ids.tolist()]
+    return [[[t, p] for t, p in zip(*place, strict=True)] for place in zip(texts, values, strict=True)]
+
+
+def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    return [tokenizer.decode([token]) for token in ids]

@@ -14,8 +14,7 @@ from cwdpo.devices import has_float64
 from cwdpo.errors import RecipeError
 from cwdpo.methods.base import METHODS
 from cwdpo.models.parts import freeze_parts
-from cwdpo.probes.entk import projected_kernel_norm
-from cwdpo.probes.step_influence import SMALLEST_STEP, SampleLoss, measure_influence
+from cwdpo.probes.step_influence import SMALLEST_STEP, SampleLoss, measure_influence, projected_kernel_norm
 from cwdpo.recipe import Stage1Section, Stage2Section
 from cwdpo.scoring.batch import Batch
 from cwdpo.scoring.open_model import open_model

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from cwdpo.data.schema import CHOSEN
 from cwdpo.errors import RecipeError
 from cwdpo.files import write_json
 from cwdpo.models.fsdp import is_sharded, load_shards, shards_of
 from cwdpo.models.loading import load_weights
 from cwdpo.models.parts import base_model
-from cwdpo.probes.early_stopping_rule import Verdict, follow, signal_value
 from cwdpo.probes.figures import signals
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.checkpoints import require_whole
 
-__all__ = ["ProbeEarlyStopping", "restore_weights"]
+__all__ = ["ProbeEarlyStopping", "Verdict", "follow", "restore_weights", "signal_value", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,3 +162,61 @@ def _load_adapter(model: Any, folder: Path) -> None:
     place = folder / active if (folder / active / "adapter_config.json").is_file() else folder
     weights = load_peft_weights(str(place), device=str(next(model.parameters()).device))
     set_peft_model_state_dict(model, weights, adapter_name=active)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where a signal stands.
+
+    Attributes:
+        best: Index of the best reading of a model that is not the start's; 0 while there is none.
+        stop: Index of the reading at which patience ran out; None while it lasts.
+    """
+
+    best: int
+    stop: int | None
+
+
+def signal_value(row: Mapping[str, Any], signal: str) -> float:
+    """Return a signal (`cwdpo.probes.figures.signals`) from a row of `probes.jsonl`; NaN where the row lacks it."""
+    value = row["kinds"][CHOSEN]["logp_mean"] if signal == "chosen" else row.get(signal)
+    return float(value) if value is not None else math.nan
+
+
+def follow(rows: Sequence[Mapping[str, Any]], signal: str, *, higher: bool, patience: int, min_delta: float) -> Verdict:
+    """Apply `watch` to the rows of `probes.jsonl`.
+
+    Rows whose log-probabilities are all those of the start are of the start's weights (an update at learning rate 0, as
+    the first one of a warm-up, leaves them alone): none of them is chosen.
+    """
+    moved = [any(values["delta_start"] != 0 for values in row["kinds"].values()) for row in rows]
+    first = moved.index(True) if True in moved else len(rows)
+    values = [signal_value(row, signal) for row in rows]
+    return watch(values, higher=higher, patience=patience, min_delta=min_delta, first=first)
+
+
+def watch(values: Sequence[float], *, higher: bool, patience: int, min_delta: float = 0.0, first: int = 1) -> Verdict:
+    """Follow a signal from reading to reading.
+
+    Args:
+        values: The signal at every reading.
+        higher: Whether higher is better.
+        patience: Readings without an improvement after which to stop.
+        min_delta: By how much a reading must be better than the best one to count as an improvement.
+        first: Index of the first reading that may be chosen: those before it are of the start's weights.
+
+    Returns:
+        The best reading up to the stop, and the stop.
+
+    Raises:
+        ValueError: `patience` is below 1 or `min_delta` is negative.
+    """
+    if patience < 1 or min_delta < 0:
+        raise ValueError(f"patience = {patience}, min_delta = {min_delta}: must be at least 1 and at least 0")
+    best, sign = 0, 1 if higher else -1
+    for i in range(first, len(values)):
+        if best == 0 or sign * (values[i] - values[best]) > min_delta:
+            best = i
+        if i - best >= patience:
+            return Verdict(best, i)
+    return Verdict(best, None)
