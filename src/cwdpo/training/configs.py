@@ -176,10 +176,6 @@ class SFTCConfig(MethodArguments):
 
     objective: str = _field(Stage1Section, "objective")
 
-    def section(self) -> Stage1Section:
-        """Return the stage of a recipe that these arguments stand for."""
-        return self.__dict__["_section"]
-
 
 @_takes_settings
 @dataclass
@@ -201,7 +197,3 @@ class CWDPOConfig(MethodArguments):
         super().__post_init__()
         section = self.section()
         self.floor, self.tau, self.reference = section.floor, section.tau, section.reference
-
-    def section(self) -> Stage2Section:
-        """Return the stage of a recipe that these arguments stand for."""
-        return self.__dict__["_section"]
