@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from tiny_models import tiny, tiny_model, tiny_processor
-from tiny_runs import CliServer
+from cwdpo.files import write_jsonl
+from tiny_models import image_rows, tiny, tiny_model, tiny_processor
+from tiny_runs import Cli, CliServer, Said, tiny_recipe, write_yaml
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -73,3 +75,56 @@ def cli_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliServer]:
     server = CliServer(tmp_path_factory.mktemp("cli"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def scenes_run(
+    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> tuple[Path, Path, int]:
+    """A tiny run on scenes that came through: recipe, folder, how often it touched files. Read only."""
+    folder = tmp_path_factory.mktemp("scenes-run")
+    recipe = write_yaml(folder / "recipe.yaml", tiny_recipe(tiny_folder("qwen2_5_vl")))
+    code, call = cli_server.run("train", recipe, "--out", folder / "run", watch=folder / "run")
+    assert code == 0, call.stderr
+    return recipe, folder / "run", call.events
+
+
+@pytest.fixture(scope="session")
+def rows_run(
+    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+) -> Path:
+    """A folder with a data file of 20 rows, a recipe and its finished run of an update a stage. Do not change it."""
+    folder = tmp_path_factory.mktemp("rows-run")
+    write_jsonl(folder / "data.jsonl", image_rows(folder, 20))
+    stage, mix = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}, {"dataset": 1}
+    values = tiny_recipe(
+        tiny_folder("qwen2_5_vl"),
+        negatives={"stage1": mix, "stage2": mix},
+        stage1=stage,
+        stage2=stage,
+        probes={"prompts": 2},
+        evaluation={"prompts": 2},
+    )
+    values["data"] = {"path": str(folder / "data.jsonl"), "held_out": 4}
+    recipe = write_yaml(folder / "recipe.yaml", values)
+    code, call = cli_server.run("train", recipe, "--out", folder / "run")
+    assert code == 0, call.stderr
+    return folder
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """`cli("train", …)` in this process, in an empty folder."""
+    from cwdpo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: str | Path) -> Said:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cwdpo", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capfd.readouterr()
+        return Said(int(ended.value.code or 0), told.out, told.err)
+
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,11 @@ unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no fai
 
 def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def softplus(x: float) -> float:
+    """log(1 + e^x)."""
+    return math.log1p(math.exp(x))
 
 
 def close(measured: Tensor, *expected: float) -> None:

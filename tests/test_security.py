@@ -63,10 +63,6 @@ def test_no_call_in_src_unpickles_runs_text_or_reads_yaml_of_any_kind() -> None:
                     assert not isinstance(keyword.value, ast.Constant), where
 
 
-def test_code_of_models_is_off_unless_asked() -> None:
-    assert ModelSection().trust_remote_code is False
-
-
 def test_weights_that_are_pickles_are_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder, mark = tmp_path / "model", tmp_path / "mark"
     shutil.copytree(tiny_folder("qwen2_5_vl"), folder)

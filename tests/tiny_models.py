@@ -201,6 +201,17 @@ def tiny_image(path: Path, width: int = 28, height: int = 28, seed: int | None =
     return ImageRef(path=str(path))
 
 
+def image_rows(folder: Path, count: int = 12, **changes: Any) -> list[dict[str, Any]]:
+    """Good rows of a data file, each with an image of its own in `folder`; `changes` to the third."""
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        tiny_image(folder / f"{i}.png", 28, 28)
+        row = {"prompt": "what is this ?", "image": f"{i}.png", "chosen": f"a red square {i}", "rejected": "a star"}
+        rows.append(row)
+    rows[2] |= changes
+    return rows
+
+
 def _tokenizer(special: Sequence[str], starts_with: str = "", **named: Any) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

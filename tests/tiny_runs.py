@@ -17,7 +17,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,32 @@ def tiny_recipe(model: Path | str, /, **changes: dict[str, Any]) -> dict[str, An
 def write_yaml(path: Path, values: Any) -> Path:
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
+
+
+@dataclass
+class Said:
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr of a command that the user has got wrong."""
+        assert self.code == 2, (self.code, self.err)
+        assert "Traceback" not in self.err and "Traceback" not in self.out
+        assert self.err.count("\n") == 1 and self.err.startswith("error: "), self.err
+        return self.err.strip()
+
+    @property
+    def good(self) -> str:
+        """What a command that ended well wrote to stdout."""
+        assert self.code == 0, self.err
+        return self.out
+
+
+Cli = Callable[..., Said]
 
 
 # -- the server ------------------------------------------------------------------------------------------------------

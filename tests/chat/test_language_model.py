@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from cwdpo.data.schema import ImageRef
 from cwdpo.errors import RecipeError
 from cwdpo.recipe import EditorSection
 from cwdpo.recipe.load_recipe import load_recipe
+from tiny_runs import rows_of
 
 KEY = "sk-very-secret-0123456789"
 PROPERTIES = {"caption": {"type": "string"}}
@@ -326,7 +326,7 @@ def test_killed_nothing_that_was_answered_is_asked_again(number: signal.Signals,
         child.send_signal(number)
         assert child.wait(10) != 0
         time.sleep(0.3)
-        kept = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        kept = rows_of(tmp_path / "answers.jsonl")
         assert 2 <= len(kept) < 12
         if number == signal.SIGINT:  # what was in flight has arrived
             assert len(kept) == server.asked.total()

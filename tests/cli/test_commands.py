@@ -17,31 +17,19 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from cwdpo.cli import main
 from cwdpo.data import load_groups
 from cwdpo.data.read_source import DataSource
 from cwdpo.models.processors import load_processor
 from cwdpo.recipe.commented_recipe import commented_yaml
 from cwdpo.recipe.load_recipe import load_recipe
 from tiny_models import tiny_image, tiny_model
-from tiny_runs import CliServer, files_of, rows_of, tiny_recipe, write_yaml
+from tiny_runs import Cli, CliServer, files_of, rows_of, tiny_recipe, write_yaml
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    """`cli("check", …)` in this process; what it wrote to stdout. It must end well."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*argv: str | Path) -> str:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["cwdpo", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        found = capfd.readouterr()
-        assert ended.value.code in (0, None), found.err
-        return found.out
-
-    return call
+def cli(cli: Cli) -> Callable[..., str]:
+    """`cli("check", …)`; what it wrote to stdout. It must end well."""
+    return lambda *argv: cli(*argv).good
 
 
 def data_file(folder: Path, count: int = 16) -> Path:
@@ -206,30 +194,16 @@ def test_score_with_the_run_s_adapter(journey: Path, tmp_path: Path, cli: Callab
     assert len(rows_of(Path("s.jsonl"))) == 48
 
 
-def test_a_scenes_run_can_be_copied(tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]) -> None:
+def test_a_scenes_run_can_be_copied(tmp_path: Path, scenes_run: tuple[Path, Path, int]) -> None:
     """Images drawn into the run are found by relative paths; a row's image too."""
-    small = {"max_steps": 1, "batch_size": 4, "micro_batch_size": 4}
-    mix = {"dataset": 1}
-    values = tiny_recipe(
-        tiny_folder("qwen2_5_vl"),
-        data={"size": 12, "held_out": 3},
-        negatives={"stage1": mix, "stage2": mix},
-        stage1=small,
-        stage2=small,
-        evaluation={"prompts": 2},
-    )
-    code, call = cli_server.run("train", write_yaml(tmp_path / "r.yaml", values), "--out", "run", cwd=tmp_path)
-    assert code == 0, call.stderr
-    (tmp_path / "run").rename(tmp_path / "moved")
-    moved = tmp_path / "moved"
+    _, run, _ = scenes_run
+    moved = shutil.copytree(run, tmp_path / "moved")
     for part in ("stage1", "stage2", "held_out"):
         groups = load_groups(DataSource(path=moved / "data" / f"{part}.jsonl", require="response")).groups
         assert groups and all(Path(str(g.images[0].path)).is_relative_to(moved) for g in groups)
     rows = rows_of(moved / "evaluation" / "rows.jsonl")
-    assert [(moved / row["image"]).is_file() for row in rows] == [True, True]
-    assert not any(
-        str(tmp_path / "run") in (moved / f).read_text(errors="ignore") for f in files_of(moved) if "data" in f
-    )
+    assert len(rows) == 6 and all((moved / row["image"]).is_file() for row in rows)
+    assert not any(str(run) in (moved / f).read_text(errors="ignore") for f in files_of(moved) if "data" in f)
 
 
 def test_images_inside_a_table_become_files_of_the_run(
@@ -240,7 +214,7 @@ def test_images_inside_a_table_become_files_of_the_run(
 
     folder = tmp_path / "data"
     data_file(folder, 12)
-    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    rows = rows_of(folder / "data.jsonl")
     for row in rows:
         row["image"] = {"bytes": (folder / row["image"]).read_bytes(), "path": None}
     datasets.Dataset.from_list(rows).to_parquet(str(folder / "train.parquet"))
@@ -341,34 +315,3 @@ def test_caption(cli: Callable[..., str], tmp_path: Path, two_models: tuple[Path
         tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert row["caption"] == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".cwdpo.jsonl", "c.jsonl", "pictures"]
-
-
-def test_caption_goes_on_where_it_was(cli: Callable[..., str], tmp_path: Path, two_models: tuple[Path, Path]) -> None:
-    """A call that was killed has left its captions so far in a hidden file; they are not made again."""
-    (tmp_path / "pictures").mkdir()
-    for i in range(4):
-        tiny_image(tmp_path / "pictures" / f"{i}.png")
-    argv = ("caption", "--model", two_models[0], "--images", "pictures", "--out", "c.jsonl", "--batch-size", "2")
-    argv += ("--max-new-tokens", "3")
-    with pytest.MonkeyPatch.context() as patch:
-        from cwdpo.evaluation import captioning
-
-        original, calls = captioning.generate, list[int]()
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            if len(calls) == 1:
-                raise KeyboardInterrupt
-            calls.append(len(args[3]))
-            return original(*args, **kwargs)
-
-        patch.setattr(captioning, "generate", counted)
-        patch.setattr(sys, "argv", ["cwdpo", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 130
-        assert len(rows_of(tmp_path / ".c.jsonl.part")) == 2 and not Path("c.jsonl").exists()
-        calls.clear()
-        patch.setattr(captioning, "generate", lambda *a, **k: (calls.append(len(a[3])), original(*a, **k))[1])
-        cli(*argv)
-    assert calls == [2]
-    assert len(rows_of(Path("c.jsonl"))) == 4 and not Path(".c.jsonl.part").exists()

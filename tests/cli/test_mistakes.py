@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 
-from cwdpo.cli import main
 from cwdpo.files import append_jsonl, file_digest
 from cwdpo.recipe import Recipe
 from cwdpo.run.run_dir import first_reader
-from tiny_models import tiny_image
-from tiny_runs import CliServer, failures_left, tiny_recipe, write_yaml
-
-
-@dataclass
-class Said:
-    """What a call ended with."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        assert self.code == 2, (self.code, self.err)
-        assert "Traceback" not in self.err and "Traceback" not in self.out
-        assert self.err.count("\n") == 1 and self.err.startswith("error: "), self.err
-        return self.err.strip()
-
-
-Cli = Callable[..., Said]
+from tiny_models import image_rows, tiny_image
+from tiny_runs import Cli, CliServer, failures_left, tiny_recipe, write_yaml
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Any
-) -> Iterator[Cli]:
-    """`cli("train", …)` in this process, in an empty folder. Afterwards nothing half-written may lie there."""
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, tmp_path: Path, tiny_folder: Any) -> Iterator[Cli]:
+    """`cli("train", …)`; afterwards nothing half-written may lie there."""
     tiny_folder("qwen2_5_vl")
-
-    def call(*argv: str | Path) -> Said:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["cwdpo", *map(str, argv)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Said(code, *capfd.readouterr())
-
-    yield call
+    yield cli
     assert not list(failures_left(tmp_path))
 
 
@@ -76,17 +38,6 @@ def recipe(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Callable[..., 
     return write
 
 
-def rows(folder: Path, count: int = 12, **changes: Any) -> list[dict[str, Any]]:
-    """Good rows with their images; `changes` to the third."""
-    made: list[dict[str, Any]] = []
-    for i in range(count):
-        tiny_image(folder / f"{i}.png", 28, 28)
-        row = {"prompt": "what is this ?", "image": f"{i}.png", "chosen": f"a red square {i}", "rejected": "a star"}
-        made.append(row)
-    made[2] |= changes
-    return made
-
-
 def write_rows(folder: Path, values: list[Any], name: str = "data.jsonl") -> Path:
     path = folder / name
     path.write_text("".join(json.dumps(v) + "\n" for v in values), encoding="utf-8")
@@ -98,14 +49,12 @@ def write_rows(folder: Path, values: list[Any], name: str = "data.jsonl") -> Pat
 RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unknown key": ({"stage2": {"betta": 0.2}}, ("stage2.betta", "`beta`")),
     "unknown section": ({"stage3": {"beta": 0.2}}, ("`stage3`", "`stage")),
-    "unknown key, nothing near": ({"stage2": {"zzz": 1}}, ("stage2.zzz", "beta")),
-    "wrong type": ({"stage2": {"beta": "much"}}, ("stage2.beta", "'much'", "number")),
+    "wrong type": ({"stage2": {"beta": "much"}}, ("stage2.beta", "'much'")),
     "wrong type in a union": ({"data": {"held_out": "some"}}, ("`data.held_out`", "'some'")),
     "wrong type in a list": ({"model": {"freeze": ["eyes"]}}, ("`model.freeze`", "'eyes'", "vision")),
     "section is a number": ({"stage2": 5}, ("`stage2` = 5",)),
-    "out of range": ({"stage2": {"beta": 0}}, ("stage2.beta", "greater than 0")),
-    "not finite": ({"stage2": {"floor": float("nan")}}, ("stage2.floor", "finite")),
-    "unknown choice": ({"stage1": {"objective": "sftc"}}, ("stage1.objective", "sftc", "sft_c")),
+    "out of range": ({"stage2": {"beta": 0}}, ("stage2.beta", "0")),
+    "not finite": ({"stage2": {"floor": float("nan")}}, ("stage2.floor", "nan")),
     "two that conflict": (
         {"model": {"freeze": ["vision"], "train_fully": ["vision"], "lora": {}}},
         ("model.freeze", "model.train_fully", "vision"),
@@ -115,43 +64,25 @@ RECIPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no padding, separate": ({"model": {"padding_free": True, "scorer": "separate"}}, ("padding_free", "scorer: auto")),
     "both stages off": ({"stage1": {"enabled": False}, "stage2": {"enabled": False}}, ("stage1.enabled",)),
     "every share 0": ({"negatives": {"stage2": {"dataset": 0}}}, ("share",)),
-    "cut of the batch": (
-        {"stage1": {"batch_size": 10, "micro_batch_size": 4}},
-        ("stage1.batch_size = 10", "micro_batch_size = 4"),
-    ),
+    "cut of the batch": ({"stage1": {"batch_size": 10, "micro_batch_size": 4}}, ("stage1.batch_size = 10", "= 4")),
     "format of scenes": ({"data": {"path": "some.jsonl", "format": "scenes"}}, ("data.format", "format: auto")),
     "path of scenes": ({"data": {"path": "scenes", "format": "trl"}}, ("data.format", "format: auto")),
-    "a list": ([1, 2], ("mapping", "list")),
-    "a word": ("hello", ("mapping", "str")),
+    "a list": ([1, 2], ("list",)),
     "key is a number": ({3: 4}, ("3",)),
+    "not YAML": (b"stage1: [1, 2", ()),
+    "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe", ()),
+    "a key twice": (b"seed: 1\nseed: 2\n", ("'seed'",)),
 }
 
 
 @pytest.mark.parametrize("case", RECIPES)
 def test_recipe(case: str, cli: Cli, tmp_path: Path) -> None:
-    values, said = RECIPES[case]
-    path = write_yaml(tmp_path / "mine.yaml", values)
-    line = cli("train", path).line
-    assert all(part in line for part in ("mine.yaml", *said)), line
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"stage1: [1, 2", "not YAML"),
-        (b"a: b: c", "not YAML"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe", "not YAML"),
-        (b"seed: 1\nseed: 2\n", "'seed' is there twice"),
-        (b"stage1: " + b"[" * 3000, "not YAML"),
-        (b"!!python/object/apply:os.system ['true']", "not YAML"),
-    ],
-)
-def test_recipe_is_no_recipe(content: bytes, said: str, cli: Cli, tmp_path: Path) -> None:
+    values, named = RECIPES[case]
     path = tmp_path / "mine.yaml"
-    path.write_bytes(content)
+    path.write_bytes(values) if isinstance(values, bytes) else write_yaml(path, values)
     line = cli("train", path).line
-    assert said in line and "mine.yaml" in line
+    assert all(part in line for part in ("mine.yaml", *named)), line
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
 
 
 def test_data_in_place_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
@@ -161,33 +92,33 @@ def test_data_in_place_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_recipe_missing(cli: Cli, tmp_path: Path) -> None:
-    assert "no such recipe file; write one with `cwdpo init`" in cli("train", "nowhere.yaml").line
-    assert "nowhere.yaml" in cli("check", "nowhere.yaml").line
-    assert "a folder" in cli("train", tmp_path).line
+    for command in ("train", "check"):
+        line = cli(command, "nowhere.yaml").line
+        assert "nowhere.yaml" in line and "cwdpo init" in line
+    assert str(tmp_path) in cli("train", tmp_path).line
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "named"),
     [
-        ("stage2.beta", "expected section.key=value"),
-        ("=0.2", "expected section.key=value"),
-        ("stage2.beta=", "stage2.beta"),
+        ("stage2.beta", "section.key=value"),
+        ("=0.2", "section.key=value"),
+        ("stage2..beta=1", "section.key=value"),
         ("stage2.beta=[1", "stage2.beta"),
-        ("stage2.betta=0.2", "did you mean `beta`"),
-        ("seed.deep=1", "seed is a value, not a section"),
+        ("stage2.betta=0.2", "`beta`"),
+        ("seed.deep=1", "seed"),
         ("stage2.beta.deep=1", "stage2.beta"),
-        ("stage2..beta=1", "expected section.key=value"),
         ("stage2=4", "stage2"),
     ],
 )
-def test_override(override: str, said: str, cli: Cli, recipe: Callable[..., Path]) -> None:
-    assert said in cli("train", recipe(), "--set", override).line
+def test_override(override: str, named: str, cli: Cli, recipe: Callable[..., Path]) -> None:
+    assert named in cli("train", recipe(), "--set", override).line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains it")
 def test_flex_attention_on_a_cpu(cli: Cli, recipe: Callable[..., Path]) -> None:
     line = cli("train", recipe(), "--set", "model.attention=flex_attention").line
-    assert "no backward pass for it on cpu" in line and "set model.attention: sdpa" in line
+    assert "flex_attention" in line and "model.attention: sdpa" in line
 
 
 # -- usage -----------------------------------------------------------------------------------------------------------
@@ -218,20 +149,12 @@ def _truncated(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def _bomb(path: Path) -> None:
-    Image.new("1", (9000, 9000)).save(path)
-
-
-ROWS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "missing image": ({"image": "nowhere.png"}, ("row 3", "nowhere.png", "no such file")),
-    "image is text": ({"image": "data.jsonl"}, ("row 3", "not an image")),
-    "image is an address": ({"image": "https://example.org/a.png"}, ("row 3", "download")),
-    "empty response": ({"chosen": " "}, ("row 3", "empty response")),
-    "chosen is rejected": ({"rejected": "a red  square 2"}, ("row 3", "chosen equals rejected")),
-    "wrong type": ({"chosen": 5}, ("row 3", "wrong type", "not a number")),
-    "prompt missing": ({"prompt": None}, ("row 3", "prompt")),
-    "two tags, one image": ({"prompt": "<image> <image> which ?"}, ("row 3", "image")),
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing image": ({"image": "nowhere.png"}, "nowhere.png"),
+    "empty response": ({"chosen": " "}, "chosen"),
+    "two tags, one image": ({"prompt": "<image> <image> which ?"}, "image"),
 }
+"""Which rows are bad is asked in tests/data."""
 
 
 @pytest.mark.parametrize("case", ROWS)
@@ -240,57 +163,14 @@ def test_row(
     case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
 ) -> None:
     changes, said = ROWS[case]
-    path = write_rows(tmp_path, rows(tmp_path, **changes))
+    path = write_rows(tmp_path, image_rows(tmp_path, **changes))
     if command == "score":
         line = cli("score", "--model", tiny_folder("qwen2_5_vl"), "--data", path, "--out", "out.jsonl").line
         assert not Path("out.jsonl").exists()
     else:
         line = cli(command, recipe(data={"path": str(path)})).line
-    assert "data.jsonl" in line
-    for part in said:
-        assert part in line, line
+    assert "data.jsonl" in line and "row 3" in line and said in line, line
     assert not (tmp_path / "runs" / "recipe" / "data").exists()
-
-
-@pytest.mark.parametrize(("damage", "said"), [(_truncated, "truncated"), (_bomb, "81,000,000 pixels")])
-def test_row_with_a_damaged_image(
-    damage: Callable[[Path], None], said: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]
-) -> None:
-    values = rows(tmp_path)
-    damage(tmp_path / "2.png")
-    line = cli("train", recipe(data={"path": str(write_rows(tmp_path, values))})).line
-    assert "row 3" in line and said in line and "data.on_bad_row: skip" in line
-
-
-def _binary(folder: Path) -> Path:
-    (folder / "data.jsonl").write_bytes(b"\0\1\2\3" * 100)
-    return folder / "data.jsonl"
-
-
-def _empty(folder: Path) -> Path:
-    (folder / "data.jsonl").touch()
-    return folder / "data.jsonl"
-
-
-def _nothing_in_it(folder: Path) -> Path:
-    (folder / "bare").mkdir()
-    return folder / "bare"
-
-
-def _unknown_columns(folder: Path) -> Path:
-    return write_rows(folder, [{"question": "?", "answer": "!"}] * 12)
-
-
-FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (lambda folder: folder / "nowhere.jsonl", "no such file"),
-    "empty": (_empty, "empty"),
-    "binary": (_binary, "binary"),
-    "folder without data": (_nothing_in_it, "no data in this folder"),
-    "unknown columns": (_unknown_columns, "cannot tell its format"),
-    "not json": (lambda folder: _text(folder / "data.jsonl", "not json\n" * 30), "not JSON"),
-    "json that breaks off": (lambda folder: _text(folder / "data.json", '[{"prompt": '), "not JSON"),
-    "another kind of file": (lambda folder: _text(folder / "data.xyz", "hello"), "format"),
-}
 
 
 def _text(path: Path, content: str) -> Path:
@@ -298,23 +178,36 @@ def _text(path: Path, content: str) -> Path:
     return path
 
 
+def _nothing_in_it(folder: Path) -> Path:
+    (folder / "bare").mkdir()
+    return folder / "bare"
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    "missing": lambda folder: folder / "nowhere.jsonl",
+    "empty": lambda folder: _text(folder / "data.jsonl", ""),
+    "folder without data": _nothing_in_it,
+    "unknown columns": lambda folder: write_rows(folder, [{"question": "?", "answer": "!"}] * 12),
+}
+"""What is wrong with a file is asked in tests/data."""
+
+
 @pytest.mark.parametrize("case", FILES)
 @pytest.mark.parametrize("command", ["check", "init"])
 def test_file(
     case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
 ) -> None:
-    make, said = FILES[case]
-    path = make(tmp_path)
+    path = FILES[case](tmp_path)
     if command == "init":
         line = cli("init", "--data", path, "--out", "new.yaml").line
         assert not Path("new.yaml").exists()
     else:
         line = cli(command, recipe(data={"path": str(path)})).line
-    assert said in line and path.name in line, line
+    assert path.name in line, line
 
 
 def test_too_many_rows_skipped(cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
-    values = rows(tmp_path)
+    values = image_rows(tmp_path)
     for row in values[:3]:
         row["chosen"] = ""
     path = write_rows(tmp_path, values)
@@ -335,7 +228,7 @@ def test_too_many_rows_skipped(cli: Cli, tmp_path: Path, recipe: Callable[..., P
 def test_too_few_rows(
     count: int, changes: dict[str, Any], said: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]
 ) -> None:
-    path = write_rows(tmp_path, rows(tmp_path, count))
+    path = write_rows(tmp_path, image_rows(tmp_path, count))
     assert said in cli(command, recipe(data={"path": str(path), **changes})).line
 
 
@@ -343,7 +236,7 @@ def test_too_few_rows(
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_no_negatives(stage: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
     """Found before any training, though Stage 2 comes after it."""
-    values = [{k: v for k, v in row.items() if k != "rejected"} for row in rows(tmp_path)]
+    values = [{k: v for k, v in row.items() if k != "rejected"} for row in image_rows(tmp_path)]
     negatives = {"stage1": {"dataset": 0, "other": 1}, "stage2": {"dataset": 0, "other": 1}} | {stage: {"dataset": 1}}
     changes: dict[str, Any] = {"data": {"path": str(write_rows(tmp_path, values))}, "negatives": negatives}
     line = cli(command, recipe(**changes)).line
@@ -352,7 +245,7 @@ def test_no_negatives(stage: str, command: str, cli: Cli, tmp_path: Path, recipe
 
 
 def test_row_longer_than_allowed(cli: Cli, tmp_path: Path, recipe: Callable[..., Path]) -> None:
-    path = write_rows(tmp_path, rows(tmp_path, chosen="a red square " * 30))
+    path = write_rows(tmp_path, image_rows(tmp_path, chosen="a red square " * 30))
     changes: dict[str, Any] = {"data": {"path": str(path), "held_out": 2}, "model": {"max_length": 60}}
     changes["negatives"] = {"stage1": {"dataset": 1}, "stage2": {"dataset": 1}}
     for command in ("check", "train"):
@@ -366,21 +259,19 @@ def test_row_longer_than_allowed(cli: Cli, tmp_path: Path, recipe: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "named"),
     [
-        (lambda folder: folder / "nowhere.png", "no such image or folder"),
-        (lambda folder: _text(folder / "words.png", "not a picture"), "words.png: not of a known format"),
-        (_nothing_in_it, "holds no image"),
+        (lambda folder: folder / "nowhere.png", "nowhere.png"),
+        (lambda folder: _text(folder / "words.png", "not a picture"), "words.png"),
+        (_nothing_in_it, "bare"),
         (lambda folder: _half_an_image(folder), "half.png"),
     ],
 )
 def test_caption(
-    make: Callable[[Path], Path], said: str, cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]
+    make: Callable[[Path], Path], named: str, cli: Cli, tmp_path: Path, tiny_folder: Callable[[str], Path]
 ) -> None:
     line = cli("caption", "--model", tiny_folder("qwen2_5_vl"), "--images", make(tmp_path), "--out", "out.jsonl").line
-    assert said in line
-    assert line.count("half.png") <= 1  # the file is named once
-    assert not Path("out.jsonl").exists()
+    assert line.count(named) == 1 and not Path("out.jsonl").exists(), line
 
 
 def _half_an_image(folder: Path) -> Path:
@@ -444,18 +335,26 @@ def _adapter_without_base(source: Path, target: Path) -> Path:
     return target
 
 
+def _other_sizes(source: Path, target: Path) -> Path:
+    settings = json.loads((_copied(source, target) / "config.json").read_text())
+    settings["text_config"]["intermediate_size"] = 100
+    _text(target / "config.json", json.dumps(settings))
+    return target
+
+
 MODELS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "missing": (lambda source, target: target, "no such"),
+    "missing": (lambda source, target: target, "model"),
     "missing, relative": (lambda source, target: Path("models/mine"), "models/mine"),
-    "a file": (lambda source, target: _text(target, "hello"), "a directory"),
+    "a file": (lambda source, target: _text(target, "hello"), "model"),
     "empty folder": (lambda source, target: (target.mkdir(), target)[1], "config.json"),
-    "no config": (lambda source, target: _copied(source, target, "config.json"), "no config.json"),
+    "no config": (lambda source, target: _copied(source, target, "config.json"), "config.json"),
     "config is no json": (_config("{"), "config.json"),
     "config is a list": (_config("[]"), "config"),
-    "config of a text model": (_text_model, "'llama' is not a vision-language model"),
+    "config of a text model": (_text_model, "llama"),
     "unknown model type": (_config('{"model_type": "unheard_of"}'), "unheard_of"),
+    "other sizes": (_other_sizes, "model"),
     "weights cut short": (_cut_weights, "weights"),
-    "a weight missing": (_fewer_weights, "1 weights are not in the file"),
+    "a weight missing": (_fewer_weights, "weights"),
     "no weights": (lambda source, target: _copied(source, target, "model.safetensors"), "safetensors"),
     "no processor": (lambda source, target: _copied(source, target, "processor_config.json"), "processor_config.json"),
     "no tokenizer": (
@@ -466,14 +365,15 @@ MODELS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("command", ["train", "score"])
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize(
+    ("case", "command"), [*((case, "score") for case in MODELS), ("missing", "train"), ("a weight missing", "train")]
+)
 def test_model(
     case: str, command: str, cli: Cli, tmp_path: Path, recipe: Callable[..., Path], tiny_folder: Callable[[str], Path]
 ) -> None:
-    make, said = MODELS[case]
+    make, named = MODELS[case]
     model = make(tiny_folder("qwen2_5_vl"), tmp_path / "model")
-    data = write_rows(tmp_path, rows(tmp_path, 4))
+    data = write_rows(tmp_path, image_rows(tmp_path, 4))
     if command == "train":
         result = cli("train", recipe(model={"path": str(model)}, negatives={}))
     else:
@@ -482,33 +382,11 @@ def test_model(
     assert result.code == 2 and line.startswith("error: ") and "Traceback" not in result.err, result.err
     late = command == "train" and case == "a weight missing"  # seen while loading: a run has said what it was doing
     assert late or result.err.count("\n") == 1, result.err
-    assert said in line, line
-    assert len(line) < 600
+    assert named in line and len(line) < 600, line
     assert not Path("out.jsonl").exists()
 
 
 # -- run directories -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
-) -> tuple[dict[str, Any], Path]:
-    """A recipe on its own data file, and the run that it made."""
-    folder = tmp_path_factory.mktemp("finished")
-    data = write_rows(folder, rows(folder, 20))
-    mix = {"dataset": 1}
-    values = tiny_recipe(
-        tiny_folder("qwen2_5_vl"),
-        data={"path": str(data), "held_out": 4},
-        negatives={"stage1": mix, "stage2": mix},
-        stage1={"max_steps": 1},
-        stage2={"max_steps": 1},
-    )
-    path = write_yaml(folder / "recipe.yaml", values)
-    code, call = cli_server.run("train", path, "--out", folder / "run")
-    assert code == 0, call.stderr
-    return values, folder
 
 
 @pytest.mark.parametrize(
@@ -523,8 +401,8 @@ def finished(
         ("negatives.stage2.other=1", "negatives/stage2"),
     ],
 )
-def test_recipe_changed_under_a_step(override: str, step: str, cli: Cli, finished: tuple[dict[str, Any], Path]) -> None:
-    _, folder = finished
+def test_recipe_changed_under_a_step(override: str, step: str, cli: Cli, rows_run: Path) -> None:
+    folder = rows_run
     before = {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*")}
     line = cli("train", folder / "recipe.yaml", "--set", override, "--out", folder / "run").line
     assert override.split("=")[0].removesuffix(".r") in line and f"the step {step} was made" in line
@@ -544,18 +422,15 @@ def test_every_key_has_a_step_that_reads_it_first() -> None:
 
 
 @pytest.mark.parametrize("override", ["name=other", "data.workers=1", "evaluation.samples=3", "stage2.save_steps=7"])
-def test_recipe_changed_where_it_does_not_matter(
-    override: str, finished: tuple[dict[str, Any], Path], cli_server: CliServer
-) -> None:
-    _, folder = finished
+def test_recipe_changed_where_it_does_not_matter(override: str, rows_run: Path, cli_server: CliServer) -> None:
+    folder = rows_run
     code, call = cli_server.run("train", folder / "recipe.yaml", "--set", override, "--out", folder / "run")
     assert code == 0, call.stderr
 
 
-def test_a_key_that_came_later_and_a_model_that_moved(
-    finished: tuple[dict[str, Any], Path], tmp_path: Path, cli_server: CliServer
-) -> None:
-    values, folder = finished
+def test_a_key_that_came_later_and_a_model_that_moved(rows_run: Path, tmp_path: Path, cli_server: CliServer) -> None:
+    folder = rows_run
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
     shutil.copytree(folder / "run", tmp_path / "run")
     kept = tmp_path / "run" / "recipe.yaml"
     older = yaml.safe_load(kept.read_text())
@@ -569,8 +444,9 @@ def test_a_key_that_came_later_and_a_model_that_moved(
     assert code == 0, call.stderr
 
 
-def test_data_changed(cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    values, folder = finished
+def test_data_changed(cli: Cli, rows_run: Path, tmp_path: Path) -> None:
+    folder = rows_run
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
     shutil.copytree(folder, tmp_path / "copy")
     data = Path(values["data"]["path"])
     content = data.read_text()
@@ -583,10 +459,9 @@ def test_data_changed(cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path:
     assert said.code == 2 and "data.jsonl: the data file has changed since this run began; choose another --out" in line
 
 
-def test_model_changed(
-    cli: Cli, finished: tuple[dict[str, Any], Path], tmp_path: Path, tiny_folder: Callable[[str], Path]
-) -> None:
-    values, folder = finished
+def test_model_changed(cli: Cli, rows_run: Path, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    folder = rows_run
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
     model = _copied(tiny_folder("qwen2_5_vl"), tmp_path / "model")
     settings = json.loads((model / "config.json").read_text())
     _text(model / "config.json", json.dumps(settings | {"new": 1}))
@@ -615,13 +490,13 @@ def test_full_disk(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_score_with_no_number(option: str, value: str, cli: Cli, tmp_path: Path) -> None:
-    data = write_rows(tmp_path, rows(tmp_path, 4))
+    data = write_rows(tmp_path, image_rows(tmp_path, 4))
     assert option in cli("score", "--model", "scenes", "--data", data, "--out", "o.jsonl", option, value).line
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1e-4"])
 def test_influence_with_no_number(value: str, cli: Cli, tmp_path: Path) -> None:
-    data = write_rows(tmp_path, rows(tmp_path, 4))
+    data = write_rows(tmp_path, image_rows(tmp_path, 4))
     assert (
         "--eta" in cli("influence", "scenes", "--data", data, "--out", "o.jsonl", "--eta", "1e-4", "--eta", value).line
     )
@@ -632,7 +507,7 @@ def test_influence_with_no_number(value: str, cli: Cli, tmp_path: Path) -> None:
 
 def test_as_processes(cli_server: CliServer, tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     """The same through real processes: exit code, streams."""
-    data = write_rows(tmp_path, rows(tmp_path, chosen=""))
+    data = write_rows(tmp_path, image_rows(tmp_path, chosen=""))
     recipe = write_yaml(tmp_path / "r.yaml", tiny_recipe(tiny_folder("qwen2_5_vl"), data={"path": str(data)}))
     for argv, said in (
         (("train", tmp_path / "nowhere.yaml"), "no such recipe file"),

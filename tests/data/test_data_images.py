@@ -68,16 +68,6 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert open_image(encoded(grey)).getpixel((0, 0)) == (128, 128, 128)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "RGBA"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    kind = "TIFF" if mode in {"CMYK", "YCbCr"} else "PNG"
-    assert open_image(encoded(Image.new("RGB", (3, 3), (255, 255, 255)).convert(mode), kind)).getpixel((1, 1)) == (
-        255,
-        255,
-        255,
-    )
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats(kind: str) -> None:
     assert open_image(encoded(Image.new("RGB", (6, 4)), kind)).size == (6, 4)

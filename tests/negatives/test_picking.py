@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
@@ -24,6 +23,7 @@ from cwdpo.recipe import SourceMix, Stage2Mix
 from cwdpo.recipe.load_recipe import load_recipe
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from cwdpo.scoring.reference import ReferenceCache
+from tiny_runs import rows_of
 
 FALLING = [{"at": 0.25, "beam": 3, "perturb": 1}, {"at": 0.75, "perturb": 5}]
 
@@ -188,5 +188,5 @@ def test_candidates_are_kept_of_every_source(tmp_path: Path):
     assert {c["perturb"] for c in three.values()} == {3}
     two = build("b", schedule=[{"at": 0, "perturb": 1}, {"at": 1, "other": 1}])
     assert all(c == {"perturb": 2, "other": 2} for c in two.values())
-    dropped = [json.loads(line) for line in (tmp_path / "a" / "dropped.jsonl").read_text().splitlines()]
+    dropped = rows_of(tmp_path / "a" / "dropped.jsonl")
     assert dropped == []

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from several_processes import wait_for
 from tiny_runs import CliServer, assert_same_run, files_of, rows_of, step_of, tiny_recipe, write_yaml
 
 KINDS: dict[str, dict[str, Any]] = {
-    "full": {},
     "lora": {"model": {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}}},
     "second_image": {"stage1": {"enabled": False}, "stage2": {"objective": "mdpo"}, "probes": {"every": 0}},
 }
@@ -26,10 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path]
+    tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, tiny_folder: Callable[[str], Path], scenes_run: Any
 ) -> Callable[[str], tuple[Path, Path, int]]:
     """`uninterrupted(kind)`: recipe, run directory, and how often the run touched its files."""
-    made: dict[str, tuple[Path, Path, int]] = {}
+    made: dict[str, tuple[Path, Path, int]] = {"full": scenes_run}
 
     def run(kind: str) -> tuple[Path, Path, int]:
         if kind not in made:
@@ -126,7 +126,7 @@ def test_killed_in_every_step(
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run)
-    _wait_for(run / step)
+    wait_for(run / step)
     time.sleep(random.Random(step).uniform(0, 0.2))
     call.signal(signal.SIGKILL)
     assert call.wait() == -signal.SIGKILL
@@ -135,13 +135,6 @@ def test_killed_in_every_step(
     code, call = cli_server.run("train", recipe, "--out", run)
     assert code == 0, call.stderr
     assert_same_run(whole, run)
-
-
-def _wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} never came"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +155,7 @@ def test_signal_saves_and_says_how_to_go_on(
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run)
-    _wait_for(run / stage / "checkpoints" / "checkpoint-2")
+    wait_for(run / stage / "checkpoints" / "checkpoint-2")
     call.signal(number)
     assert call.wait() == (75 if number == signal.SIGTERM else 130)
     last = call.stderr.splitlines()[-1]
@@ -174,47 +167,35 @@ def test_signal_saves_and_says_how_to_go_on(
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
 def test_interrupt_outside_training(
-    number: int,
-    exit_code: int,
-    tmp_path: Path,
-    uninterrupted: Callable[[str], tuple[Path, Path, int]],
-    cli_server: CliServer,
+    tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]], cli_server: CliServer
 ) -> None:
     recipe, whole, _ = uninterrupted("full")
     run = tmp_path / "run"
     call = cli_server.start("train", recipe, "--out", run)
-    _wait_for(run / "negatives" / "stage1" / "beam.jsonl")
-    call.signal(number)
-    assert call.wait() == exit_code
+    wait_for(run / "negatives" / "stage1" / "beam.jsonl")
+    call.signal(signal.SIGINT)
+    assert call.wait() == 130
     assert call.stderr.splitlines()[-1].startswith("stopped: ") and "Traceback" not in call.stderr
     code, call = cli_server.run("train", recipe, "--out", run)
     assert code == 0, call.stderr
     assert_same_run(whole, run)
 
 
-KILLS = {
-    "full": ("data", "data", "negatives/stage1", *["stage1"] * 2, "negatives/stage2", "reference", *["stage2"] * 2),
-    "lora": ("negatives/stage1", "stage1", "reference", "stage2"),
-}
+KILLS = ("data", "data", "negatives/stage1", *["stage1"] * 2, "negatives/stage2", "reference", *["stage2"] * 2)
 """Where the kills strike: a random time after the first sign that a call is at work in that step or, where a kill
 came so late that the step is over, in a later one. One more comes last, in the evaluation."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "seed"), [("full", 0), ("lora", 3)])
-def test_killed_at_random_moments(
-    kind: str, seed: int, tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]]
-) -> None:
+def test_killed_at_random_moments(tmp_path: Path, uninterrupted: Callable[[str], tuple[Path, Path, int]]) -> None:
     """True processes, killed after random times."""
-    recipe, whole, _ = uninterrupted(kind)
-    run, chance, struck = tmp_path / "run", random.Random(seed), list[str]()
+    recipe, whole, _ = uninterrupted("full")
+    run, chance, struck = tmp_path / "run", random.Random(0), list[str]()
     command = [sys.executable, "-m", "cwdpo", "train", str(recipe), "--out", str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for step in (*KILLS[kind], "evaluation"):
+    for step in (*KILLS, "evaluation"):
         ahead = [run / later for later in STEPS[STEPS.index(step) :]]
         began = _newest(*ahead)
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
@@ -227,7 +208,7 @@ def test_killed_at_random_moments(
         assert process.returncode == -signal.SIGKILL
         struck.append([s for s in STEPS if (run / s).exists()][-1])
     # How many different ones depends on the machine: `test_killed_in_every_step` strikes each of them.
-    assert len(struck) >= len(KILLS[kind]) // 2 and len(set(struck)) >= 2, struck
+    assert len(struck) >= len(KILLS) // 2 and len(set(struck)) >= 2, struck
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert_same_run(whole, run)
 

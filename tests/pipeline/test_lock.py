@@ -6,19 +6,8 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
-from cwdpo.errors import RunError
 from cwdpo.recipe import Recipe
 from cwdpo.run.run_dir import RunDirectory
-
-
-def test_one_at_a_time(tmp_path: Path) -> None:
-    run, other = (RunDirectory(tmp_path / "run", Recipe()) for _ in range(2))
-    with run.locked(), pytest.raises(RunError, match="another command is at work in it"), other.locked():
-        pass
-    with other.locked():
-        pass
 
 
 def test_a_child_that_outlives_the_run_holds_nothing(tmp_path: Path) -> None:

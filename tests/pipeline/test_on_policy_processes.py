@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cwdpo.files import write_jsonl
-from several_processes import SLOW, Runs, differences, wait_for, whole_runs
+from several_processes import SLOW, Runs, differences, one_error, wait_for, whole_runs
 from tiny_models import sample_groups
 from tiny_runs import CliServer, assert_same_run, rows_of, tiny_recipe, write_yaml
 from tiny_training import differing
@@ -121,7 +121,7 @@ def test_rows_without_pictures(sharding: str, tmp_path: Path, cli_server: CliSer
     assert differences(tmp_path / "1", tmp_path / "2") == []
 
 
-@pytest.mark.parametrize("sharding", ["", pytest.param("fsdp2", marks=SLOW)])
+@pytest.mark.parametrize("sharding", [pytest.param(k, marks=SLOW) for k in ("", "fsdp2")])
 def test_an_update_without_pictures(
     sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:
@@ -139,18 +139,16 @@ def test_an_update_without_pictures(
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("change", "named"),
     [
-        ("stage2.max_new_tokens=9999 --set model.max_length=10050", "lower stage2.max_new_tokens"),
-        ("stage2.learning_rate=1e36", "error: update 3: the policy's probabilities of what to say next are not finite"),
+        ("stage2.max_new_tokens=9999 --set model.max_length=10050", "stage2.max_new_tokens"),
+        ("stage2.learning_rate=1e36", "update 3"),
     ],
 )
 def test_a_mistake_is_one_line(
-    change: str, line: str, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]
+    change: str, named: str, tmp_path: Path, cli_server: CliServer, recipes: dict[str, Path]
 ) -> None:
     """Prompts that are too long belong to one process or the other; a model that is broken is so in both."""
     call = cli_server.start("train", recipes["grpo"], "--out", tmp_path, "--set", *change.split(" "), ranks=2)
     assert call.codes() == [2, 2], call.stderr
-    errors = [text for text in call.stderr.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1 and line in errors[0]
-    assert "Traceback" not in call.stderr
+    assert named in one_error(call.stderr) and "Traceback" not in call.stderr

@@ -22,6 +22,7 @@ from cwdpo.report import write_report
 from cwdpo.run import Run, Silent
 from cwdpo.run.probe_prompts import make_probe_set
 from cwdpo.run.run_dir import RunDirectory
+from tiny_runs import rows_of
 
 STAGE: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "micro_batch_size": 4, "log_steps": 2, "learning_rate": 1e-3}
 
@@ -91,15 +92,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], P
     return folder, heard
 
 
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
     folder, heard = run
     kinds = {"chosen", "hard", "medium", "easy", "own", "other_train", "other_test", "random", "shuffled"}
     kinds |= {"random_shuffled"}
-    one, two = (lines(folder / s / "probes.jsonl") for s in ("stage1", "stage2"))
+    one, two = (rows_of(folder / s / "probes.jsonl") for s in ("stage1", "stage2"))
     assert set(one[0]["kinds"]) <= kinds
     assert set(one[0]["kinds"]) >= kinds - {"own"}  # a random model may write nothing but special tokens
     assert [row["step"] for row in one] == [0, 1, 2, 3, 4]
@@ -117,10 +114,10 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
     assert not (folder / "stage1" / "early_stop.json").exists()
     assert any("tv was best at update 2" in note for note in heard.notes)
 
-    prompts = lines(folder / "stage2" / "probe_prompts.jsonl")
+    prompts = rows_of(folder / "stage2" / "probe_prompts.jsonl")
     assert len(prompts[0]["ids"]) == 4
     assert len(prompts[0]["logp_mean"]["hard"]) == 4
-    influence = lines(folder / "stage2" / "influence.jsonl")
+    influence = rows_of(folder / "stage2" / "influence.jsonl")
     assert len(influence) == 5 * 2 * 2
     assert {row["objective"] for row in influence} == {"cw_dpo"}
     assert all(row["kind"] == "chosen" and row["lb_k"] > 0 for row in influence)
@@ -130,7 +127,7 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
     tokens = json.loads((folder / "stage2" / "probe_tokens.json").read_text())
     assert len(tokens["start"]) == len(tokens["last"]) == 3
     # The first logged row is of the first update: policy and reference are the same model there.
-    first = lines(folder / "stage2" / "metrics.jsonl")
+    first = rows_of(folder / "stage2" / "metrics.jsonl")
     row = next(row for row in first if "rewards/chosen" in row)
     assert row["step"] == 1
     assert abs(row["rewards/chosen"]) < 1e-4
@@ -139,10 +136,10 @@ def test_what_a_run_leaves(run: tuple[Path, Listening]) -> None:
 def test_figures_of_a_users_file(run: tuple[Path, Listening], tmp_path: Path) -> None:
     """They are in rows, trackers' scalars and diagnosis, and in a report that does not import the file."""
     folder, _ = run
-    one = lines(folder / "stage1" / "probes.jsonl")
+    one = rows_of(folder / "stage1" / "probes.jsonl")
     assert all(row["tokens"] == one[0]["tokens"] > 0 for row in one)
     assert all(0 < row["kinds"]["hard"]["loud"] <= 2 and "loud" not in row["kinds"]["easy"] for row in one)
-    logged = [row for row in lines(folder / "stage1" / "metrics.jsonl") if "probe/tokens" in row]
+    logged = [row for row in rows_of(folder / "stage1" / "metrics.jsonl") if "probe/tokens" in row]
     assert [row["probe/loud/chosen"] for row in logged] == [row["kinds"]["chosen"]["loud"] for row in one]
     found = json.loads((folder / "stage1" / "diagnosis.json").read_text())["findings"]
     assert {"rule": "too_loud", "remedy": "Hush."}.items() <= next(f for f in found if f["rule"] == "too_loud").items()
@@ -238,7 +235,7 @@ def test_commands(run: tuple[Path, Listening], tmp_path: Path) -> None:
     arguments += ["--eta", "0.001", "--eta", "0.0001", "--objective", "sft", "--objective", "cw_dpo"]
     measured = runner.invoke(app, [*arguments, "--projections", "2", "--freeze", "vision"])
     assert measured.exit_code == 0, measured.output
-    written = lines(out)
+    written = rows_of(out)
     assert len(written) == 2 * 2 * 2
     assert all(row["entk_sq"] > 0 for row in written)
     fine = [row for row in written if row["objective"] == "sft" and row["eta"] == 1e-4]
@@ -251,7 +248,7 @@ def test_commands(run: tuple[Path, Listening], tmp_path: Path) -> None:
 
 def test_own_probe_file(tiny_folder: Callable[[str], Path], run: tuple[Path, Listening], tmp_path: Path) -> None:
     """Probe prompts from a file, whose responses have roles of their own; off again with `every: 0`."""
-    source = lines(run[0] / "data" / "held_out.jsonl")[:2]
+    source = rows_of(run[0] / "data" / "held_out.jsonl")[:2]
     for row in source:
         row["images"] = [str(run[0] / "data" / image) for image in row["images"]]
         row["responses"].append({"text": "a paraphrase", "role": "form_rewrite", "source": "mine"})
@@ -260,7 +257,7 @@ def test_own_probe_file(tiny_folder: Callable[[str], Path], run: tuple[Path, Lis
     asked = recipe(tiny_folder("llava"), path=str(path))
     asked = asked.model_copy(update={"stage1": asked.stage1.model_copy(update={"enabled": False})})
     Run(tmp_path / "run", asked).execute()
-    row = lines(tmp_path / "run" / "stage2" / "probes.jsonl")[0]
+    row = rows_of(tmp_path / "run" / "stage2" / "probes.jsonl")[0]
     assert row["kinds"]["form_rewrite"]["count"] == 2
 
 
@@ -273,7 +270,7 @@ def test_a_probe_set_is_built_and_pinned(tmp_path: Path) -> None:
     asked = ["probes", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "p.jsonl"), "--run", str(tmp_path / "made")]
     made = CliRunner().invoke(app, [*asked, "--set", f"probes.kinds=[{','.join(kinds)}]"])
     assert made.exit_code == 0, made.output
-    rows = lines(tmp_path / "p.jsonl")
+    rows = rows_of(tmp_path / "p.jsonl")
     assert [r["role"] for r in rows[2]["responses"]] == ["chosen", *["rejected"] * 3, *kinds]
     digest = made.output.split("probes.digest=")[1].strip()
     again = CliRunner().invoke(app, [*asked, "--set", f"probes.kinds=[{','.join(kinds)}]"])

@@ -32,6 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cli_server: CliServer, recip
     return run, call.events
 
 
+@pytest.mark.slow
 def test_both_stages(whole: tuple[Path, int]) -> None:
     """Stage 2 goes on from Stage 1's adapter; a stage leaves the adapter alone, on the base's own folder."""
     run, _ = whole

@@ -46,32 +46,32 @@ def _prepare(run: Run) -> None:
         prepare_data(run)
 
 
-UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "long answer": ({"chosen": "word " * 3000}, "does not fit the model"),
-    "long negative": ({"rejected": ["a cat", "word " * 3000]}, "does not fit the model"),
-    "long prompt": ({"prompt": "word " * 3000}, "does not fit the model"),
-    "placeholder in an answer": ({"chosen": "a <|image_pad|> b"}, "does not fit the model"),
-    "placeholder in a negative": ({"rejected": "<|image_pad|>"}, "does not fit the model"),
-    "placeholder in the prompt": ({"prompt": "what does <|image_pad|> mean?"}, "does not fit the model"),
-    "video in the prompt": ({"prompt": "what does <|video_pad|> mean?"}, "does not fit the model"),
-    "thin picture": ({"image": "thin.png"}, "does not fit the model"),
-}
+UNFIT: tuple[dict[str, Any], ...] = (
+    {"chosen": "word " * 3000},
+    {"rejected": ["a cat", "word " * 3000]},
+    {"prompt": "word " * 3000},
+    {"chosen": "a <|image_pad|> b"},
+    {"rejected": "<|image_pad|>"},
+    {"prompt": "what does <|image_pad|> mean?"},
+    {"prompt": "what does <|video_pad|> mean?"},
+    {"image": "thin.png"},
+)
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_a_row_that_only_encoding_refuses(tmp_path: Path, name: str) -> None:
-    change, kind = UNFIT[name]
-    data = _rows(tmp_path / "d", changes={7: change})
+def test_rows_that_only_encoding_refuses(tmp_path: Path) -> None:
+    """Rows 8 to 15: too long, placeholders of pictures in the text, a picture too thin to be cut into patches."""
+    data = _rows(tmp_path / "d", changes={7 + i: change for i, change in enumerate(UNFIT)})
     Image.new("RGB", (1000, 2)).save(tmp_path / "d" / "thin.png")
     with pytest.raises(DataError, match=r"rows\.jsonl row 8: ") as caught:
         _prepare(_run(tmp_path / "stop", data))
-    assert kind in str(caught.value) and "\n" not in str(caught.value)
-    run = _run(tmp_path / "skip", data, on_bad_row="skip")
+    assert "\n" not in str(caught.value)
+    run = _run(tmp_path / "skip", data, on_bad_row="skip", max_bad_share=0.5)
     _prepare(run)
-    (bad,) = read_jsonl(run.folder / "rejected_rows.jsonl")
-    assert bad["row"] == 8 and bad["reason"].startswith(kind)
+    bad = list(read_jsonl(run.folder / "rejected_rows.jsonl"))
+    assert [row["row"] for row in bad] == list(range(8, 16))
+    assert len({row["reason"].split(":")[0] for row in bad}) == 1
     parts = [list(read_jsonl(run.folder / "data" / f"{p}.jsonl")) for p in ("stage1", "stage2", "held_out")]
-    assert sum(map(len, parts)) == 23
+    assert sum(map(len, parts)) == 24 - 8
 
 
 def test_rows_about_one_picture_are_measured_without_reading_it_again(tmp_path: Path) -> None:

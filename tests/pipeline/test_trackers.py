@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +19,9 @@ from tiny_runs import tiny_recipe
 
 
 def test_tensorboard_outlives_the_checkpoints(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
-    recipe = tiny_recipe(tiny_folder("qwen2_5_vl"), report_to=["tensorboard"])
+    short: dict[str, Any] = {"max_steps": 2, "log_steps": 1}
+    recipe = tiny_recipe(tiny_folder("qwen2_5_vl"), report_to=["tensorboard"], stage1=short, stage2=short)
+    recipe |= {"negatives": {}, "evaluation": {"prompts": 0}}
     Run(tmp_path / "run", Recipe.model_validate(recipe)).execute()
     for stage in ("stage1", "stage2"):
         events = EventAccumulator(str(tmp_path / "run" / stage / "tensorboard")).Reload()

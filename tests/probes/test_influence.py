@@ -55,7 +55,10 @@ def reference_of(model: Any, batch: Batch, shift: float = 0.0) -> torch.Tensor:
     return sums + shift * torch.arange(len(sums))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+QUICK = ("sft", "sft_c", "cw_dpo", "rpo")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES])
 def test_the_prediction_is_exact_in_the_limit(name: str, tmp_path: Path) -> None:
     """Measured / predicted − 1 falls tenfold with η, down to 1e-5: the rest is of second order."""
     model, processor = double()

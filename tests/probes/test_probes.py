@@ -24,6 +24,7 @@ from cwdpo.training.callbacks.probe_callback import ProbeCallback, probe_scalars
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
 from tiny_models import tiny_image
+from tiny_runs import rows_of
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, scores_of, weights
 
 
@@ -205,7 +206,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
     with torch.no_grad():
         before = scores_of(clone(model).eval(), trainer.processing_class, held_out)
     trainer.train()
-    readings = [json.loads(line) for line in (folder / "probes.jsonl").read_text().splitlines()]
+    readings = rows_of(folder / "probes.jsonl")
     assert [row["step"] for row in readings] == [0, 2, 3]
     assert readings == json.loads(json.dumps(callback.rows))
     with torch.no_grad():
@@ -219,7 +220,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
     assert middle["delta_start"] + last["delta_last"] == pytest.approx(last["delta_start"], abs=1e-9)
     assert readings[0]["tv"] == readings[0]["js"] == 0.0
     assert 0 < readings[1]["tv"] < 1
-    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = rows_of(folder / "metrics.jsonl")
     assert [row["step"] for row in logged if "probe/ece" in row] == [0, 2, 3]
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3]
     assert not any("train_runtime" in row for row in logged)

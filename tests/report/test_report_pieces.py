@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from made_up_runs import made_up_run
 from PIL import Image
 
 from cwdpo.report.bars import Bar, bar_chart
+from cwdpo.report.page_blocks import Verdict
 from cwdpo.report.pictures import Thumbnails, caption_gallery
 from cwdpo.report.read_run import read_runs
 from cwdpo.report.run_record import RunRecord
@@ -41,35 +43,24 @@ def test_a_verdict_does_the_arithmetic() -> None:
     # Gold: differences all .5 exactly: nothing is known of their spread.
     new = a_run("new", 0.05, 0.03, [True, True, True, False] * 2, [-0.5, -1.0, -1.5, -2.0] * 2)
     old = a_run("old", 0.20, 0.12, [False] * 8, [-1.0, -1.5, -2.0, -2.5] * 2)
-    found = compare_runs(new, old)
-    assert found is not None
-    assert found.sentence == (
-        "Against old, new moved the token distribution less, ended better calibrated, left gold captions likelier "
-        "and got more captions right."
-    )
-    texts = {s.measure: (s.text, s.sign) for s in found.statements}
-    assert texts["Drift of the token distribution"] == (
-        "TV 0.050 (JS 0.025 bits) from the stage's start, against TV 0.200 (JS 0.100 bits): 4.0 times less.",
-        "",
-    )
-    assert texts["Calibration error (ECE)"] == ("0.030 against 0.120: lower. Both started at 0.020.", "good")
-    assert texts["Gold captions, log p per token"] == (
-        "−1.250 against −1.750: +0.500 nats on each of 8 pictures.",
-        "good",
-    )
-    assert texts["Captions wholly right"] == (
-        "75.0 % against 0.0 %: +75.0 points, 95 % interval [18.9, 100.0], 8 pictures. Both started at 0.0 %.",
-        "good",
-    )
+    assert figures(compare_runs(new, old)) == {
+        "Drift of the token distribution": (["0.050", "0.025", "0.200", "0.100", "4.0"], ""),
+        "Calibration error (ECE)": (["0.030", "0.120", "0.020"], "good"),
+        "Gold captions, log p per token": (["−1.250", "−1.750", "+0.500"], "good"),
+        "Captions wholly right": (["75.0", "0.0", "+75.0", "18.9", "100.0", "0.0"], "good"),
+    }
+
+
+def figures(verdict: Verdict | None) -> dict[str, tuple[list[str], str]]:
+    """The numbers with decimals of every statement, and its sign."""
+    assert verdict is not None
+    return {s.measure: (re.findall(r"[+−]?\d+\.\d+", s.text), s.sign) for s in verdict.statements}
 
 
 def test_equal_rows_are_called_the_same() -> None:
     found = compare_runs(a_run("new", 0.05, 0.1, [True, False]), a_run("old", 0.1, 0.1, [True, False]))
-    assert found is not None
-    texts = {s.measure: (s.text, s.sign) for s in found.statements}
-    same = "50.0 % against 50.0 %: the same on each of 2 pictures. Both started at 0.0 %."
-    assert texts["Captions wholly right"] == (same, "open")
-    assert "2 pictures are few: take the intervals as rough." in found.caveats
+    assert figures(found)["Captions wholly right"] == (["50.0", "50.0", "0.0"], "open")
+    assert found is not None and any(c.startswith("2 pictures") for c in found.caveats)
 
 
 def test_different_pictures_and_starts_are_said() -> None:
@@ -79,17 +70,14 @@ def test_different_pictures_and_starts_are_said() -> None:
     new.recipe = {"stage2": {"objective": "new", "learning_rate": 2}}
     found = compare_runs(new, old)
     assert found is not None
-    assert any("different held-out pictures" in c for c in found.caveats)
-    assert any("differ in stage2.learning_rate." in c for c in found.caveats)
+    assert len(found.caveats) == 3 and any("stage2.learning_rate" in c for c in found.caveats)
     assert all("interval [" not in s.text for s in found.statements)
 
 
 def test_one_run_is_set_against_its_own_start() -> None:
     found = describe_run(a_run("new", 0.05, 0.03, [True, True, False, True] * 2))
-    assert found is not None
     # Against all wrong: differences 1, 1, 0, 1, twice, as above.
-    assert found.sentence == "Over Stage 2, new got more captions right. But it ended worse calibrated."
-    assert "75.0 % after, 0.0 % before: +75.0 points, 95 % interval [18.9, 100.0]" in found.statements[2].text
+    assert figures(found)["Captions wholly right"] == (["75.0", "0.0", "+75.0", "18.9", "100.0"], "good")
 
 
 @pytest.mark.parametrize(

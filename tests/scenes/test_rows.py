@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cwdpo.scenes.drawing import BACKGROUND, render
 from cwdpo.scenes.grammar import PROMPT, count_errors, is_correct, parse
 from cwdpo.scenes.scene_rows import sample_scenes, write_rows
 from cwdpo.scenes.world import KINDS, SPLITS, Scene, Shape
+from tiny_runs import rows_of
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -26,7 +26,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_rows(tmp_path: Path) -> None:
     rows = write_rows(tmp_path, 40, seed=3, split="train")
-    written = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    written = rows_of(tmp_path / "train.jsonl")
     assert written == rows
     assert len({row["id"] for row in rows}) == 40
     for row in rows:

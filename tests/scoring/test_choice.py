@@ -12,12 +12,10 @@ import pytest
 import torch
 from agreement import ALL, collate, score
 from oracle import naive_logps
-from pydantic import ValidationError
 from torch import Tensor
 
 from cwdpo.errors import ModelError
 from cwdpo.models.modes import in_precision, inference
-from cwdpo.recipe import ModelSection
 from cwdpo.scoring import attention_masks as masks
 from cwdpo.scoring import scorer as module
 from cwdpo.scoring import shared_prefix
@@ -42,7 +40,7 @@ def test_every_family_that_is_listed_is_tested() -> None:
     assert set(ALL) == shared_families()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
 @pytest.mark.parametrize("family", ALL)
 def test_every_family_shares_its_prompt(family: str, precision: str, tmp_path: Path) -> None:
     processor = tiny_processor(family)
@@ -267,9 +265,3 @@ def test_float32_of_a_model_in_bfloat16(tmp_path: Path) -> None:
         wanted = score(OneByOneScorer(), rounded, batch).logps
         assert (score(OneByOneScorer(), half, batch).logps - wanted).abs().max() > 1e-2
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
-
-
-def test_not_with_the_separate_scorer() -> None:
-    with pytest.raises(ValidationError, match="padding_free goes with the shared scorer"):
-        ModelSection(padding_free=True, scorer="separate")
-    assert AutoScorer.of(ModelSection(padding_free=True)).packed and not AutoScorer.of(ModelSection()).packed

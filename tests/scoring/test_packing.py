@@ -26,8 +26,14 @@ Pair = Callable[[str], tuple[Any, Any]]
 SEPARATE, PADDED, PACKED = SeparateScorer(), SharedPrefixScorer(), SharedPrefixScorer(packed=True)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", SHARED_PREFIX])
-@pytest.mark.parametrize("family", ALL)
+WAYS = [
+    ("qwen2_5_vl", "eager"),
+    ("gemma3", "eager"),
+    *((family, way) for family in ALL for way in ("sdpa", SHARED_PREFIX)),
+]
+
+
+@pytest.mark.parametrize(("family", "attention"), WAYS)
 def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
     """K = 1, 2, 3 and 12 in one row; no, one and several images of unequal sizes; unequal lengths."""
     processor = tiny_processor(family)
@@ -41,7 +47,7 @@ def test_equals_separate(family: str, attention: str, tmp_path: Path) -> None:
     assert_same(separate, gradients(PADDED, model, batch))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_no_padding(family: str, tmp_path: Path) -> None:
     """The language model is given one row of as many tokens as there are; the head what predicts a token."""
     processor = tiny_processor(family)
@@ -59,8 +65,7 @@ def test_no_padding(family: str, tmp_path: Path) -> None:
     assert total < 4 * widest
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "gemma3"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("family", "checkpointing"), [("qwen2_5_vl", True), ("llava", False), ("gemma3", True)])
 def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
     processor = tiny_processor(family)
     model = adapted(tiny_model(family, processor), checkpointing)
@@ -71,7 +76,7 @@ def test_lora(family: str, checkpointing: bool, tmp_path: Path) -> None:
         assert_same(separate, gradients(scorer, model, batch))
 
 
-@pytest.mark.parametrize("window", [3, 9, 30])
+@pytest.mark.parametrize("window", [3, 9])
 def test_sliding_window(window: int, tmp_path: Path) -> None:
     """The window counts tokens of the response's own sequence, not columns of the shared one."""
     processor = tiny_processor("qwen2_5_vl")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_trainers import TRL_METRICS
 from torch.nn.functional import logsigmoid
 
@@ -48,18 +47,18 @@ def reads_more(name: str) -> bool:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if reads_more(n) else pytest.mark.slow) for n in VARIANTS])
 def test_trains_in_any_cut(name: str, tmp_path: Path) -> None:
-    """Six updates of 4 prompts: the margin grows, TRL's metrics are logged, 4 × 1 and 1 × 4 end at the same weights."""
+    """Three updates of 4 prompts: the margin grows, TRL's metrics are logged, any cut of a batch does."""
     groups, found, start = rows(4, tmp_path, images=1, responses=[2, 3]), [], weights(fresh()[0])
     groups = [g.with_responses([replace(r, score=0.3 * i) for i, r in enumerate(g.responses)]) for g in groups]
     method = PAIRS.get(name, DPO())
     for micro in (4,) if method.needs.whole_batch else (4, 1):
         cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4 // micro}
         run = tmp_path / f"{micro}"
-        trainer = train_dpo(*fresh(), groups, run, num_train_epochs=6, floor=-7.0, **cut | VARIANTS[name])
+        trainer = train_dpo(*fresh(), groups, run, num_train_epochs=3, floor=-7.0, **cut | VARIANTS[name])
         found.append(trainer)
         assert (run / "reference").exists() == method.needs.reference
     logged = [row for row in found[0].state.log_history if "loss" in row]
-    assert len(logged) == 6
+    assert len(logged) == 3
     assert all(metric in row for row in logged for metric in TRL_METRICS)
     assert logged[-1]["rewards/margins"] > logged[0]["rewards/margins"]
     assert logged[-1]["loss"] < logged[0]["loss"]
@@ -140,19 +139,3 @@ def test_live_and_cached_reference_by_token(tmp_path: Path) -> None:
         *fresh(), groups, tmp_path / "whole", per_device_train_batch_size=2, floor=-7.0, num_train_epochs=2
     )
     assert differing(weights(found[0].model), weights(whole.model))
-
-
-def test_the_seed_moves_the_crops(tmp_path: Path) -> None:
-    groups = rows(4, tmp_path, images=1)
-    args: dict[str, Any] = {"objective": "mdpo", "per_device_train_batch_size": 4, "max_steps": 2}
-    losses = [
-        [
-            r["loss"]
-            for r in train_dpo(*fresh(), groups, tmp_path / f"{i}", seed=s, **args).state.log_history
-            if "loss" in r
-        ]
-        for i, s in enumerate((1, 1, 2))
-    ]
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
-    assert torch.tensor(losses).isfinite().all()

@@ -58,12 +58,6 @@ def test_a_method_and_its_settings(tmp_path: Any) -> None:
         CWDPOConfig(out, report_to=[], method=RPO(), beta=0.3)
 
 
-def test_what_the_loop_needs(tmp_path: Any) -> None:
-    made = CWDPOConfig(str(tmp_path), report_to=[])
-    assert made.remove_unused_columns is False
-    assert made.label_names == []
-
-
 @pytest.mark.parametrize("config", [SFTCConfig, CWDPOConfig])
 def test_arguments_from_the_command_line(config: Any, tmp_path: Any) -> None:
     """TRL's way of scripts: HfArgumentParser reads the fields."""

@@ -12,7 +12,6 @@ from test_invariance import CASES, RESPONSES
 from cwdpo.errors import DataError, RunError
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
-from tiny_models import tiny_processor
 from tiny_training import QUIET, differing, fresh, rows, scores_of, train_dpo, train_sft, trl_rows, weights
 
 
@@ -31,10 +30,10 @@ def test_loss_of_a_data_set(case: str, tmp_path: Path) -> None:
     """After some updates, so that policy and reference differ: the naive loss over all 8 rows as one batch."""
     groups, held_out = rows(4, tmp_path), rows(8, tmp_path, responses=RESPONSES, seed=1)
     found: list[dict[str, float]] = []
+    trainer = make(case, tmp_path / "run", groups, held_out, max_steps=4)
+    trainer.train()
     for size in (1, 3, 8):
-        more = {"max_steps": 4, "per_device_eval_batch_size": size}
-        trainer = make(case, tmp_path / str(size), groups, held_out, **more)
-        trainer.train()
+        trainer.args.per_device_eval_batch_size = size
         found.append(trainer.evaluate())
     start, processor = fresh()
     with torch.no_grad():
@@ -100,4 +99,3 @@ def test_nothing_to_evaluate(tmp_path: Path) -> None:
     trainer = make("dpo", tmp_path / "a", rows(2, tmp_path), None, max_steps=1, reference="live")
     with pytest.raises(DataError, match=r"sample\.jsonl:1.*rejected"):
         trainer.evaluate(rows(1, tmp_path, responses=1))
-    assert tiny_processor("llava").tokenizer.eos_token == "</s>"

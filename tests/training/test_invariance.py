@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, relu
 
 from cwdpo.scoring.batch import Scores
 from cwdpo.training.trainer import GroupTrainer
-from tiny_training import differing, fresh, largest_difference, rows, scores_of, train_dpo, train_sft, weights
+from tiny_training import fresh, largest_difference, rows, scores_of, train_dpo, train_sft, weights
 
 Naive = Callable[[Any, Scores, Tensor], Tensor]
 """Batch, scores and reference log-probabilities of a global batch to its loss, in plain torch."""
@@ -169,14 +169,3 @@ def test_last_partial_batch(case: str, tmp_path: Path) -> None:
     responses = [2, 3] if case == "dpo" else [2, 1, 3, 1]
     groups = rows(11, tmp_path, responses=responses)
     check_cuts(case, groups, [groups[:8], groups[8:]] * 2, tmp_path, num_train_epochs=2)
-
-
-@pytest.mark.parametrize("regularizer", ["nll_floor", "hard_constraint", "entropy"])
-def test_no_negatives_at_all(regularizer: str, tmp_path: Path) -> None:
-    """SFT-C without any negative is SFT."""
-    groups = rows(4, tmp_path, responses=1)
-    found = []
-    for args in ({"objective": "sft"}, {"regularizer": regularizer}):
-        trainer = train_sft(*fresh(), groups, tmp_path / args.get("objective", "c"), max_steps=2, **args)
-        found.append(weights(trainer.model))
-    assert not differing(*found)

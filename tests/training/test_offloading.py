@@ -84,8 +84,7 @@ def test_what_is_kept_goes_with_the_graph() -> None:
     assert all(host() is None for host in hosts)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("lora", "checkpointing"), [(False, False), (True, True)])
 def test_training_is_bitwise_the_same(
     lora: bool, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from cwdpo.training.callbacks.live_diagnosis import DiagnosisCallback
 from cwdpo.training.callbacks.probe_callback import ProbeCallback
 from cwdpo.training.configs import CWDPOConfig
 from cwdpo.training.trainers import CWDPOTrainer
+from tiny_runs import rows_of
 from tiny_training import QUIET, clone, differing, fresh, lora, rows, trl_rows, weights
 
 trl = pytest.importorskip("trl")
@@ -121,7 +122,7 @@ def test_probes_and_diagnosis_in_any_trainer(make: Any, tmp_path: Path) -> None:
     assert not differing(weights(trainer.model), weights(without.model))
     assert differing(weights(trainer.model), weights(model))
 
-    readings = [json.loads(line) for line in (tmp_path / "probes" / "probes.jsonl").read_text().splitlines()]
+    readings = rows_of(tmp_path / "probes" / "probes.jsonl")
     assert [row["step"] for row in readings] == [0, 2, 4, 6]
     assert readings[0]["tv"] == 0
     assert 0 < readings[-1]["tv"] < 1

@@ -123,7 +123,8 @@ def test_resumed_bitwise(tmp_path: Path) -> None:
     assert rates[0][:4] == rates[1][:4]
 
 
-@pytest.mark.parametrize("sharding", ["", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["", "fsdp2"])
 def test_two_processes(
     sharding: str, tmp_path: Path, cli_server: CliServer, tiny_folder: Callable[[str], Path]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -31,6 +30,7 @@ from cwdpo.training.checkpoints import MARKER, last_checkpoint
 from cwdpo.training.configs import CWDPOConfig, SFTCConfig
 from cwdpo.training.trainers import CWDPOTrainer, SFTCTrainer
 from tiny_models import sample_groups
+from tiny_runs import rows_of
 from tiny_training import QUIET, differing, fresh, lora, rows, train_sft, weights
 
 COMMON: dict[str, Any] = QUIET | {
@@ -118,12 +118,8 @@ def run(make: Make, groups: list[Any], folder: Path, *, kill: int | None = None,
     return trainer
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def final(trainer: Any, folder: Path) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-    return weights(trainer.model), lines(folder / "metrics.jsonl"), lines(folder / "probes.jsonl")
+    return weights(trainer.model), rows_of(folder / "metrics.jsonl"), rows_of(folder / "probes.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +155,9 @@ def test_saved_between_rows_of_the_log(tmp_path: Path) -> None:
     run(full_sft, groups, folder)
     shutil.rmtree(folder / "checkpoint-7")
     shutil.rmtree(folder / "checkpoint-6")
-    before = [row for row in lines(folder / "metrics.jsonl") if row["step"] == 6]
+    before = [row for row in rows_of(folder / "metrics.jsonl") if row["step"] == 6]
     resumed = run(full_sft, groups, folder)
-    assert [row for row in lines(folder / "metrics.jsonl") if row["step"] == 6] == before
+    assert [row for row in rows_of(folder / "metrics.jsonl") if row["step"] == 6] == before
     single = train_rows(groups, tmp_path / "single")
     loss = next(row["loss"] for row in resumed.state.log_history if row["step"] == 6 and "loss" in row)
     assert loss == pytest.approx(sum(single[3:6]) / 3, rel=1e-6)
@@ -208,35 +204,32 @@ def lose_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], dict[str, Tensor]]:
+    """A run with checkpoints 1, 2 and 3, its rows, and the weights that it ended with."""
+    folder = tmp_path_factory.mktemp("saved")
+    groups = rows(4, folder, images=0)
+    return folder / "run", groups, weights(train_sft(*fresh(), groups, folder / "run", **SAVED).model)
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, zero_the_tail, unmark, half_marker, lose_weights])
-def test_damaged_checkpoint_is_skipped(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    groups = rows(4, tmp_path, images=0)
-    kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
-    trainer = train_sft(*fresh(), groups, tmp_path / "run", **kept)
-    want = weights(trainer.model)
-    damage(tmp_path / "run" / "checkpoint-3")
-    found, broken = last_checkpoint(tmp_path / "run")
-    assert found == tmp_path / "run" / "checkpoint-2"
-    assert broken == ["checkpoint-3"]
-    model, processor = fresh()
-    args = SFTCConfig(str(tmp_path / "run"), **QUIET | kept)
-    again = SFTCTrainer(model, args, groups, processing_class=processor)
-    again.train(resume_from_checkpoint=str(found))
-    assert not differing(weights(model), want)
-    assert last_checkpoint(tmp_path / "run") == (tmp_path / "run" / "checkpoint-3", [])
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, zero_the_tail, half_marker])
-def test_damaged_checkpoint_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped(damage: Callable[[Path], None], saved: Any, tmp_path: Path) -> None:
     """Asked for by name, it is not trained on."""
-    groups, kept = rows(4, tmp_path, images=0), {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
-    train_sft(*fresh(), groups, tmp_path / "run", **kept)
-    checkpoint = tmp_path / "run" / "checkpoint-2"
-    damage(checkpoint)
+    whole, groups, want = saved
+    folder = shutil.copytree(whole, tmp_path / "run")
+    damage(folder / "checkpoint-3")
+    assert last_checkpoint(folder) == (folder / "checkpoint-2", ["checkpoint-3"])
     model, processor = fresh()
-    trainer = SFTCTrainer(model, SFTCConfig(str(tmp_path / "run"), **QUIET | kept), groups, processing_class=processor)
-    with pytest.raises(RunError, match="checkpoint-2"):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    again = SFTCTrainer(model, SFTCConfig(str(folder), **QUIET | SAVED), groups, processing_class=processor)
+    if damage in (flip_a_byte, zero_the_tail, half_marker):
+        with pytest.raises(RunError, match="checkpoint-3"):
+            again.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert not differing(weights(model), want)
+    assert last_checkpoint(folder) == (folder / "checkpoint-3", [])
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error"), "torch"])
@@ -321,11 +314,10 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_saves_and_resumes(number: int, tmp_path: Path) -> None:
+def test_stop_saves_and_resumes(tmp_path: Path) -> None:
     """The update under way is finished and saved, the handlers come back, and the run ends as if nothing had been."""
     groups = rows(12, tmp_path, images=0)
-    before = signal.getsignal(number)
+    number, before = signal.SIGTERM, signal.getsignal(signal.SIGTERM)
     want = weights(run(full_sft, groups, tmp_path / "whole").model)
     stop = StopOnSignal()
     trainer = full_sft(groups, tmp_path / "run", [stop, SignalAt(3, number)])

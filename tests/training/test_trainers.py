@@ -30,9 +30,15 @@ TRL_METRICS = (
 )
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("train", [train_sft, train_dpo], ids=["sft_c", "cw_dpo"])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize(
+    ("family", "train", "adapters"),
+    [
+        ("qwen2_5_vl", train_sft, True),
+        ("qwen2_5_vl", train_dpo, False),
+        ("llava", train_sft, False),
+        ("llava", train_dpo, True),
+    ],
+)
 def test_train_save_load(family: str, train: Any, adapters: bool, tmp_path: Path, tiny_folder: Any) -> None:
     """Prompt groups with 1 or 2 negatives and 0, 1 or 2 images; plain transformers and PEFT load the result."""
     groups = rows(6, tmp_path, responses=[2, 3])
@@ -64,16 +70,15 @@ def test_train_save_load(family: str, train: Any, adapters: bool, tmp_path: Path
     torch.testing.assert_close(logps_of(loaded, processor, groups), want, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
-def test_trl_columns(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "train"), [("qwen2_5_vl", train_dpo), ("llava", train_sft)])
+def test_trl_columns(family: str, train: Any, tmp_path: Path) -> None:
     """A datasets.Dataset with TRL's columns trains to the same weights as the prompt groups that it was made of."""
     groups = rows(4, tmp_path, images=1)
     table = trl_rows(groups)
     assert isinstance(table.features["images"].feature, datasets.Image)
-    for train in (train_sft, train_dpo):
-        one = train(*fresh(family), groups, tmp_path / f"{train.__name__}-groups", per_device_train_batch_size=2)
-        other = train(*fresh(family), table, tmp_path / f"{train.__name__}-table", per_device_train_batch_size=2)
-        assert not differing(weights(one.model), weights(other.model))
+    one = train(*fresh(family), groups, tmp_path / "groups", per_device_train_batch_size=2)
+    other = train(*fresh(family), table, tmp_path / "table", per_device_train_batch_size=2)
+    assert not differing(weights(one.model), weights(other.model))
 
 
 def test_metric_names(tmp_path: Path) -> None:
@@ -105,8 +110,7 @@ def test_frozen_parts(parts: list[str], tmp_path: Path) -> None:
     assert moved == {"vision", "projector", "language"} - set(parts)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("family", "adapters"), [("qwen2_5_vl", True), ("llava", False)])
 def test_gradient_checkpointing(family: str, adapters: bool, tmp_path: Path) -> None:
     """Recomputed activations give the same update."""
     found: list[dict[str, torch.Tensor]] = []
@@ -123,8 +127,7 @@ def test_gradient_checkpointing(family: str, adapters: bool, tmp_path: Path) -> 
         torch.testing.assert_close(found[1][name], value, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("reference", ["cached", "live"])
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("adapters", "reference"), [(False, "cached"), (True, "live")])
 def test_bfloat16_autocast(adapters: bool, reference: str, tmp_path: Path) -> None:
     """Weights stay float32; policy and reference are rounded alike, so the first loss is log 2 all the same."""
     model, processor = fresh()
@@ -181,31 +184,21 @@ def test_seed_fixes_the_adapters(tmp_path: Path) -> None:
     assert not differing(*found)
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
-    """Images decoded and encoded in another process."""
-    groups = rows(4, tmp_path, images=1)
-    found = [
-        weights(train_sft(*fresh(), groups, tmp_path / str(n), max_steps=2, dataloader_num_workers=n).model)
-        for n in (0, 1)
-    ]
-    assert not differing(*found)
-
-
 def test_one_line_mistakes(tmp_path: Path) -> None:
     model, processor = fresh()
     groups = rows(2, tmp_path)
     args = CWDPOConfig(str(tmp_path / "run"), **QUIET)
     given: dict[str, Any] = {"args": args, "train_dataset": groups}
-    with pytest.raises(RecipeError, match="ref_model is the model itself"):
+    with pytest.raises(RecipeError, match="ref_model"):
         CWDPOTrainer(model, model, processing_class=processor, **given)
-    with pytest.raises(RecipeError, match="ref_model and peft_config are both given"):
+    with pytest.raises(RecipeError, match="ref_model and peft_config"):
         CWDPOTrainer(model, fresh()[0], processing_class=processor, peft_config=lora(), **given)
-    with pytest.raises(ModelError, match="processing_class is missing"):
+    with pytest.raises(ModelError, match="processing_class"):
         CWDPOTrainer(model, **given)
-    with pytest.raises(ModelError, match="no image processor"):
+    with pytest.raises(ModelError, match="processor"):
         CWDPOTrainer(model, processing_class=processor.tokenizer, **given)
     wrapped = get_peft_model(fresh()[0], lora())
-    with pytest.raises(ModelError, match="has adapters already"):
+    with pytest.raises(ModelError, match="adapters"):
         CWDPOTrainer(wrapped, processing_class=processor, peft_config=lora(), **given)
     native = fresh()[0]
     native.add_adapter(lora())

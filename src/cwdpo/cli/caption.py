@@ -23,7 +23,7 @@ def caption(
 ) -> None:
     """Caption images. Resumes when stopped."""
     from cwdpo.cli.terminal.console import quiet_libraries
-    from cwdpo.evaluation.caption_images import caption_images, image_files
+    from cwdpo.evaluation.captioning import caption_images, image_files
     from cwdpo.files import write_jsonl
     from cwdpo.outputs import output
 

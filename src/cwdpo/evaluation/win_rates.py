@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cwdpo.chat.language_model import LanguageModel
+from cwdpo.chat.requests import Conversation, Reply, UnusableAnswer, json_request
 from cwdpo.data.schema import PromptGroup
 from cwdpo.errors import DataError
 from cwdpo.evaluation.caption_files import read_captions
 from cwdpo.evaluation.evaluate_captions import EvaluationData, Listener
 from cwdpo.evaluation.intervals import share_interval
-from cwdpo.evaluation.judge import Opinion, judge_captions
 from cwdpo.evaluation.measure_captions import references_of
 from cwdpo.evaluation.metrics.cider import cider_of_tokens
 from cwdpo.evaluation.tokenize_captions import Tokenizer, choose_tokenizer, tokenize
@@ -20,13 +20,22 @@ from cwdpo.recipe import JudgeSection
 from cwdpo.scenes.grammar import is_correct
 from cwdpo.scenes.world import Scene
 
-__all__ = ["by_cider", "by_judge", "by_scenes", "compare_captions", "win_rate"]
+__all__ = ["by_cider", "by_judge", "by_scenes", "compare_captions", "read_opinion", "win_rate"]
 
 _EQUAL = 1e-6
 """CIDEr-D (× 100) that differs by less is a tie: rounding."""
 
 Verdict = float | None
 """1: the first caption is better, 0: the second, 0.5: a tie, None: nobody can say."""
+
+Opinion = Literal["1", "2", "tie"]
+
+_TASK = (
+    "You compare two captions of a picture. The better one says what is in the picture rightly: objects, their "
+    "attributes, their number, where they are and what they do. What is wrong counts more than what is left out, and "
+    "what is left out more than style. Length by itself is no merit. The order of the captions means nothing. Answer "
+    'with JSON only: {"better": "1"}, {"better": "2"}, or {"better": "tie"} where neither is better.'
+)
 
 
 def compare_captions(
@@ -145,7 +154,7 @@ def by_judge(
     asked = [i for i, (x, y) in enumerate(zip(ones, others, strict=True)) if x.strip() != y.strip()]
     some, gold = [groups[i] for i in asked], [references[i] for i in asked]
     straight = [(ones[i], others[i]) for i in asked]
-    both = judge_captions(judge, [*some, *some], [*gold, *gold], [*straight, *((y, x) for x, y in straight)])
+    both = _judge_captions(judge, [*some, *some], [*gold, *gold], [*straight, *((y, x) for x, y in straight)])
     verdicts: list[Verdict] = [0.5] * len(groups)
     rows: list[dict[str, Any]] = [{"a_first": None, "b_first": None} for _ in groups]
     for i, one, two in zip(asked, both[: len(asked)], both[len(asked) :], strict=True):
@@ -187,3 +196,42 @@ def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "low": low,
         "high": high,
     }
+
+
+def _judge_captions(
+    model: LanguageModel[JudgeSection],
+    groups: Sequence[PromptGroup],
+    references: Sequence[Sequence[str]],
+    pairs: Sequence[tuple[str, str]],
+) -> list[Opinion | None]:
+    """Return which caption of each pair is better: the first, the second, neither, or nothing readable.
+
+    Args:
+        model: The judge.
+        groups: The images.
+        references: Gold captions of each.
+        pairs: Two captions of each, in the order in which they are shown.
+
+    Raises:
+        ServiceError: The endpoint cannot be used, or the cap is reached; what was answered is kept.
+    """
+    asked = zip(groups, references, pairs, strict=True)
+    return model.ask("judge", [_compared(model.settings, *each) for each in asked])
+
+
+def _compared(
+    judge: JudgeSection, group: PromptGroup, references: Sequence[str], pair: tuple[str, str]
+) -> Conversation[Opinion | None]:
+    lines = [f"Caption 1: {pair[0]}", f"Caption 2: {pair[1]}", "What people wrote of the picture:"]
+    text = "\n".join([*lines, *(f"- {reference}" for reference in references)])
+    properties = {"better": {"type": "string", "enum": ["1", "2", "tie"]}}
+    return read_opinion((yield json_request(judge, _TASK, text, properties, group.images, expected=12)))
+
+
+def read_opinion(reply: Reply) -> Opinion | None:
+    """Return which caption an answer says is better, or None if it does not say so in JSON."""
+    try:
+        better = str(reply.json().get("better")).lower()
+    except UnusableAnswer:
+        return None
+    return better if better in ("1", "2", "tie") else None
