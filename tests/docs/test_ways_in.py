@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shlex
@@ -15,8 +14,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText
-
-from cwdpo.negatives.lexicon import default_lexicon
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -58,38 +55,6 @@ def test_own_photos(tmp_path: Path) -> None:
         typed(command, tmp_path)
     assert (tmp_path / "runs" / "trial" / "report.html").stat().st_size > 10_000
     AutoModelForImageTextToText.from_pretrained(tmp_path / "runs" / "trial" / "stage2" / "model")
-
-
-def captions_of_every_word() -> list[str]:
-    """A caption for every phrase that the lexicon knows, in every form, built as Flickr8k's are."""
-    phrases = default_lexicon().phrases()
-    assert len(phrases) > 700 and {"onto", "two", "hot dog", "running"} <= {*phrases}
-    return [f"A brown dog and two men {phrase} the red ball near a woman ." for phrase in phrases]
-
-
-@pytest.mark.slow
-def test_every_caption(tmp_path: Path) -> None:
-    """From `init` to both stages on all captions as they are: of `$CWDPO_PHOTOS`, else of pictures made here."""
-    photos = os.environ.get("CWDPO_PHOTOS")
-    data = Path(photos) if photos else tmp_path / "dataset.json"
-    if not photos:
-        images: list[dict[str, object]] = []
-        captions = captions_of_every_word()
-        for i, start in enumerate(range(0, len(captions), 5)):
-            Image.effect_noise((64, 48), 20 + i).convert("RGB").save(tmp_path / f"{i:03}.jpg")
-            sentences = [{"raw": caption, "tokens": caption.split()} for caption in captions[start : start + 5]]
-            images.append({"filename": f"{i:03}.jpg", "imgid": i, "split": "train", "sentences": sentences})
-        data.write_text(json.dumps({"images": images, "dataset": "made"}), encoding="utf-8")
-    every = ["--set", "data.captions=each"]
-    typed(["cwdpo", "init", "--model", "scenes", "--data", str(data), "--out", "recipe.yaml"], tmp_path)
-    typed(["cwdpo", "check", "recipe.yaml", *every], tmp_path)
-    few = "stage1.max_steps=2 stage2.max_steps=2 probes.prompts=4 evaluation.prompts=4"
-    typed(
-        ["cwdpo", "train", "recipe.yaml", "--out", "run", *every, *(f"--set={each}" for each in few.split())], tmp_path
-    )
-    for stage in ("stage1", "stage2"):
-        counts = json.loads((tmp_path / "run" / "negatives" / stage / "counts.json").read_text(encoding="utf-8"))
-        assert counts["perturb"] > 0
 
 
 @pytest.mark.slow

@@ -154,3 +154,25 @@ def test_spice_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.value, found.each) == (37.5, (50.0, 25.0))
     assert json.loads((tmp_path / "asked").read_text())[1] == {"image_id": 1, "test": "b", "refs": ["d", "e"]}
     assert "edu.anu.spice.SpiceScorer" in (tmp_path / "arguments").read_text()
+
+
+def test_the_captions_of_the_public_demo() -> None:
+    """1,000 captions of the coco-caption demo; its published figures."""
+    folder = os.environ.get("CWDPO_COCO_DEMO")
+    if not folder:
+        pytest.skip("set CWDPO_COCO_DEMO to the folder of captions_val2014_fakecap_results.json and its references")
+    needs_java()
+    answers = json.loads((Path(folder) / "captions_val2014_fakecap_results.json").read_text())
+    notes = json.loads((Path(folder) / "captions_val2014_of_fakecap.json").read_text())["annotations"]
+    gold: dict[int, list[str]] = {}
+    for note in notes:
+        gold.setdefault(note["image_id"], []).append(note["caption"])
+    captions = tokenize([row["caption"] for row in answers], "ptb")
+    references = [tokenize(gold[row["image_id"]], "ptb") for row in answers[:3]]
+    flat = iter(tokenize([text for row in answers for text in gold[row["image_id"]]], "ptb"))
+    whole = [[next(flat) for _ in gold[row["image_id"]]] for row in answers]
+    assert whole[:3] == references  # in one call or in many
+    metrics = ("bleu", "meteor", "rouge_l", "cider")
+    found = {n: round(s.value, 2) for m in metrics for n, s in measured(m, captions, whole).items()}
+    published = {"bleu_1": 57.94, "bleu_2": 40.44, "bleu_3": 27.85, "bleu_4": 19.08}
+    assert found == published | {"meteor": 19.53, "rouge_l": 39.63, "cider": 59.98}
