@@ -47,18 +47,18 @@ def reads_more(name: str) -> bool:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if reads_more(n) else pytest.mark.slow) for n in VARIANTS])
 def test_trains_in_any_cut(name: str, tmp_path: Path) -> None:
-    """Three updates of 4 prompts: the margin grows, TRL's metrics are logged, any cut of a batch does."""
+    """Six updates of 4 prompts: the margin grows, TRL's metrics are logged, any cut of a batch does."""
     groups, found, start = rows(4, tmp_path, images=1, responses=[2, 3]), [], weights(fresh()[0])
     groups = [g.with_responses([replace(r, score=0.3 * i) for i, r in enumerate(g.responses)]) for g in groups]
     method = PAIRS.get(name, DPO())
     for micro in (4,) if method.needs.whole_batch else (4, 1):
         cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4 // micro}
         run = tmp_path / f"{micro}"
-        trainer = train_dpo(*fresh(), groups, run, num_train_epochs=3, floor=-7.0, **cut | VARIANTS[name])
+        trainer = train_dpo(*fresh(), groups, run, num_train_epochs=6, floor=-7.0, **cut | VARIANTS[name])
         found.append(trainer)
         assert (run / "reference").exists() == method.needs.reference
     logged = [row for row in found[0].state.log_history if "loss" in row]
-    assert len(logged) == 3
+    assert len(logged) == 6
     assert all(metric in row for row in logged for metric in TRL_METRICS)
     assert logged[-1]["rewards/margins"] > logged[0]["rewards/margins"]
     assert logged[-1]["loss"] < logged[0]["loss"]
