@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from cwdpo.data.formats.native import read_native
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cwdpo.data.formats.trl import read_trl
+from cwdpo.data.own_rows import read_native
 from cwdpo.data.row_context import RowContext
 from cwdpo.data.row_values import RowError
 from cwdpo.data.schema import Response
@@ -23,6 +24,7 @@ from cwdpo.errors import DataError
 from cwdpo.methods import ACPO, BCO, BDPO, BPO, DADPO, DPO, KTO, MDPO, MPO, NLL, APOZero, CHiP, GateDPO
 from cwdpo.methods.pair_logps import PairLogps
 from cwdpo.methods.sum import Sum, Term
+from cwdpo.negatives.sources.dataset import DatasetSource
 from cwdpo.objectives.preference import pair_logps
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 from pair_examples import (
@@ -192,9 +194,16 @@ def test_scores_come_from_the_rows(tmp_path: Path) -> None:
     (group,) = read_native(row, RowContext("rows.jsonl", 1, tmp_path))
     assert [r.score for r in group.responses] == [0.75, 1.0, None]
     assert [Response(**r.to_json()) for r in group.responses] == list(group.responses)
-    row["responses"][0]["score"] = "high"
-    with pytest.raises(RowError, match=r"responses\[0\].score = 'high'"):
-        read_native(row, RowContext("rows.jsonl", 1, tmp_path))
+    for score in ("high", True, math.nan):
+        row["responses"][0]["score"] = score
+        with pytest.raises(RowError, match=r"responses\[0\].score"):
+            read_native(row, RowContext("rows.jsonl", 1, tmp_path))
+    trl = {"prompt": "What?", "chosen": "a cat", "rejected": "a dog", "score_chosen": 8, "score_rejected": math.nan}
+    (group,) = read_trl(trl, RowContext("rows.jsonl", 1, tmp_path))
+    assert [r.score for r in group.responses] == [8.0, None]
+    group = group.with_responses([replace(r, role="rejected") for r in group.responses])
+    context: Any = None
+    assert [c.response().score for c in DatasetSource().candidates(group, 1, context)] == [8.0, None]
 
 
 def test_a_pair_s_gap_is_that_of_its_responses() -> None:

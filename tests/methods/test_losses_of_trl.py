@@ -30,6 +30,7 @@ from cwdpo.methods import (
     ORPO,
     RPO,
     SPPO,
+    AlphaPO,
     APODown,
     APOZero,
     DiscoPOP,
@@ -142,6 +143,13 @@ def test_orpo_where_a_response_is_certain() -> None:
     assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
+def test_alphapo() -> None:
+    # α = .5: r = 2(1 − e^1), 2(1 − e^1), 2(1 − e^1.5) and 2(1 − e^1), 2(1 − e^2), 2(1 − e^3); β = .1, γ = 0.
+    gaps = (2 * (math.exp(b) - math.exp(a)) for a, b in ((1, 1), (1, 2), (1.5, 3)))
+    found = AlphaPO(beta=0.1, alpha=0.5, target_margin=0.0).loss(example_pairs())
+    close(found, *(round(softplus(-0.1 * gap), 7) for gap in gaps))
+
+
 def test_cpo() -> None:
     # β = .1: log π gaps 2, 12, 42: softplus(−.2), … plus .5 · (2, 2, 3).
     gaps = (0.2, 1.2, 4.2), (2, 2, 3)
@@ -245,6 +253,9 @@ def test_cpo_and_orpo_are_trl_s() -> None:
     pairs = example_pairs()
     ours = CPO(beta=0.3, sft_weight=0.0)
     alike(ours.loss(pairs), cpo.CPOTrainer.cpo_loss(settings, pairs.chosen, pairs.rejected)[0], pairs)
+    settings.alpha, settings.loss_type, settings.simpo_gamma = 0.25, "simpo", 0.7
+    theirs = cpo.CPOTrainer.cpo_loss(settings, pairs.chosen_mean, pairs.rejected_mean)[0]
+    alike(AlphaPO(beta=0.3, target_margin=0.7).loss(pairs), theirs, pairs)
     settings = SimpleNamespace(beta=0.7, accelerator=accelerator)
     theirs = -orpo.ORPOTrainer.odds_ratio_loss(settings, pairs.chosen_mean, pairs.rejected_mean)[0]
     alike(ORPO(odds_weight=0.7).loss(pairs) + pairs.chosen_mean, theirs.double(), pairs)

@@ -33,6 +33,7 @@ class Candidate:
         changed: Kinds of the facts that differ from the chosen response, if the source knows.
         problem: Why the source itself found it unusable.
         source: Name of the source; filled in for it.
+        score: What the data say of it.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Candidate:
     changed: tuple[str, ...] = ()
     problem: str | None = None
     source: str = ""
+    score: float | None = None
 
     @property
     def key(self) -> str:
@@ -48,7 +50,7 @@ class Candidate:
 
     def response(self) -> Response:
         """Return the candidate as a rejected response."""
-        return Response(self.text, REJECTED, self.source, self.difficulty)
+        return Response(self.text, REJECTED, self.source, self.difficulty, self.score)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class Trl(Format):
         "chosen": "the chosen answer, text, a turn, or the whole conversation",
         "rejected": "the rejected answer, the same",
         "images, image, img_path, image_path": "the images: the first of these columns that is there",
+        "score_chosen, score_rejected": "how good the answers are, numbers; what is no number is none",
         "id": "the row's id",
     }
 
@@ -63,9 +65,14 @@ def read_trl(row: Mapping[str, Any], context: RowContext) -> list[PromptGroup]:
         answers = {role: _answer_turns(side, role) for role, side in sides.items()}
         turns = _shared_start(*answers.values()) if prompt is None else _prompt(prompt)
         texts = {role: read_answer(_without_start(answer, turns), role) for role, answer in answers.items()}
-    responses = [Response(texts[CHOSEN], CHOSEN), Response(texts[REJECTED], REJECTED)]
+    responses = [Response(texts[role], role, score=_score(row.get(f"score_{role}"))) for role in (CHOSEN, REJECTED)]
     images = read_images(row, context, _IMAGES)
     return [build_group(context, turns, images, responses, name=row.get("id"))]
+
+
+def _score(value: Any) -> float | None:
+    """Return a column's score; None where it holds something else, for most methods read none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _prompt(value: Any) -> list[Message]:

@@ -19,5 +19,5 @@ class DatasetSource(Source):
     order: ClassVar[int] = 0
 
     def candidates(self, group: PromptGroup, count: int, context: SourceContext) -> Sequence[Candidate]:
-        """Return all rejected responses of a row, with their own difficulty."""
-        return [Candidate(r.text, r.difficulty) for r in group.by_role(REJECTED)]
+        """Return all rejected responses of a row, with their own difficulty and score."""
+        return [Candidate(r.text, r.difficulty, score=r.score) for r in group.by_role(REJECTED)]
