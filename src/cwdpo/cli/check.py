@@ -122,9 +122,9 @@ def _memory(
     from cwdpo.cli.terminal.console import styled, table_of
     from cwdpo.errors import ModelError
     from cwdpo.planning.data_shape import measured_rows
-    from cwdpo.planning.gpus import Layout, parse_gpus
+    from cwdpo.planning.gpus import GIB, Layout, parse_gpus
     from cwdpo.planning.meta_models import model_of
-    from cwdpo.planning.planner import GIB, Planner
+    from cwdpo.planning.planner import Planner
 
     asked, config = model_of(recipe)
     rows = measured_rows({name: part["prompts"] for name, part in roles.items()}, "rows", config, encoded)

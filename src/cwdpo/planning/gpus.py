@@ -15,7 +15,7 @@ from cwdpo.errors import RecipeError, one_line
 from cwdpo.safe_yaml import parse_yaml
 from cwdpo.training.callbacks.throughput import peak_flops
 
-__all__ = ["GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
+__all__ = ["GIB", "GPUS", "Gpu", "Gpus", "Layout", "parse_gpus", "read_layout"]
 
 GIB = 2**30
 

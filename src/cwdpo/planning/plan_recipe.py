@@ -11,9 +11,9 @@ from typing import Any
 
 from cwdpo.errors import ModelError, RecipeError
 from cwdpo.planning.data_shape import Said, read_rows
-from cwdpo.planning.gpus import Layout, parse_gpus, read_layout
+from cwdpo.planning.gpus import GIB, Layout, parse_gpus, read_layout
 from cwdpo.planning.meta_models import model_of
-from cwdpo.planning.planner import FRAGMENTS, GIB, RESERVE, Assumptions, Planner, Step
+from cwdpo.planning.planner import FRAGMENTS, RESERVE, Assumptions, Planner, Step
 from cwdpo.recipe import Recipe
 from cwdpo.recipe.load_recipe import load_recipe
 

@@ -13,15 +13,14 @@ from cwdpo.errors import RecipeError
 from cwdpo.methods.on_policy import OnPolicyMethod
 from cwdpo.models.fsdp import LARGEST_WHOLE
 from cwdpo.planning.data_shape import Rows, of_lengths
-from cwdpo.planning.gpus import Gpus, Layout
+from cwdpo.planning.gpus import GIB, Gpus, Layout
 from cwdpo.planning.meta_models import Size, bare_model, model_config, size_of
 from cwdpo.planning.step_cost import Taken, Work, take
 from cwdpo.recipe import Recipe, SourceMix, StageSection
 from cwdpo.run.prepare_data import takes_negatives, takes_pairs
 
-__all__ = ["FRAGMENTS", "GIB", "RESERVE", "Assumptions", "Planner", "Step", "checkpoint_bytes", "model_bytes"]
+__all__ = ["FRAGMENTS", "RESERVE", "Assumptions", "Planner", "Step", "checkpoint_bytes", "model_bytes"]
 
-GIB = 2**30
 RESERVE = 1.5
 """GiB that torch, CUDA and the library of collectives take beside tensors; an assumption."""
 FRAGMENTS = 0.04
