@@ -21,14 +21,8 @@ from cwdpo.section import first_mistake
 
 __all__ = ["CWDPOConfig", "GroupTrainingArguments", "MethodArguments", "SFTCConfig"]
 
-_OF_BOTH = (
-    "include_eos",
-    "on_nonfinite",
-    "vision_learning_rate",
-    "projector_learning_rate",
-    "activation_offloading",
-)
-"""Fields of a stage that are arguments of both trainers under the same name."""
+_NOT_A_STAGES = {"objective", "method", *(f.name for f in fields(TrainingArguments))}
+"""Arguments that are not passed on to the stage of the same name: transformers checks its own."""
 
 S = TypeVar("S", bound=BaseModel)
 C = TypeVar("C", bound="type[MethodArguments]")
@@ -139,8 +133,8 @@ class MethodArguments(GroupTrainingArguments):
         settings = self.method_settings or {}
         if recipes_own := settings.keys() & StageSection.model_fields.keys():
             raise RecipeError(f"{type(self).__name__}: {min(recipes_own)} is a key of recipes, not an argument")
-        own = {f.name for f in fields(self)} & self.kind.model_fields.keys() - StageSection.model_fields.keys()
-        shared = {name: value for name in (*_OF_BOTH, *own) if (value := getattr(self, name)) is not None}
+        own = {f.name for f in fields(self)} & self.kind.model_fields.keys() - _NOT_A_STAGES
+        shared = {name: value for name in own if (value := getattr(self, name)) is not None}
         chosen: dict[str, Any] = {"objective": self.objective} if self.method is None else {"method": self.method}
         section = self._validated(self.kind, {**shared, **settings, **chosen})
         self.objective, self.method, self.method_settings = section.objective, section.method, None
