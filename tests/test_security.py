@@ -126,7 +126,9 @@ def test_transformers_reads_checkpoints_without_unpickling() -> None:
     [
         ("../secret.png", "climbs out"),
         ("x/../../secret.png", "climbs out"),
-        ("https://example.org/a.png", "only local files"),
+        ("http://169.254.169.254/latest/meta-data", "of a private network"),
+        ("http://127.0.0.1:1/a.png", "of a private network"),
+        ("s3://bucket/a.png", "only files, http and https"),
         ("file:///etc/passwd", "not an image"),
         ("/etc/passwd", "not an image|not of a known format"),
         ("/dev/zero", "is a folder or a device"),

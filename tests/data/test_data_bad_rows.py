@@ -33,7 +33,7 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "image is empty": ("trl", GOOD | {"images": ["images/empty.png"]}, r"image is empty: .*empty\.png"),
     "image bomb": ("trl", GOOD | {"images": ["images/bomb.png"]}, r"image too large: .*600 x 600 = 360,000 pixels"),
     "image is a folder": ("trl", GOOD | {"images": ["images"]}, "image is not a file"),
-    "image is an address": ("trl", GOOD | {"images": ["https://x.org/a.png"]}, "only local files are read"),
+    "image is an address": ("trl", GOOD | {"images": ["s3://x/a.png"]}, "only files, http and https are read"),
     "image path climbs out": ("trl", GOOD | {"images": ["../../etc/a.png"]}, "climbs out of .* set image_root"),
     "image path with a zero byte": ("trl", GOOD | {"images": ["a\0b.png"]}, "bad image path"),
     "image is a number": ("trl", GOOD | {"images": [3]}, r"an image must be a path or \{bytes, path\}, not a number"),

@@ -225,15 +225,15 @@ def _typed(content: Any, what: str) -> list[Message]:
 
 _PARTS = {
     "text": ("type", "text"),
-    "image": ("type", "image", "path", "url", "bytes", "detail"),
+    "image": ("type", "image", "path", "url", "base64", "bytes", "detail"),
     "image_url": ("type", "image_url", "detail"),
 }
 """Kinds of parts, and the keys that each may have."""
 
 
 def _image_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a part says of its image: TRL's `image`, transformers' `path` and `url`, OpenAI's `image_url`."""
-    value = next((part[key] for key in ("image", "image_url", "url") if part.get(key) is not None), None)
+    """Return what a part says of its image: TRL's `image`, OpenAI's `image_url`, or one of transformers' keys."""
+    value = next((part[key] for key in ("image", "image_url", "url", "base64") if part.get(key) is not None), None)
     if isinstance(value, Mapping) and isinstance(value.get("url"), str):
         value = value["url"]
     if value is None and (part.get("bytes") is not None or part.get("path") is not None):

@@ -46,6 +46,7 @@ class DataSource:
         columns: What columns of the rows are called: `{"prompt": "question"}` reads `question` as the prompt.
         pairs: What rated answers become, `best`, `adjacent` or `all`; see `cwdpo.data.row_context.Reading`.
         pair_gap: Least difference of the ratings of a pair.
+        private_addresses: Whether images are fetched from private networks and this machine.
         image_root: Folder that relative image paths start from; None: the data file's folder (for caption files also
             its `images`).
         prompt: Question that caption files do not ask.
@@ -69,6 +70,7 @@ class DataSource:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     pairs: Literal["best", "adjacent", "all"] = "best"
     pair_gap: float = 0.0
+    private_addresses: bool = False
     image_root: str | Path | None = None
     prompt: str = DEFAULT_PROMPT
     captions: Literal["first", "random", "each"] = "first"
@@ -221,7 +223,8 @@ class SourceRows:
         self.store = store
         self.count = 0
         self._source = source
-        reading = Reading(source.prompt, source.captions, source.seed, source.pairs, source.pair_gap)
+        names = ("prompt", "captions", "seed", "pairs", "pair_gap", "private_addresses")
+        reading = Reading(**{name: getattr(source, name) for name in names})
         self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
             open_source, source.path, source.format, source.split, cache, source.row_limit, source.columns
         )

@@ -19,6 +19,7 @@ from cwdpo.data.row_values import RowError, as_text, kind_of
 from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.remote_files import is_remote
+from cwdpo.data.tables.web_image import WebImage
 from cwdpo.errors import DataError
 
 __all__ = ["DEFAULT_PROMPT", "Reading", "RowContext", "StoredCell", "build_group", "read_image", "read_images"]
@@ -27,6 +28,9 @@ DEFAULT_PROMPT = "Describe the image in one sentence."
 """The question that caption files do not ask."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WEB = re.compile(r"https?://", re.IGNORECASE)
+_BASE64 = re.compile(r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{53,}={0,2}\s*")
+"""An encoded PNG, JPEG, GIF or WebP."""
 _FILE = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
 
 _IMAGE_WORDS = re.compile(r"(image|img|picture|photo|pic)s?")
@@ -48,6 +52,7 @@ class Reading:
         pairs: What rated answers become: `best` (the best one against the others), `adjacent` (each against the next
             lower one) or `all` (each against every lower one).
         pair_gap: Least difference of the ratings of a pair; equal ratings never make one.
+        private_addresses: Whether images are fetched from private networks and this machine.
     """
 
     prompt: str = DEFAULT_PROMPT
@@ -55,6 +60,7 @@ class Reading:
     seed: int = 0
     pairs: str = "best"
     pair_gap: float = 0.0
+    private_addresses: bool = False
 
     def __post_init__(self) -> None:
         if self.captions not in ("first", "random", "each"):
@@ -176,7 +182,7 @@ def _is_of_one_side(name: str) -> bool:
 def identity(ref: ImageRef) -> str:
     """Return what tells an image from others: its path, or its content."""
     try:
-        return ref.path if ref.path is not None else ref.digest()
+        return ref.path or (ref.stored.url if isinstance(ref.stored, WebImage) else ref.digest())
     except OSError as error:
         raise RowError("image cannot be read", f"{ref.name}: {error}") from None
 
@@ -219,6 +225,10 @@ def read_image(value: Any, context: RowContext) -> ImageRef:
         raise RowError("wrong type", f"an image must be a path or {{bytes, path}}, not {kind_of(value)}")
     if value[:5].lower() == "data:":
         return ImageRef(data=_in_row(value))
+    if _BASE64.fullmatch(value):
+        return ImageRef(data=_in_row(f"data:;base64,{''.join(value.split())}"))
+    if _WEB.match(value):
+        return ImageRef(stored=WebImage(value, context.reading.private_addresses))
     return ImageRef(path=local_path(value, context.root))
 
 
@@ -251,7 +261,7 @@ def local_path(value: Any, root: Path) -> str:
     if _FILE.match(text):
         text = unquote(_FILE.sub("", text, count=1))
     if _ADDRESS.match(text):
-        raise RowError("image is an address", f"{text[:60]!r}; only local files are read, download it first")
+        raise RowError("image is an address", f"{text[:60]!r}; only files, http and https are read, download it first")
     if os.path.isabs(text):  # noqa: PTH117 (objects of pathlib take a third of the time of reading a row)
         return text
     folder = str(root)

@@ -18,6 +18,7 @@ from cwdpo.data.row_values import RowError
 from cwdpo.data.schema import ImageRef, PromptGroup, Response
 from cwdpo.data.splits import SharedOut, prompt_digest, share_out
 from cwdpo.data.tables.image_tar import TarMember
+from cwdpo.data.tables.web_image import WebImage
 
 __all__ = ["Scratch"]
 
@@ -152,6 +153,8 @@ class Scratch:
             return ImageRef(path=value)
         if "tar" in value:
             return ImageRef(stored=TarMember(**value))
+        if "url" in value:
+            return ImageRef(stored=WebImage(**value))
         if "base64" in value:
             return ImageRef(data=base64.b64decode(value["base64"]))
         row, column, position = value["cell"]

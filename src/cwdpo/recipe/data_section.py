@@ -31,6 +31,8 @@ class DataSection(Section):
     all lower ones."""
     pair_gap: float = Field(default=0.0, ge=0)
     """Least difference of the ratings of such a pair, in their own units; equal ratings never make one."""
+    private_addresses: bool = False
+    """Fetch images also from http(s) addresses of private networks and of this machine."""
     image_root: str | None = None
     """Folder that relative image paths start from; default: the data file's folder. Not asked for images in tars and
     Parquet."""
