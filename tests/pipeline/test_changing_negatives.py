@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cwdpo.data.schema import REJECTED
+from cwdpo.errors import RecipeError
 from cwdpo.recipe.load_recipe import load_recipe
 from tiny_runs import CliServer, assert_same_run, rows_of, step_of, tiny_recipe, write_yaml
 
@@ -158,37 +159,29 @@ def test_refreshed_when_negatives_have_gone_easy(
     assert [row["step"] for row in rows_of(tmp_path / "run" / "stage2" / "refreshes.jsonl")] == [4]
 
 
-def test_what_does_not_go_together() -> None:
-    for changes, what in (
-        (["negatives.stage2.curriculum=frontier"], "set negatives.stage2.candidates to 2 or more"),
-        (["negatives.stage2.refresh={every: 5}"], "give one of them a share above 0"),
-        (["negatives.stage2.refresh={wait: 5}", "negatives.stage2.beam=1"], "needs every .* or below"),
-        (["negatives.stage2.refresh.evry=5"], "did you mean `every`"),
+REFRESH = "negatives.stage2.refresh={every: 5}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["negatives.stage2.curriculum=frontier"], "negatives.stage2.candidates"),
+        ([REFRESH], "share above 0"),
+        (["negatives.stage2.refresh={wait: 5}", "negatives.stage2.beam=1"], "every .* or below"),
+        (["negatives.stage2.refresh.evry=5"], "`every`"),
+        ([REFRESH, "negatives.stage2.beam=1", "data.group_by_length=true"], "data.group_by_length"),
+        ([REFRESH, "negatives.stage2.beam=1", "probes.early_stop={}"], "early_stop"),
         (
-            ["negatives.stage2.refresh={every: 5}", "negatives.stage2.beam=1", "data.group_by_length=true"],
-            "data.group_by_length",
+            ["negatives.stage2.candidates=2", "negatives.stage2.curriculum=frontier", "stage2.reference=live"],
+            "stage2.reference: cached",
         ),
         (
-            ["negatives.stage2.refresh={every: 5}", "negatives.stage2.beam=1", "probes.early_stop={}"],
-            "do not go together",
+            [REFRESH, "negatives.stage2.beam=1", "negatives.stage2.generator={base_urls: [http://a/v1], model: m}"],
+            "generator.base_urls",
         ),
-        (
-            [
-                "negatives.stage2.candidates=2",
-                "negatives.stage2.curriculum=frontier",
-                "stage2.reference=live",
-            ],
-            "it needs stage2.reference: cached",
-        ),
-        (
-            [
-                "negatives.stage2.refresh={every: 5}",
-                "negatives.stage2.beam=1",
-                "negatives.stage2.generator={base_urls: [http://a/v1], model: m}",
-            ],
-            "generator.base_urls do not serve",
-        ),
-        (["negatives.stage1.curriculum=frontier"], "unknown key"),
-    ):
-        with pytest.raises(Exception, match=what):
-            load_recipe(None, changes)
+        (["negatives.stage1.curriculum=frontier"], "curriculum"),
+    ],
+)
+def test_what_does_not_go_together(changes: list[str], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe(None, changes)
