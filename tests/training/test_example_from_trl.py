@@ -1,4 +1,4 @@
-"""The example that shows the move from TRL reads what TRL's users have; `tests/docs/test_ways_in.py` runs it with both trainers."""
+"""The example for users of TRL reads what they have; `tests/docs/test_ways_in.py` runs it with both trainers."""
 
 from __future__ import annotations
 
