@@ -163,7 +163,8 @@ def test_one_at_a_time_whatever_is_deleted(tmp_path: Path) -> None:
     made(tmp_path / "run")
 
 
-def test_a_file_system_that_locks_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_folder_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS: a lock needs a file that is open for writing."""
     original = fcntl.flock
 
@@ -173,10 +174,45 @@ def test_a_file_system_that_locks_no_folders(tmp_path: Path, monkeypatch: pytest
         original(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_folder_locks")
+def test_a_file_system_that_locks_no_folders(tmp_path: Path) -> None:
     with made_again(tmp_path / "run"), pytest.raises(RunError, match="run"), OwnedFolder(tmp_path / "run", "train"):
         pass
     with made_again(tmp_path / "run"):
         pass
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    with pytest.raises(RunError, match="holds notes"), OwnedFolder(tmp_path / "mine", "train"):
+        pass
+    assert content(tmp_path / "mine") == {"notes": b"mine"}
+
+
+@pytest.mark.usefixtures("no_folder_locks")
+def test_what_is_locked_cannot_be_removed_to_get_in(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    with OwnedFolder(folder, "train"):
+        (folder / LIST).rename(tmp_path / "list")
+        with pytest.raises(RunError, match="no `cwdpo train` has begun there"), OwnedFolder(folder, "train"):
+            pass
+        with pytest.raises(RunError, match="was moved or removed"):
+            write_json(folder / "data" / "done.json", {"n": 3})
+        (tmp_path / "list").rename(folder / LIST)
+        write_json(folder / "data" / "done.json", {"n": 3})
+
+
+def test_a_folder_that_is_moved_away_is_not_begun_anew(tmp_path: Path) -> None:
+    """The command that held it stops; another may begin where it was."""
+    folder = made(tmp_path / "run")
+    with OwnedFolder(folder, "train"):
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(RunError, match="was moved or removed"):
+            write_json(folder / "data" / "done.json", {"n": 3})
+        assert not folder.exists()
+        folder.mkdir()  # another command's
+        with pytest.raises(RunError, match="was moved or removed"):
+            write_json(folder / "data" / "done.json", {"n": 3})
 
 
 def made_again(folder: Path) -> OwnedFolder:

@@ -161,6 +161,8 @@ class CliServer:
         ranks: int = 1,
         sharding: str = "",
         full_at: int = 0,
+        fill: Path | None = None,
+        spare: int = 0,
         clock_jumps: bool = False,
     ) -> Call:
         """Begin a call.
@@ -173,7 +175,11 @@ class CliServer:
             watch: The run directory.
             ranks: How many processes work together, as under `torchrun`.
             sharding: What else they share: a key of `sharding_on_cpu.SETTINGS`; nothing where it is empty.
-            full_at: From the n-th thing on that the call does to files under `watch`, the disk is full; 0 never.
+            full_at: From the n-th thing on that the call does to files under `watch`, opening one for writing fails as
+                on a full disk; 0 never.
+            fill: At the moment of `kill_at` or `kill_on` the call is not killed: this file is made so large that its
+                disk is full indeed.
+            spare: Bytes that are left there.
             clock_jumps: Every look at the clock finds it a day off, to and fro.
         """
         for call in self._calls[-1:]:
@@ -186,6 +192,8 @@ class CliServer:
             "ranks": ranks,
             "sharding": sharding,
             "full_at": full_at,
+            "fill": str(fill or ""),
+            "spare": spare,
             "clock_jumps": clock_jumps,
             "port": _free_port(),
         }
@@ -257,8 +265,7 @@ def _child(request: dict[str, Any], rank: int) -> None:
         shard_on_cpu(request["sharding"])
     os.chdir(request["cwd"])
     sys.argv = ["cwdpo", *request["argv"]]
-    strikes = (request["kill_at"], request["kill_on"], request["full_at"])
-    counted = _watch(request["watch"], *strikes, out) if request["watch"] else [0]
+    counted = _watch(request, out) if request["watch"] else [0]
     if request["clock_jumps"]:
         _jump()
     code: Any = 0
@@ -288,9 +295,10 @@ def _jump() -> None:
     time.time = lambda: true_time() + next(days)
 
 
-def _watch(folder: str, kill_at: int, kill_on: str, full_at: int, out: Path) -> list[int]:
-    """Count what this process does to files under a folder; kill it just before the `kill_at`-th, or refuse it."""
-    counted, seen = [0], [False]
+def _watch(request: dict[str, Any], out: Path) -> list[int]:
+    """Count what this process does to files under a folder; just before the `kill_at`-th, kill it or fill the disk."""
+    folder, kill_on, fill, full_at = (request[key] for key in ("watch", "kill_on", "fill", "full_at"))
+    counted, seen, struck = [0], [False], [False]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event not in _FILE_EVENTS or not args or not isinstance(args[0], str | os.PathLike):
@@ -304,12 +312,25 @@ def _watch(folder: str, kill_at: int, kill_on: str, full_at: int, out: Path) -> 
         if full_at and counted[0] >= full_at and event == "open":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         strike, seen[0] = seen[0], seen[0] or (bool(kill_on) and kill_on in path.replace("/.", "/"))
-        if counted[0] == kill_at or strike:
+        if not struck[0] and (counted[0] == request["kill_at"] or strike):
+            struck[0] = True
             (out / "event").write_text(f"{event} {path[len(folder) + 1 :]}", encoding="utf-8")
-            os.kill(os.getpid(), signal.SIGKILL)
+            if not fill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fill_disk(Path(fill), request["spare"])
 
     sys.addaudithook(hook)
     return counted
+
+
+def fill_disk(ballast: Path, spare: int = 0) -> None:
+    """Write a file until its disk is full, and give some bytes back."""
+    with ballast.open("ab", buffering=0) as handle, contextlib.suppress(OSError):
+        for size in (2**20, 2**12):
+            with contextlib.suppress(OSError):
+                while True:
+                    handle.write(bytes(size))
+    os.truncate(ballast, max(0, ballast.stat().st_size - spare))
 
 
 # -- comparing two runs ----------------------------------------------------------------------------------------------

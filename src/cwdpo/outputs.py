@@ -27,8 +27,6 @@ from cwdpo.files import OWNERS, append_jsonl, file_digest, read_jsonl
 __all__ = ["LIST", "Draft", "OwnedFolder", "output", "require_replaceable"]
 
 LIST = ".cwdpo.jsonl"
-_LOCK = ".lock"
-"""Locked where a file system cannot lock folders (NFS)."""
 
 _REMEDY = "choose another --out"
 _LONGEST_NAME = 200
@@ -138,7 +136,7 @@ class OwnedFolder:
         with contextlib.ExitStack() as stack:
             _require_plain(self.folder, stat.S_ISDIR)
             stack.enter_context(_made(self.folder))
-            stack.enter_context(_locked(self.folder))
+            self._is_held = stack.enter_context(_locked(self.folder))
             self._listed = _Listed(self.folder, self._by)
             if self._alone and not self._listed.begun:
                 self._require_empty()
@@ -155,7 +153,7 @@ class OwnedFolder:
         self._held.__exit__(*error)
 
     def _require_empty(self) -> None:
-        there = sorted({path.name for path in self.folder.iterdir()} - {LIST, _LOCK})
+        there = sorted({path.name for path in self.folder.iterdir()} - {LIST})
         if there:
             older = "; resume a run of an earlier version with that version" if "manifest.json" in there else ""
             raise RunError(
@@ -177,8 +175,13 @@ class OwnedFolder:
         """List a file or folder that is about to be written.
 
         Raises:
-            RunError: It is there, and is not this command's.
+            RunError: It is there, and is not this command's; or the folder is not the one any more that is held.
         """
+        if not self._is_held():
+            raise RunError(
+                f"{self.folder}: was moved or removed, or its {LIST} was, while `cwdpo {self._by}` was at work in it; "
+                "put it back, and run the same command again"
+            )
         if path.name == LIST:
             return
         name = self._name(path)
@@ -376,30 +379,52 @@ def _made(folder: Path) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold a folder by a lock on the folder itself: a lock file could be deleted."""
+def _locked(folder: Path) -> Generator[Callable[[], bool]]:
+    """Hold a folder by a lock on the folder itself; where a file system (NFS) cannot lock folders, on its list.
+
+    Without the list nobody has begun in a folder, so that removing it lets nobody in.
+
+    Yields:
+        Whether what is locked still lies there.
+    """
     with contextlib.ExitStack() as stack:
 
-        def lock(path: Path, flags: int) -> None:
+        def lock(path: Path, flags: int) -> Callable[[], bool]:
             descriptor = os.open(path, flags, 0o666)
             _LOCKS.add(descriptor)
             stack.callback(_close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_ino != path.stat().st_ino:
+            held = os.fstat(descriptor)
+            if not _is_file(held, path):
                 raise BlockingIOError  # it was replaced just now
+            return lambda: _is_file(held, path)
 
         try:
             try:
-                lock(folder, os.O_RDONLY | os.O_DIRECTORY)
+                is_held = lock(folder, os.O_RDONLY | os.O_DIRECTORY)
             except BlockingIOError:
                 raise
             except OSError:  # NFS locks only what is open for writing
-                lock(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-        except (BlockingIOError, FileNotFoundError):
+                is_held = lock(folder / LIST, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+                stack.callback(_remove_empty, folder / LIST)
+        except BlockingIOError:
             raise RunError(f"{folder}: another command is at work in it; wait for it, or {_REMEDY}") from None
         except OSError as error:
             raise RunError(f"{folder}: cannot be locked: {error.strerror}; {_REMEDY}") from None
-        yield
+        yield is_held
+
+
+def _is_file(facts: os.stat_result, path: Path) -> bool:
+    """Whether it is this file that lies there, and no other."""
+    try:
+        return os.path.samestat(facts, path.stat())
+    except OSError:
+        return False
+
+
+def _remove_empty(path: Path) -> None:
+    if path.is_file() and not path.stat().st_size:
+        path.unlink()
 
 
 def _close(descriptor: int) -> None:

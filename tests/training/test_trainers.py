@@ -221,3 +221,28 @@ def test_five_private_methods_of_transformers_are_overridden() -> None:
         "_save_checkpoint",
     }
     assert all(vars(GroupTrainer)[name].__doc__ for name in private)
+
+
+class _Normed(torch.nn.Module):
+    """A BatchNorm over the channels of tokens, as in convolutional towers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(tokens.flatten(0, -2)).view_as(tokens)
+
+
+@pytest.mark.parametrize("train", [train_sft, train_dpo], ids=["sft_c", "cw_dpo"])
+def test_running_statistics_stay(train: Any, tmp_path: Path) -> None:
+    model, processor = fresh("llava")
+    projector = model.model.multi_modal_projector
+    projector.act = _Normed(projector.linear_1.out_features)
+    before = weights(model)
+    trainer = train(model, processor, rows(4, tmp_path), tmp_path / "run", max_steps=2)
+    changed = differing(before, weights(model))
+    assert any("act.norm.weight" in name for name in changed)
+    assert not [name for name in changed if "running" in name or "tracked" in name]
+    if train is train_dpo:  # the policy computes as the reference does
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

@@ -40,7 +40,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _NOT_OURS:
             raise
-        _end(f"error: {one_line(error.filename or 'standard output or a temporary file')}: {error.strerror}", 2)
+        remedy = "; make room, and run the same command again" if error.errno in _FULL else ""
+        _end(f"error: {one_line(error.filename or 'standard output or a temporary file')}: {error.strerror}{remedy}", 2)
     except KeyboardInterrupt:
         _end(_INTERRUPTED, 130)
     except _Terminated:
@@ -60,7 +61,8 @@ def _terminate(*_: object) -> NoReturn:
 
 
 _INTERRUPTED = "stopped: what was finished is kept; run the same command again to resume"
-_NOT_OURS = {*(errno.EACCES, errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS)}
+_FULL = {errno.EDQUOT, errno.ENOSPC}
+_NOT_OURS = {*_FULL, *(errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS)}
 """A full disk, missing rights and names that are too long are the machine's, not bugs."""
 
 

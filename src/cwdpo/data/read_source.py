@@ -206,7 +206,8 @@ def read_source(
             rows.refuse_too_many()
             yield rows
         except sqlite3.OperationalError as error:
-            raise DataError(f"{place}: rows cannot be kept there ({one_line(error, 100)}); make room") from error
+            full = f"{place}: rows cannot be kept there ({one_line(error, 100)})"
+            raise DataError(f"{full}; make room, and run the same command again") from error
         finally:
             store.close()
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cwdpo.files import file_digest, text_digest
+from cwdpo.files import file_digest, read_json, text_digest
 
-__all__ = ["folder_digest", "state_digest", "tensor_digest"]
+__all__ = ["folder_digest", "hub_revision", "state_digest", "tensor_digest"]
+
+_ENDINGS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""Of the files that say what a model is."""
 
 
 def tensor_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -44,11 +49,48 @@ def state_digest(model: Any, *, without_adapters: bool = False) -> str:
 
 
 def folder_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a model directory's weights and settings; of a hub id, the digest of its name."""
+    """Return the SHA-256 of a model directory's weights and settings, of an adapter's also those of its base.
+
+    Of a hub id, the digest of its name. In the life of a process a file is read once, as long as its size, times and
+    inode stay.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return text_digest(str(path))
-    names = sorted(
-        p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
-    )
-    return text_digest(*(part for name in names for part in (name, file_digest(folder / name))))
+    files = sorted(file for file in folder.iterdir() if file.suffix in _ENDINGS)
+    with ThreadPoolExecutor(4) as pool:
+        digests = list(pool.map(_digest, files))
+    base = _base_of_adapter(folder)
+    parts = [part for file, digest in zip(files, digests, strict=True) for part in (file.name, digest)]
+    return text_digest(*parts, *([folder_digest(base)] if base is not None and base != folder else []))
+
+
+def _base_of_adapter(folder: Path) -> Path | None:
+    """Return the directory of the model that an adapter belongs to; None of a base on a hub, and of other models."""
+    settings = folder / "adapter_config.json"
+    base = read_json(settings).get("base_model_name_or_path") if settings.is_file() else None
+    return Path(base) if isinstance(base, str) and Path(base).is_dir() else None
+
+
+def hub_revision(path: str) -> str | None:
+    """Return the commit of a hub id that lies on this machine; None of a directory, and where none lies here."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(path).is_dir():
+        return None
+    try:
+        found = (try_to_load_from_cache(path, name) for name in ("config.json", "adapter_config.json"))
+        return next((Path(file).parent.name for file in found if isinstance(file, str)), None)
+    except HFValidationError:
+        return None
+
+
+def _digest(file: Path) -> str:
+    facts = file.stat()
+    return _digest_of(file, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(file: Path, *stamp: int) -> str:
+    return file_digest(file)

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from cwdpo.devices import capture_random, restore_random
 
-__all__ = ["disable_dropout", "in_precision", "inference", "precision_of"]
+__all__ = ["disable_dropout", "in_precision", "inference", "keep_running_statistics", "precision_of"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -103,3 +105,18 @@ def disable_dropout(model: Any) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and (name in own or "drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
+
+
+def keep_running_statistics(model: Any) -> None:
+    """Have every BatchNorm, in training too, compute with its running statistics and leave them as they are.
+
+    Those of a micro-batch would depend on how a batch is cut, and differ between policy and reference. Scale and shift
+    are trained as ever.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.register_forward_pre_hook(_in_evaluation)
+
+
+def _in_evaluation(module: Module, _: Any) -> None:
+    module.training = False

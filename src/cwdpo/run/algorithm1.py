@@ -60,8 +60,8 @@ class Run(RunDirectory):
         _require_bfloat16(self.recipe)
         if self.recipe.model.attention == "flex_attention":
             require_backward(device().type)
+        self.encoder(self.model_path)  # a model that cannot be used is found before anything is written
         self.settle()
-        self.encoder(self.model_path)  # a model that cannot be used is found before the data is read
         prepare_data(self)
         for warning in self.recipe.warnings():
             self.reporter.note(warning)

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import platform
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -20,16 +20,16 @@ from cwdpo._version import __version__
 from cwdpo.data import ImageLimits
 from cwdpo.devices import device
 from cwdpo.errors import RecipeError, RunError
-from cwdpo.files import read_json, remove, write_json, write_text
+from cwdpo.files import file_digest, read_json, remove, write_json, write_text
 from cwdpo.models.fsdp import share_weights, too_large
-from cwdpo.models.identity import folder_digest
+from cwdpo.models.identity import folder_digest, hub_revision
 from cwdpo.models.loading import add_lora, load_model, sequence_limit
 from cwdpo.models.meta_init import is_bare
 from cwdpo.models.model_checks import require_model, require_tokenizer
 from cwdpo.models.parts import freeze_parts
 from cwdpo.models.processors import load_processor
 from cwdpo.outputs import LIST, OwnedFolder
-from cwdpo.plugins import without_user_files
+from cwdpo.plugins import user_file, without_user_files
 from cwdpo.processes import processes
 from cwdpo.recipe import HOW_TO_ASK, Recipe
 from cwdpo.recipe.load_recipe import load_recipe, recipe_differences
@@ -101,6 +101,20 @@ def placed(model: Any) -> Any:
         assert team.size > 1, "a model whose weights are shared is run by all processes or by none"
         return share_weights(model)
     return model.to(device())
+
+
+def _user_files(value: Any, key: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield the user's own files that a recipe names as `my_file.py:Name`, each with its dotted key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            where = f"{key}.{name}".lstrip(".")
+            yield from _user_files(str(name), where)
+            yield from _user_files(inner, where)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _user_files(inner, key)
+    elif isinstance(value, str) and (asked := user_file(value)) is not None and asked[0].is_file():
+        yield key.split(value)[0].rstrip("."), asked[0]
 
 
 @dataclass
@@ -197,11 +211,7 @@ class RunDirectory:
         with contextlib.suppress(RecipeError), without_user_files():  # a key that came later was at its default then
             before = load_recipe(base=before).model_dump(mode="json")
         for difference in recipe_differences(before, self.recipe.model_dump(mode="json")):
-            key = difference.split(" ")[0]
-            first = first_reader(key)
-            stops_early = self.recipe.probes.early_stop is not None or key.startswith("probes.early_stop")
-            if key.startswith("probes.") and not stops_early and self.done("stage1"):
-                first = "stage2"  # readings of Stage 1 stay as they are; its weights do not depend on them
+            first = self._first_reader(difference.split(" ")[0])
             if first is not None and (begun := self.begun(first)):
                 raise RunError(
                     f"{self.folder}: the step {begun[0]} was made with another recipe: {difference}; choose another "
@@ -210,8 +220,26 @@ class RunDirectory:
             if first == "data":
                 remove(self.folder / "data")
 
+    def _first_reader(self, key: str) -> str | None:
+        """Return the first step of this run whose result depends on a dotted key of the recipe."""
+        stops_early = self.recipe.probes.early_stop is not None or key.startswith("probes.early_stop")
+        if key.startswith("probes.") and not stops_early and self.done("stage1"):
+            return "stage2"  # readings of Stage 1 stay as they are; its weights do not depend on them
+        return first_reader(key)
+
+    def _contents(self) -> dict[str, str]:
+        """Return digests of what the recipe names besides data and the model, by `KEY PATH`."""
+        recipe = self.recipe
+        files = [*_user_files(recipe.model_dump(mode="json"))]
+        if recipe.probes.path is not None and Path(recipe.probes.path).is_file():
+            files.append(("probes.path", Path(recipe.probes.path)))
+        contents = {f"{key} {file}": file_digest(file) for key, file in files}
+        if (teacher := recipe.negatives.correction.model) is not None and not self.done("correction"):
+            contents[f"negatives.correction.model {teacher}"] = folder_digest(resolved(teacher))
+        return contents
+
     def _write_manifest(self, path: Path) -> None:
-        """Keep versions, machine, seed and the content of the model; refuse a model that has changed."""
+        """Keep versions, machine, seed and the content of what the recipe names; refuse what has changed."""
         packages = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
         manifest: dict[str, Any] = {
             "cwdpo": __version__,
@@ -224,19 +252,31 @@ class RunDirectory:
                 "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             },
             "seed": self.recipe.seed,
-            "model": {"path": self.model_path, "digest": folder_digest(self.model_path)},
+            "model": {
+                "path": self.model_path,
+                "digest": folder_digest(self.model_path),
+                "revision": hub_revision(self.model_path),
+            },
         }
-        try:
-            known = read_json(path)["model"]["digest"] if path.is_file() else None
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path}: is not the manifest that a run keeps; choose another --out") from None
-        if known not in (None, manifest["model"]["digest"]) and (begun := self.begun("correction")):
-            raise RunError(
-                f"{self.folder}: the model at {self.model_path} has changed since the step {begun[0]}; "
-                "choose another --out, or put the model back"
-            )
-        if known not in (None, manifest["model"]["digest"]):
-            remove(self.folder / "data")  # rows were looked at with another model
+        before = read_json(path, model=dict) if path.is_file() else {"model": {}}
+        model, contents, known = manifest["model"], self._contents(), before.get("contents", {})
+        named = [
+            (f"model.path {self.model_path}", before["model"].get(key), model[key]) for key in ("digest", "revision")
+        ]
+        named += [(name, known.get(name), digest) for name, digest in contents.items()]
+        for name, old, new in named:
+            if None in (old, new) or old == new:
+                continue
+            key, _, place = name.partition(" ")
+            first = "correction" if key == "model.path" else self._first_reader(key)
+            if first is not None and (begun := self.begun(first)):
+                raise RunError(
+                    f"{self.folder}: {place} ({key}) has changed since the step {begun[0]}; put it back, or choose "
+                    "another --out"
+                )
+            if first == "data" or key == "model.path":
+                remove(self.folder / "data")  # rows were read by another file, or looked at with another model
+        manifest["contents"] = {**known, **contents}
         write_json(path, manifest)
 
     @property

@@ -65,9 +65,9 @@ def negatives_of(
     if stage == "stage2" and not takes_pairs(recipe):
         raise RecipeError(f"stage2.objective: {recipe.stage2.objective} takes no negatives; use --stage stage1")
     with run.locked():
+        run.encoder(run.model_path)  # an unusable model is reported before anything is written
         _forget_other_negatives(run)
         run.settle()
-        run.encoder(run.model_path)  # an unusable model is reported before the data is read
         prepare_data(run)
         model = run.model_path
         if stage == "stage2" and recipe.stage1.enabled:

@@ -44,8 +44,8 @@ class ReferenceCache:
     """A SQLite file of per-token reference log-probabilities, keyed by content, each with a digest.
 
     Each chunk is one transaction: a kill loses at most the chunk under way, and what is kept was computed in the same
-    batches as in an uninterrupted run, so that the values are bitwise the same. Entries that are not what was written
-    are dropped when they are read, with a warning, and computed again.
+    batches as in an uninterrupted run, so that the values are bitwise the same. Entries that are not what was written,
+    and those of earlier versions, which have no digest, are dropped with a warning and computed again.
 
     Raises:
         RunError: The file cannot be used.
@@ -103,14 +103,16 @@ class ReferenceCache:
                 marks = ",".join("?" * len(part))
                 rows = connection.execute(f"SELECT key, tokens, digest FROM logps WHERE key IN ({marks})", part)
                 for key, raw, digest in rows:
-                    if digest == _digest(key, raw) or (digest is None and len(raw) % 4 == 0):
+                    if digest == _digest(key, raw):
                         found[key] = torch.from_numpy(np.frombuffer(raw, np.float32).copy())
                     else:
                         damaged.append((key,))
             if damaged:
                 self.dropped += len(damaged)
                 connection.executemany("DELETE FROM logps WHERE key = ?", damaged)
-                logger.warning("%s: %d damaged entries are dropped and computed again", self.path, len(damaged))
+                logger.warning(
+                    "%s: %d entries, damaged or of an earlier version, are computed again", self.path, len(damaged)
+                )
         return found
 
     def store(self, rows: dict[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ from cwdpo.errors import DataError, ModelError, NonFiniteError, RecipeError
 from cwdpo.files import read_json, write_json
 from cwdpo.models.loading import load_weights, sequence_limit
 from cwdpo.models.meta_init import bare_copy, deal_when_wrapped, wrap_dealt
-from cwdpo.models.modes import inference
+from cwdpo.models.modes import inference, keep_running_statistics
 from cwdpo.models.parts import Part, give_own_rates, part_of
 from cwdpo.models.quantized import compute_alike, is_quantized, weight_count
 from cwdpo.objectives.objective import Objective, ObjectiveOutput, Tally
@@ -192,6 +192,7 @@ class GroupTrainer(Trainer):
         self.team = processes()
         self._meter = Meter(self.team)
         self.balancing = LoadBalancing(model)
+        keep_running_statistics(model)
         self.guard = NonFiniteGuard(skip=args.on_nonfinite == "skip")
         train_dataset, eval_dataset = (_groups(rows, objective.requires) for rows in (train_dataset, eval_dataset))
         rows = eval_dataset if train_dataset is None else train_dataset
