@@ -72,7 +72,7 @@ PLACES = {
     "model": "stage1/model",
     "reference": "reference/logps.sqlite",
     "captions": "evaluation/captions_before.jsonl",
-    "list": ".cwdpo.jsonl",
+    "list": "cwdpo.jsonl",
     "report": "report.html",
 }
 """Files and folders of a run at whose writing the disk is full."""

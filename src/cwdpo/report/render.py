@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -56,6 +57,8 @@ def write_page(out: Path, title: str, sections: Sequence[Section], *, facts: Seq
     try:
         write_text(out, printable(page))
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # another file helps nobody
         raise RunError(f"{out}: cannot be written: {error.strerror or one_line(error)}; choose another file") from None
     return out
 
