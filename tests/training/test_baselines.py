@@ -35,6 +35,10 @@ PAIRS = {name: m() for name, m in METHODS.all().items() if m.stage == "stage2" a
 VARIANTS: dict[str, dict[str, Any]] = {name: {"objective": name} for name in PAIRS} | {
     "cw_dpo bounded": {"bound_pull": True},
     "cw_dpo differing": {"cooling_span": "differing"},
+    # It pulls by 2 · 5 nats where DPO pulls by β/2.
+    "sppo": {"objective": "sppo", "learning_rate": 5e-5},
+    # Its loss rises at first as the exponential takes over, narrowly so at a width of 0.05.
+    "discopop": {"objective": "discopop", "blend_width": 1.0},
     # A random model finds every response unlikely: the weight of a pair is about exp(−16).
     "wpo": {"objective": "wpo", "learning_rate": 1e4},
 }
