@@ -45,7 +45,7 @@ def data_file(folder: Path, count: int = 16) -> Path:
 
 # -- start-up --------------------------------------------------------------------------------------------------------
 
-COMMANDS = ("demo", "init", "check", "train", "methods", "benchmark", "report", "score", "caption")
+COMMANDS = ("demo", "init", "check", "train", "methods", "benchmark", "report", "export", "score", "caption")
 
 
 @pytest.mark.parametrize("argv", [("--help",), *((c, "--help") for c in COMMANDS), ("--version",)])

@@ -9,6 +9,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from cwdpo.devices import device, device_name, has_accelerator
 from cwdpo.errors import RecipeError
+from cwdpo.export.card import write_cards
 from cwdpo.launcher import is_set
 from cwdpo.models.attention import require_backward
 from cwdpo.models.quantized import require_bitsandbytes
@@ -49,7 +50,9 @@ class Run(RunDirectory):
                 train_stage1(self)
             if self.recipe.stage2.enabled:
                 train_stage2(self)
-            return evaluate(self) if self.recipe.evaluation.prompts else {}
+            summary = evaluate(self) if self.recipe.evaluation.prompts else {}
+            team.lead(lambda: write_cards(self.folder))
+            return summary
 
     def _prepare(self, ranks: int) -> None:
         require_batches(self.recipe, ranks)

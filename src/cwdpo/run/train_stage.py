@@ -211,8 +211,9 @@ def finished_updates(checkpoint: Path | None) -> int:
 
 
 def _tidy(folder: Path) -> None:
-    """Leave out what is of the call, and put the names of layers in order: peft keeps them as sets, which have none."""
-    (folder / "training_args.bin").unlink(missing_ok=True)
+    """Leave out what is of the call, and peft's empty card; put the names of layers, its sets, in order."""
+    for name in ("training_args.bin", "README.md"):
+        (folder / name).unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     if not path.is_file():
         return
