@@ -313,7 +313,7 @@ def test_push(run: Path, tmp_path: Path, hub: type[_Hub], monkeypatch: pytest.Mo
     export_model(run, tmp_path / "out")
     require_pushable("me/model")
     push(tmp_path / "out", "me/model")
-    assert hub.created[0]["private"] is True
+    assert hub.created[0]["visibility"] == "private"
     assert sorted(hub.files) == files_of(tmp_path / "out")
     assert hub.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="there already"):
