@@ -28,7 +28,19 @@ from cwdpo.cli.app import app
 from cwdpo.recipe import Recipe
 
 TEXTS = {
-    *("freeze", "gpus", "judge_model", "judge_url", "metrics", "name", "objective", "overrides", "prompt", "push", "split")
+    *(
+        "freeze",
+        "gpus",
+        "judge_model",
+        "judge_url",
+        "metrics",
+        "name",
+        "objective",
+        "overrides",
+        "prompt",
+        "push",
+        "split",
+    )
 }
 """Arguments that are words; every other argument of text or of type Path is a path and is swept."""
 
@@ -37,7 +49,14 @@ WRITTEN = {"export", "html", "out", "run"}
 GOOD = {
     **dict.fromkeys(("checkpoint_a", "checkpoint_b", "model"), "scenes"),
     **dict.fromkeys(("captions_a", "captions_b", "captions"), "captions.jsonl"),
-    **{"data": "rows.jsonl", "images": "pictures", "name": "mmbench", "recipe": "recipe.yaml", "run": "made", "runs": "made"},
+    **{
+        "data": "rows.jsonl",
+        "images": "pictures",
+        "name": "mmbench",
+        "recipe": "recipe.yaml",
+        "run": "made",
+        "runs": "made",
+    },
     **{"out": "new", "html": "new.html", "export": "new.jsonl"},
 }
 """What an argument is given while another one is swept."""

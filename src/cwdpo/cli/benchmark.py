@@ -17,10 +17,25 @@ __all__ = ["benchmark"]
 
 
 def benchmark(
-    name: Annotated[str, typer.Argument(help="mmmu (validation), mmbench (1.1), or yours, my_file.py:MyBenchmark.")],
-    model: Annotated[str, typer.Option(help="Model directory or hub id.")],
-    data: Annotated[Path, typer.Option(help="The official files: MMMU's folder of Parquet files, or MMBench's .tsv.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write: accuracies, categories, every answer.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="amber, hallusionbench, mmbench (1.1), mme, mmmu (validation), mmstar, pope, or yours, "
+            "my_file.py:MyBenchmark; with --suite a run directory."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(help="The official files, a folder or one file; with --suite a folder with one for each.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Model directory or hub id.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write: accuracies, categories, every answer. With --suite RUN/benchmarks."),
+    ] = None,
+    suite: Annotated[
+        Literal["hallucination"] | None,
+        typer.Option(help="Ask base, Stage 1 and Stage 2 of a run all benchmarks of a suite."),
+    ] = None,
     by: Annotated[
         Literal["generation", "likelihood"],
         typer.Option(help="Parse the option from the model's answer, or take its most likely letter."),
@@ -39,9 +54,10 @@ def benchmark(
     """Ask a model the questions of a benchmark and score its answers. Resumes when stopped.
 
     [bold]cwdpo benchmark mmmu --model runs/a/stage2/model --data MMMU --out mmmu.json[/]
+    [bold]cwdpo benchmark runs/a --suite hallucination --data benchmarks[/]
     """
     from cwdpo.cli.terminal.console import quiet_libraries
-    from cwdpo.errors import DataError
+    from cwdpo.errors import DataError, RecipeError
     from cwdpo.evaluation.ask_questions import ask
     from cwdpo.evaluation.benchmarks import BENCHMARKS
     from cwdpo.files import write_json
@@ -53,6 +69,15 @@ def benchmark(
     from cwdpo.scoring.scorer import AutoScorer
 
     quiet_libraries()
+    if suite is not None:
+        if model is not None or out is not None or overrides or seed is not None or force:
+            raise RecipeError(
+                "--suite goes with --data, --by, --batch-size, --max-new-tokens and --limit; leave the rest"
+            )
+        how: dict[str, Any] = {"by": by, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        return _suite(Path(name), suite, data, limit, how)
+    if model is None or out is None:
+        raise RecipeError("give --model and --out, or a run directory and --suite")
     settings = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
     chosen = load_section(BENCHMARKS.find(name), settings, name)
     with output(out, "benchmark", reads=[data], force=force) as draft:
@@ -79,6 +104,39 @@ def benchmark(
         asked |= chosen.model_dump(mode="json") | {"benchmark": chosen.title}
         write_json(draft.file, asked | scored.to_json())
     _print(chosen.title, scored)
+
+
+def _suite(run: Path, suite: str, data: Path, limit: int | None, how: dict[str, Any]) -> None:
+    """Ask the models of a run the benchmarks of a suite."""
+    from cwdpo.cli.terminal.console import RichReporter, results, table_of
+    from cwdpo.errors import RunError
+    from cwdpo.evaluation.benchmark_suite import read_suite, run_suite
+    from cwdpo.evaluation.intervals import interval_text
+    from cwdpo.outputs import OwnedFolder
+    from cwdpo.report.read_run import read_run
+
+    record = read_run(run)
+    base = record.manifest.get("model", {}).get("path")
+    stages = {s: str(run / s / "model") for s in ("stage1", "stage2") if record.json(f"{s}/done.json")}
+    if not isinstance(base, str) or not stages:
+        raise RunError(f"{run}: no stage is finished, so there is nothing to compare; resume it with `cwdpo train`")
+    with RichReporter() as reporter:
+        asked = read_suite(suite, data, limit, reporter.note)
+        with OwnedFolder(run / "benchmarks", "benchmark") as owned:
+            found = run_suite({"base": base, **stages}, asked, owned.folder, note=reporter.note, **how)
+    table = table_of(
+        "accuracy, 95 % intervals; differences are paired", "", ">questions", *(f">{m}" for m in found["models"])
+    )
+    for part in found["benchmarks"].values():
+        figures = [f"{_percent(f['accuracy'])} {interval_text(f, '.1f', 100)}" for f in part["models"].values()]
+        table.add_row(part["title"], str(part["questions"]), *figures)
+    console = results()
+    console.print(table)
+    for part in found["benchmarks"].values():
+        differences = [f"{p} {100 * d['mean']:+.1f} {interval_text(d, '+.1f', 100)}" for p, d in part["paired"].items()]
+        unread = ", ".join(f"{m} {_percent(f.get('unreadable'))}" for m, f in part["models"].items())
+        console.print(f"{part['title']}: {'; '.join(differences)} points; not readable: {unread}")
+    typer.echo(f"benchmarks: {run / 'benchmarks' / 'summary.json'}")
 
 
 def _print(title: str, scored: Scored) -> None:

@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bootstrap", "bootstrap_mean", "interval_text", "mean_interval", "mean_row", "share_interval"]
+__all__ = [
+    "bootstrap",
+    "bootstrap_mean",
+    "interval_text",
+    "mean_interval",
+    "mean_row",
+    "paired_share_interval",
+    "share_interval",
+]
 
 _LEVEL = 0.95
 _DRAWS, _BLOCK = 1000, 50
+_Z = 1.959964
 _ROUNDING = 1e-12
 """A spread below this part of the values is their rounding."""
 
@@ -87,6 +96,18 @@ def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
         ends = binomtest(int(sum(values)), len(values)).proportion_ci(_LEVEL, method="wilson")
         return float(ends.low), float(ends.high)
     return bootstrap_mean(values)
+
+
+def paired_share_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of a difference of paired shares (Bonett & Price 2012): its width is never zero.
+
+    Args:
+        differences: Of each item, -1, 0 or 1.
+    """
+    n = len(differences) + 2
+    gained, lost = ((sum(d == sign for d in differences) + 1) / n for sign in (1, -1))
+    half = _Z * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
+    return max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
 
 
 def interval_text(row: Mapping[str, Any], form: str, scale: float = 1.0) -> str:

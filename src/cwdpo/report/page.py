@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.errors import printable
+from cwdpo.report.benchmarks_section import benchmark_blocks
 from cwdpo.report.cooling_charts import cooling_charts
 from cwdpo.report.diagnosis_section import findings_blocks
 from cwdpo.report.methods_table import drift_bars, methods_table, reliability
@@ -60,6 +61,7 @@ def _sections(runs: Sequence[RunRecord], table: Mapping[str, Any] | None) -> lis
     last = "stage2" if any(run.enabled("stage2") for run in runs) else "stage1"
     return [
         Section("overview", "Overview", _overview(runs, table)),
+        Section("benchmarks", "Benchmarks", benchmark_blocks(runs)),
         _stage(runs, "stage2"),
         _stage(runs, "stage1"),
         Section("calibration", "Calibration", [reliability(runs), *token_charts(runs, last)]),

@@ -23,6 +23,7 @@ _STAGE_FILES = (
 )
 _FILES = (
     *("manifest.json", "data/done.json", "evaluation/summary.json", "evaluation/rows.jsonl"),
+    "benchmarks/summary.json",
     *(f"negatives/{stage}/{name}.json" for stage in STAGES for name in ("counts", "tallies", "pictures")),
     *(f"{stage}/{name}" for stage in STAGES for name in _STAGE_FILES),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cwdpo.evaluation.intervals import mean_interval
+from cwdpo.evaluation.intervals import mean_interval, paired_share_interval
 from cwdpo.probes.figures import EVALUATED, Figure
 from cwdpo.recipe.load_recipe import recipe_differences
 from cwdpo.report.page_blocks import Statement, Verdict
@@ -22,8 +22,6 @@ _SAME = 0.02
 
 _FEW = 30
 """Intervals over fewer pictures than this come with a warning."""
-
-_Z = 1.959964
 
 _JUDGED = {
     "ece": ("ended better calibrated", "ended worse calibrated"),
@@ -59,16 +57,8 @@ class _Pair:
     def interval(self) -> tuple[float, float]:
         """Return the 95 % interval of the mean difference; NaN where the differences have no spread."""
         if self.what == "pictures" and set(self.differences) <= {-1.0, 0.0, 1.0}:
-            return _share_interval(self.differences)
+            return paired_share_interval(self.differences)
         return mean_interval(self.differences)[1:]
-
-
-def _share_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the interval of a difference of paired shares (Bonett & Price 2012): its width is never zero."""
-    n = len(differences) + 2
-    gained, lost = ((sum(d == sign for d in differences) + 1) / n for sign in (1, -1))
-    half = _Z * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
-    return max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
 
 
 def compare_runs(run: RunRecord, base: RunRecord) -> Verdict | None:

@@ -32,6 +32,7 @@ class AMBER(Benchmark):
         "AMBER's folder data, with annotations.json, query/query_discriminative.json and the pictures in image/"
     )
     published: ClassVar[str] = "https://github.com/junyangwang0410/AMBER"
+    suites: ClassVar[tuple[str, ...]] = ("hallucination",)
 
     ending: str = BY_WORD
     """Said after each question."""

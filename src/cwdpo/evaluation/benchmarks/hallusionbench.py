@@ -30,6 +30,7 @@ class HallusionBench(Benchmark):
     title: ClassVar[str] = "HallusionBench"
     data: ClassVar[str] = "the folder with HallusionBench.json and hallusion_bench/ (VD/…, VS/…) of pictures"
     published: ClassVar[str] = "https://github.com/tianyi-lab/HallusionBench"
+    suites: ClassVar[tuple[str, ...]] = ("hallucination",)
 
     ending: str = "Answer yes or no."
     """Said after each question."""

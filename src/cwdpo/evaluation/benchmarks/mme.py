@@ -27,6 +27,7 @@ class MME(Benchmark):
     title: ClassVar[str] = "MME"
     data: ClassVar[str] = "the folder MME_Benchmark_release, with a folder a task (existence, count, …)"
     published: ClassVar[str] = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation"
+    suites: ClassVar[tuple[str, ...]] = ("hallucination",)
 
     def read(self, path: Path) -> list[Question]:
         """Read a folder a task: texts beside their pictures, or in questions_answers_YN beside images."""

@@ -26,7 +26,7 @@ from cwdpo.evaluation.benchmarks.questions import (
     share_right,
 )
 
-__all__ = ["MMMU", "draw_choice", "open_is_right", "read_choice", "read_open"]
+__all__ = ["MMMU", "draw_choice", "open_is_right", "parquet_rows", "read_choice", "read_open"]
 
 _BY_PHRASE = "Answer the question using a single word or phrase."
 _IMAGE = re.compile(r"<image (\d+)>")
@@ -47,7 +47,7 @@ class MMMU(Benchmark):
         files = [path] if path.is_file() else sorted(path.rglob("validation-*.parquet"))
         if not files:
             raise DataError(f"{path}: no validation-*.parquet in it; give the folder of MMMU as it is on the hub")
-        return [_question(row, f"{file}:{number}") for file in files for number, row in _parquet_rows(file)]
+        return [_question(row, f"{file}:{number}") for file in files for number, row in parquet_rows(file)]
 
     def score(self, questions: Sequence[Question], answers: Sequence[str]) -> Scored:
         """Score by MMMU's rules; `unreadable` is the share of choices that were drawn."""
@@ -74,7 +74,12 @@ class MMMU(Benchmark):
         )
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a Parquet file with their numbers, from 1.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     import pyarrow
     import pyarrow.parquet
 

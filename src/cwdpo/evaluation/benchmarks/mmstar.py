@@ -23,6 +23,7 @@ class MMStar(Benchmark):
     title: ClassVar[str] = "MMStar"
     data: ClassVar[str] = "mmstar.parquet, or the folder that it is in"
     published: ClassVar[str] = "https://huggingface.co/datasets/Lin-Chen/MMStar"
+    suites: ClassVar[tuple[str, ...]] = ("hallucination",)
 
     def read(self, path: Path) -> list[Question]:
         """Read the Parquet file."""

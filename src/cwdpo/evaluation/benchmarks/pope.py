@@ -31,6 +31,7 @@ class POPE(Benchmark):
         "and the pictures of COCO's val2014 in it or in its folder val2014"
     )
     published: ClassVar[str] = "https://github.com/AoiDragon/POPE (pictures: https://cocodataset.org)"
+    suites: ClassVar[tuple[str, ...]] = ("hallucination",)
 
     ending: str = BY_WORD
     """Said after each question."""

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cwdpo.data.schema import PromptGroup
+from cwdpo.data.schema import ImageRef, PromptGroup, user_message
+from cwdpo.errors import DataError, one_line
 from cwdpo.plugins import Registry
 from cwdpo.section import Section
 
-__all__ = ["BENCHMARKS", "BY_LETTER", "Benchmark", "Question", "Scored", "by_category", "share_right"]
+__all__ = [
+    "BENCHMARKS",
+    "BY_LETTER",
+    "BY_WORD",
+    "Benchmark",
+    "Question",
+    "Scored",
+    "by_category",
+    "first_word",
+    "json_rows",
+    "share_right",
+    "yes_no_figures",
+    "yes_no_question",
+]
 
 BY_LETTER = "Answer with the option's letter from the given choices directly."
+BY_WORD = "Answer the question using a single word or phrase."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +85,30 @@ class Benchmark(Section):
         name: What it is asked for by.
         title: What people call it.
         data: What `--data` must be.
+        published: Where the official files are.
+        suites: Suites that it belongs to (`--suite`).
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     data: ClassVar[str]
+    published: ClassVar[str] = ""
+    suites: ClassVar[tuple[str, ...]] = ()
+
+    def missing(self, path: Path) -> DataError:
+        """Return the error that says what is not there, where it is published and how it must lie."""
+        return DataError(f"{path}: is not there; {self.title} is published at {self.published}; give {self.data}")
+
+    def picture(self, folder: Path, name: str, *below: str) -> ImageRef:
+        """Return a picture that lies in a folder, or in one of those below it.
+
+        Raises:
+            DataError: It lies in none.
+        """
+        found = next((p for part in ("", *below) if (p := folder / part / name).is_file()), None)
+        if found is None:
+            raise self.missing(folder / (below[0] if below else "") / name)
+        return ImageRef(path=str(found.absolute()))
 
     def read(self, path: Path) -> list[Question]:
         """Read the questions from the official files.
@@ -101,3 +137,50 @@ def by_category(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     names = sorted({row["category"] for row in rows})
     parts = {name: [row for row in rows if row["category"] == name] for name in names}
     return {name: {"questions": len(part), "accuracy": share_right(part)} for name, part in parts.items()}
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON file: a list, or one object a line.
+
+    Raises:
+        DataError: It holds none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows: Any = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, text.splitlines()))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON that can be read ({one_line(error, 120)}); copy the file again") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: must hold objects; give the official file")
+    return rows
+
+
+def yes_no_question(
+    name: str, text: str, images: Sequence[ImageRef], gold: str, *, category: str, where: str, **facts: Any
+) -> Question:
+    """Return a question that is answered by yes or no."""
+    message = user_message(text, len(images))
+    prompt = PromptGroup(name, tuple(images), (message,), (), origin=where)
+    options = {"yes": "Yes", "no": "No"}
+    return Question(id=name, prompt=prompt, options=options, gold=(gold,), category=category, facts=facts)
+
+
+def first_word(answer: str) -> str | None:
+    """Return `yes` or `no` where an answer begins with it, else None."""
+    word = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
+    return word[1].lower() if word else None
+
+
+def yes_no_figures(rows: Sequence[Mapping[str, Any]], positive: str = "yes") -> dict[str, float | None]:
+    """Return accuracy, precision, recall, F1 and the share of yes, of rows with `read` and `gold`.
+
+    Args:
+        rows: The rows; what was read as neither is wrong.
+        positive: The answer that precision and recall are of.
+    """
+    said, true = ([row for row in rows if row[key] == positive] for key in ("read", "gold"))
+    hits = sum(row["gold"] == positive for row in said)
+    precision, recall = (hits / len(part) if part else None for part in (said, true))
+    f1 = 2 * hits / (len(said) + len(true)) if said or true else None
+    yes = sum(row["read"] == "yes" for row in rows) / len(rows) if rows else None
+    return {"accuracy": share_right(rows), "precision": precision, "recall": recall, "f1": f1, "yes_ratio": yes}
