@@ -56,6 +56,12 @@ def probes(
     return rows
 
 
+def longer(chosen: Any, negative: Any) -> list[dict[str, Any]]:
+    """More readings than four, in which nothing else changes."""
+    still: Any = (0,) * len(chosen)
+    return probes(chosen, negative, top1=still, ece=still, entropy=still, cold=still)
+
+
 def metrics(rows: int = 9, **columns: Any) -> list[dict[str, Any]]:
     """Logged rows at updates 1, 11, 21, …; a column is a number or one number a row."""
     return [
@@ -65,7 +71,21 @@ def metrics(rows: int = 9, **columns: Any) -> list[dict[str, Any]]:
 
 
 def found(name: str, *args: Any) -> Finding | None:
-    return next((f for f in diagnose(*args) if f.rule == name), None)
+    """What holds at the last reading."""
+    return next((f for f in diagnose(*args) if f.rule == name and f.until is None), None)
+
+
+def test_a_good_reading_does_not_erase() -> None:
+    """Serious at updates 20 and 30, gone at 40: a note that keeps figures and start, and says since when it is over."""
+    falling = ((0, -0.1, -0.3, -0.4), (0, -1, -2, -3))
+    before = found("likelihood_displacement", probes(*falling))
+    rows = longer(*((*side, 0.0, 0.0) for side in falling))
+    (after,) = (f for f in diagnose(rows) if f.rule == "likelihood_displacement")
+    assert before is not None and before.until is None and before.severity == "serious"
+    assert (after.severity, after.until, after.step, after.figures) == ("note", 40, before.step, before.figures)
+    assert before.sentence in after.sentence and after.to_json()["until"] == 40 and "until" not in before.to_json()
+    rows = longer((0, 0, -0.1, -0.3, 0, -0.3, -0.3), (0, 0, -1, -2, 0, -1, -2))
+    assert [f.severity for f in diagnose(rows) if f.rule == "likelihood_displacement"] == ["serious"]
 
 
 def test_displacement() -> None:

@@ -84,7 +84,7 @@ def squeezing(stream: Stream, facts: StageFacts) -> Finding | None:
         "Pushing down what is already unlikely squeezes the mass onto the argmax.",
         "Cool or drop easy negatives: "
         + ("raise stage2.floor" if facts.objective == "cw_dpo" else "stage2.objective=cw_dpo")
-        + ", take negatives that the model finds likely (negatives.stage2.beam), lower stage2.learning_rate.",
+        + ", or lower stage2.learning_rate.",
         stream.first_step(squeezed),
         {
             "chosen_change": chosen[-1],

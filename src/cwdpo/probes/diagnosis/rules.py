@@ -43,7 +43,7 @@ def diagnose(
     facts: StageFacts | None = None,
     rules: Sequence[Rule] = (),
 ) -> list[Finding]:
-    """Name what goes wrong in a stage.
+    """Name what goes wrong in a stage, and what went wrong in it: a later good reading does not erase a finding.
 
     Args:
         probes: Rows of `probes.jsonl` so far; the first is the start of the stage.
@@ -52,15 +52,27 @@ def diagnose(
         rules: Further rules, of figures of your own.
 
     Returns:
-        Findings, the most serious first; of one rule at most one.
+        Findings, the most serious first; of one rule at most one. What held at earlier readings only, as a warning or
+        worse, is a note with the update since when it no longer holds.
     """
-    stream = Stream(probes, metrics)
-    found: dict[str, Finding] = {}
-    for rule in (*RULES, *rules):
-        finding = rule(stream, facts or StageFacts())
-        if finding is not None:
-            found.setdefault(finding.rule, finding)
+    every, known = (*RULES, *rules), facts or StageFacts()
+    found = _found(Stream(probes, metrics), known, every)
+    for end in range(len(probes) - 1, 1, -1):
+        last, step = (int(row.get("step", 0)) for row in probes[end - 1 : end + 1])
+        until_then = Stream(probes[:end], [row for row in metrics if int(row.get("step", 0)) <= last])
+        for name, finding in _found(until_then, known, every).items():
+            if name not in found and finding.severity != "note":
+                found[name] = finding.ended(step)
     return sorted(found.values(), key=lambda f: _RANK[f.severity])
+
+
+def _found(stream: Stream, facts: StageFacts, rules: Sequence[Rule]) -> dict[str, Finding]:
+    """Return what holds at the last reading, by rule."""
+    found: dict[str, Finding] = {}
+    for rule in rules:
+        if (finding := rule(stream, facts)) is not None:
+            found.setdefault(finding.rule, finding)
+    return found
 
 
 def write_diagnosis(path: Path, findings: Sequence[Finding], *, facts: StageFacts, readings: int, step: int) -> None:

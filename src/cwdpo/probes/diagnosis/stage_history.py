@@ -29,6 +29,7 @@ class Finding:
         remedy: What to change in the recipe.
         step: The update at which it was first seen.
         figures: The evidence, by name.
+        until: The update of the reading from which on it no longer holds; None while it holds.
     """
 
     rule: str
@@ -37,6 +38,12 @@ class Finding:
     remedy: str
     step: int
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    until: int | None = None
+
+    def ended(self, step: int) -> Finding:
+        """Return what is left of it when a later reading no longer shows it: a note."""
+        said = f"Was so, since update {step} no longer: {self.sentence}"
+        return replace(self, severity="note", sentence=said, until=step)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row form."""
@@ -47,6 +54,7 @@ class Finding:
             "remedy": self.remedy,
             "step": self.step,
             "figures": {name: value for name, value in self.figures.items() if math.isfinite(value)},
+            **({} if self.until is None else {"until": self.until}),
         }
 
     @property
