@@ -13,6 +13,7 @@ from typing import Any
 from cwdpo.data.dataset_info import find_entry, split_name
 from cwdpo.data.detect_format import detect_format, detect_tar
 from cwdpo.data.formats.llamafactory import read_llamafactory
+from cwdpo.data.own_rows import read_native
 from cwdpo.data.row_columns import proposal, renamed
 from cwdpo.data.row_context import RowContext
 from cwdpo.data.row_format import FORMATS, Format
@@ -25,6 +26,7 @@ from cwdpo.data.tables.parquet import arrow_rows, is_saved_dataset, load_parquet
 from cwdpo.data.tables.raw_row import RawRow, RawTable
 from cwdpo.data.tables.remote_files import expand, is_remote
 from cwdpo.data.tables.text_tables import ROW_LIMIT, is_there, json_rows, jsonl_rows, require_file
+from cwdpo.data.unpaired import paired
 from cwdpo.errors import DataError, RecipeError
 
 __all__ = ["RowReader", "open_source", "row_reader", "shards_of"]
@@ -76,6 +78,7 @@ def open_source(
     cache: Path | None = None,
     row_limit: int = ROW_LIMIT,
     columns: Mapping[str, str] | None = None,
+    pair_unpaired: bool = False,
 ) -> tuple[str, RawTable, RowReader]:
     """Return the format, the rows and their reader. Rows are read as they are asked for.
 
@@ -87,11 +90,15 @@ def open_source(
         cache: Folder for the Arrow copy of Parquet files; None: the cache of `datasets`.
         row_limit: Bytes of the longest line of JSON.
         columns: What columns of the rows are called: `{prompt: question}` reads `question` as the prompt.
+        pair_unpaired: Whether rows are answers marked good or bad, to be grouped by prompt.
 
     Raises:
         DataError: Not there, empty, or not in that format.
     """
     columns = columns or {}
+    if pair_unpaired:
+        _, table, _ = open_source(path, "cwdpo", split, cache, row_limit)
+        return "unpaired", RawTable(table.root, paired(table.rows, columns)), read_native
     if name != "auto":
         _format(name)
     files = shards_of(path)

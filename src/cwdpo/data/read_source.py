@@ -46,6 +46,7 @@ class DataSource:
         columns: What columns of the rows are called: `{"prompt": "question"}` reads `question` as the prompt.
         pairs: What rated answers become, `best`, `adjacent` or `all`; see `cwdpo.data.row_context.Reading`.
         pair_gap: Least difference of the ratings of a pair.
+        pair_unpaired: Whether rows are answers marked good or bad (KTO), to be grouped by prompt.
         private_addresses: Whether images are fetched from private networks and this machine.
         image_root: Folder that relative image paths start from; None: the data file's folder (for caption files also
             its `images`).
@@ -70,6 +71,7 @@ class DataSource:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     pairs: Literal["best", "adjacent", "all"] = "best"
     pair_gap: float = 0.0
+    pair_unpaired: bool = False
     private_addresses: bool = False
     image_root: str | Path | None = None
     prompt: str = DEFAULT_PROMPT
@@ -227,7 +229,14 @@ class SourceRows:
         names = ("prompt", "captions", "seed", "pairs", "pair_gap", "private_addresses")
         reading = Reading(**{name: getattr(source, name) for name in names})
         self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
-            open_source, source.path, source.format, source.split, cache, source.row_limit, source.columns
+            open_source,
+            source.path,
+            source.format,
+            source.split,
+            cache,
+            source.row_limit,
+            source.columns,
+            source.pair_unpaired,
         )
         self.format, self._table, self._reader = self._open()
         root = self._table.root if source.image_root is None else _folder(source.image_root)

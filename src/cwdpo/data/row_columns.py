@@ -45,6 +45,8 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
 def proposal(columns: Iterable[str]) -> str:
     """Return what `data.columns` might be for rows with these columns, as an error proposes it."""
     known = {column.lower(): column for column in columns}
+    if {"completion", "label"} <= known.keys():
+        return "set data.pair_unpaired: true, which makes pairs of answers marked good or bad"
     found = {name: next((known[c] for c in often if c in known), "…") for name, often in _OFTEN.items()}
     listed = ", ".join(f"{name}: {column}" for name, column in found.items() if column != name)
     return f"set data.columns: {{{listed}}}"

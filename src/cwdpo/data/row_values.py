@@ -69,7 +69,9 @@ def require_good(row: Mapping[str, Any], mark: str) -> None:
         RowError: The column `mark` is false.
     """
     if row.get(mark) is False:
-        raise RowError("only a bad answer", f"{mark} is false (KTO), so its answer is no chosen one; pairs need both")
+        raise RowError(
+            "only a bad answer", f"{mark} is false (KTO): no chosen answer; set data.pair_unpaired: true for pairs"
+        )
 
 
 def require_column(row: Mapping[str, Any], name: str) -> Any:

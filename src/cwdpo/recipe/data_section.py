@@ -31,6 +31,9 @@ class DataSection(Section):
     all lower ones."""
     pair_gap: float = Field(default=0.0, ge=0)
     """Least difference of the ratings of such a pair, in their own units; equal ratings never make one."""
+    pair_unpaired: bool = False
+    """Rows are answers that are each marked good or bad (KTO: `label`, `kto_tag`): those to the same prompt become
+    pairs."""
     private_addresses: bool = False
     """Fetch images also from http(s) addresses of private networks and of this machine."""
     image_root: str | None = None

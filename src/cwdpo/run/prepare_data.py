@@ -55,6 +55,7 @@ def source_of(recipe: Recipe, path: str | Path, **changes: Any) -> DataSource:
         "columns": d.columns,
         "pairs": d.pairs,
         "pair_gap": d.pair_gap,
+        "pair_unpaired": d.pair_unpaired,
         "private_addresses": d.private_addresses,
         "image_root": d.image_root,
         "prompt": d.prompt,
