@@ -29,9 +29,9 @@ def context(groups: Sequence[PromptGroup], mix: SourceMix, folder: Path, **more:
     return SourceContext(groups, mix, **{"seed": 0, "folder": folder, "policy": None} | more)
 
 
-def build(groups: Sequence[PromptGroup], mix: SourceMix, folder: Path, policy: Any = None, seed: int = 0) -> Built:
+def build(groups: Sequence[PromptGroup], mix: SourceMix, folder: Path, policy: Any = None, **more: Any) -> Built:
     counts = BuildCounts()
-    made = list(make_negatives(context(groups, mix, folder, policy=policy, seed=seed), counts))
+    made = list(make_negatives(context(groups, mix, folder, policy=policy, **more), counts))
     used = {name: count for name, count in counts.used.items() if count}
     return Built(made, used, counts.by_source, list(read_jsonl(folder / "dropped.jsonl")))
 

@@ -180,3 +180,18 @@ def test_on_policy_texts_are_kept_by_prompt_policy_and_settings(tmp_path: Path, 
     build(groups[:1], mix(sample=1, temperature=0.5), tmp_path / "n", tiny.again())
     assert tiny.loads == 3
     assert all((tmp_path / "n" / f"{name}.jsonl").stat().st_size > size[name] for name in size)
+
+
+def test_what_cannot_be_trained_on_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    """Whoever proposed it; another source stands in."""
+    mix = SourceMix.model_validate({"dataset": 1, "other": 1})
+
+    def unfit(group: PromptGroup, text: str) -> str | None:
+        assert group.by_role(CHOSEN)
+        return "needs 90 tokens, the limit is 80" if "number 3" in text else None
+
+    built = build(rows(8), mix, tmp_path, unfit=unfit)
+    dropped = [row for row in built.dropped if row["reason"].startswith("needs 90 tokens")]
+    assert dropped and all("number 3" in row["text"] for row in dropped)
+    assert not [text for texts in built.texts().values() for text in texts if "number 3" in text]
+    assert len(built.groups) == 8 and sum(counts.dropped for counts in built.sources.values()) == len(built.dropped)

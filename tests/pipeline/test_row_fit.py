@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from cwdpo.data import load_groups
+from cwdpo.data.schema import Response
 from cwdpo.errors import DataError, RecipeError, RunError
-from cwdpo.files import read_jsonl
+from cwdpo.files import read_json, read_jsonl
 from cwdpo.recipe import Recipe
 from cwdpo.run import Run
 from cwdpo.run.prepare_data import prepare_data, source_of
-from cwdpo.run.row_fit import row_fit
+from cwdpo.run.row_fit import negative_fit, row_fit
+from cwdpo.run.run_dir import resolved
 
 
 def _rows(folder: Path, *, changes: dict[int, dict[str, Any]] | None = None) -> Path:
@@ -87,6 +89,27 @@ def test_rows_about_one_picture_are_measured_without_reading_it_again(tmp_path: 
     for limit in (lengths[12], lengths[12] - 1):
         fit = row_fit(_run(tmp_path / "run", data, model={"max_length": limit}))
         assert [fit(group) is None for group in groups] == [length <= limit for length in lengths]
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["room known", "room unknown"])
+def test_negatives_are_measured_as_rows_are(tmp_path: Path, settled: bool) -> None:
+    """At the limit, and one token above it, whether the data's step has noted what room its rows leave or not."""
+    data = _rows(tmp_path / "d")
+    encoder = _run(tmp_path / "measure", data).encoder(resolved("scenes"))
+    group = load_groups(source_of(Recipe(), data, format="cwdpo")).groups[-1]
+    answers = [Response(" ".join(["word"] * n), "rejected") for n in (50, 51)]
+    encoded = encoder.encode(group.with_responses(answers))
+    fits, over = (len(encoded.prefix_ids) + len(response.ids) for response in encoded.responses)
+    assert over > fits
+    run = _run(tmp_path / "run", data, model={"max_length": fits})
+    _prepare(run)
+    if not settled:
+        done = run.folder / "data" / "done.json"
+        done.write_text(json.dumps({k: v for k, v in read_json(done).items() if k != "room"}))
+    unfit = negative_fit(run, run.model_path)
+    assert unfit(group, answers[0].text) is None and unfit(group, "a cat") is None
+    assert f"the limit is {fits}" in str(unfit(group, answers[1].text))
+    assert "placeholder" in str(unfit(group, "a <|image_pad|>")) and unfit(group, "a [small] cat") is None
 
 
 def test_a_changed_limit_reads_the_data_again(tmp_path: Path) -> None:

@@ -209,6 +209,8 @@ class NegativeBuilder:
                 for candidate in proposed.get(group.id, ()):
                     named = replace(candidate, source=name)
                     result = self._filter(group, named)
+                    if result.reason is None and context.unfit is not None:
+                        result = replace(result, reason=context.unfit(group, named.text))
                     self._counts.by_source[name].add(result)
                     if result.reason is None:
                         pools[group.id][name].append(named)

@@ -66,6 +66,7 @@ class SourceContext:
         editor: The endpoint of `negatives.editor`.
         progress: Told how many of the prompts are done.
         note: Told what is worth knowing beforehand, such as the cost.
+        unfit: Says of a text why a prompt cannot be trained on with it, or None.
     """
 
     rows: Sequence[PromptGroup]
@@ -76,6 +77,7 @@ class SourceContext:
     editor: EditorSection = field(default_factory=EditorSection)
     progress: Callable[[int, int], None] | None = None
     note: Callable[[str], None] | None = None
+    unfit: Callable[[PromptGroup, str], str | None] | None = None
     _shared: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

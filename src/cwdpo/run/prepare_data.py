@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from cwdpo.files import file_digest, read_json, read_jsonl, write_jsonl, write_l
 from cwdpo.methods.sft_c import SFTC
 from cwdpo.plugins import user_file
 from cwdpo.recipe import Recipe, SourceMix
-from cwdpo.run.row_fit import Fit, row_fit
+from cwdpo.run.row_fit import RowFit, row_fit
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.scenes.scene_rows import write_rows
 
@@ -110,7 +111,7 @@ def share_rows(
     held_out: DataSource | float,
     *,
     progress: Progress,
-    fit: Fit | None = None,
+    fit: RowFit | None = None,
     folder: Path | None = None,
     scratch: Path | None = None,
 ) -> Generator[SharedRows]:
@@ -156,11 +157,17 @@ def prepare_data(run: RunDirectory) -> None:
         _check_unchanged(run)
         return
 
+    began: dict[str, float] = {}
+
     def told(what: str, done: int, total: int | None) -> None:
         if total is not None:
+            seconds = time.monotonic() - began.setdefault(what, time.monotonic())
+            rate = f", {done / seconds:,.0f} a second" if seconds > 1 else ""
             # Not the last one: an error may follow, and its line stands alone.
             label = "looking at images" if what == "images" else "encoding rows"
-            run.reporter.progress(label, min(done, total - 1), total)
+            run.reporter.progress(f"{label}{rate}", min(done, total - 1), total)
+            if done == total and what == "fits":
+                run.reporter.note(f"{total:,} rows encoded in {seconds:.0f} s{rate}")
         elif done % _TOLD_EVERY == 0:
             run.reporter.note(f"{done:,} rows read")
 
@@ -178,7 +185,7 @@ def prepare_data(run: RunDirectory) -> None:
         counts = {part: shared.roles[part]["prompts"] for part in PARTS}
     files = _source_files(run.recipe)
     facts = {"sources": {str(f): _content(f) for f in files}, "stamps": {str(f): _stamp(f) for f in files}}
-    run.finish("data", {"counts": counts, "bad_rows": bad, **facts})
+    run.finish("data", {"counts": counts, "bad_rows": bad, "room": None if fit is None else fit.room, **facts})
     run.reporter.note(", ".join(f"{n} {name}" for name, n in counts.items()))
 
 

@@ -24,6 +24,7 @@ from cwdpo.negatives.per_update_draw import NegativeSampler, frontier
 from cwdpo.negatives.source import SourceContext, seeded
 from cwdpo.processes import processes
 from cwdpo.recipe import RefreshSection, SourceMix, Stage2Mix
+from cwdpo.run.row_fit import negative_fit
 from cwdpo.run.run_dir import RunDirectory, placed
 from cwdpo.run.run_rows import read_part, write_part
 from cwdpo.scoring.reference import ReferenceCache
@@ -168,6 +169,7 @@ class Refresher(Rounds):
             folder=folder,
             policy=policy,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
+            unfit=negative_fit(run, self._start),
         )
         built = regenerate_negatives(context)
         before, after = (self._mean_weight(scorer, groups) for groups in (old, built.groups))

@@ -17,6 +17,7 @@ from cwdpo.negatives.generating_model import NegativePolicy
 from cwdpo.negatives.source import SourceContext
 from cwdpo.processes import processes
 from cwdpo.recipe import SourceMix
+from cwdpo.run.row_fit import negative_fit
 from cwdpo.run.run_dir import RunDirectory
 from cwdpo.scoring.scorer import AutoScorer
 
@@ -82,11 +83,11 @@ def with_negatives(run: RunDirectory, stage: str, mix: SourceMix, model_path: st
     team = processes()
     if not team.lead(made):
         policy = negative_policy(run, stage, model_path)
-        team.lead(lambda: _make_negatives(run, stage, mix, policy), **policy.help)
+        team.lead(lambda: _make_negatives(run, stage, mix, policy, model_path), **policy.help)
     return read_part(run, path, "chosen", _tallies(path.parent).get("rows"))
 
 
-def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy) -> None:
+def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: NegativePolicy, model_path: str) -> None:
     folder = run.folder / "negatives" / stage
     run.reporter.step("negatives", f"negatives of {stage}")
     counts = BuildCounts()
@@ -102,6 +103,7 @@ def _make_negatives(run: RunDirectory, stage: str, mix: SourceMix, policy: Negat
             editor=run.recipe.negatives.editor,
             progress=lambda done, total: run.reporter.progress("generating negatives", done, total),
             note=run.reporter.note,
+            unfit=negative_fit(run, model_path),
         )
         for group in make_negatives(context, counts):
             rows += 1
