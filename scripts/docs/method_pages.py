@@ -19,7 +19,7 @@ def methods_page() -> str:
     lines = [
         "# Losses of both stages",
         "",
-        "What `cwdpo methods` prints. Δ = log π_θ − log π_ref, summed over the response; m = β(Δ_w − Δ_l); ℓ̄ is a mean "
+        "What `cwdpo methods` prints. Δ = log π_θ − log π_ref, summed over the response; r = βΔ; m = r_w − r_l; ℓ̄ is a mean "
         "per token; ~ is the altered image. [The method](method.md) says what a line cannot.",
         "",
     ]

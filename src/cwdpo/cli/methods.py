@@ -32,7 +32,7 @@ def methods(
                 lines = [row["formula"], source, *filter(None, [row["note"]])]
                 table.add_row(styled((row["name"], "bold")), "\n".join(lines), row["settings"])
         console.print(table)
-    console.print("Δ = log π_θ − log π_ref summed over the response, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ")
+    console.print("Δ = log π_θ − log π_ref summed over the response, r = βΔ, m = r_w − r_l, ℓ̄ a mean per token, ")
     console.print("~ under the altered image, p = σ(m). Choose one with --set stage2.objective=ipo.")
 
 

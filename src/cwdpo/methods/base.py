@@ -55,7 +55,7 @@ class Method(Section):
     title: ClassVar[str]
     """What people call it; the class's name if left out, as for `name`."""
     formula: ClassVar[str] = ""
-    """In one line; Δ = log π_θ − log π_ref, m = β(Δ_w − Δ_l), ℓ̄ a mean per token, ~ under the altered image."""
+    """In one line; Δ = log π_θ − log π_ref, r = βΔ, m = r_w − r_l, ℓ̄ a mean per token, ~ under the altered image."""
     paper: ClassVar[str] = ""
     """Authors and year."""
     arxiv: ClassVar[str] = ""
