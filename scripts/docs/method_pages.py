@@ -19,8 +19,8 @@ def methods_page() -> str:
     lines = [
         "# Losses of both stages",
         "",
-        "What `cwdpo methods` prints. Δ = log π_θ − log π_ref, summed over the response; r = βΔ; m = r_w − r_l; ℓ̄ is a mean "
-        "per token; ~ is the altered image. [The method](method.md) says what a line cannot.",
+        "What `cwdpo methods` prints. Δ = log π_θ − log π_ref, summed over the response; r = βΔ; m = r_w − r_l; ℓ̄ is a "
+        "mean per token; ~ is the altered image. [The method](method.md) says what a line cannot.",
         "",
     ]
     rows = method_rows()
