@@ -80,6 +80,43 @@ def test_one_run_is_set_against_its_own_start() -> None:
     assert figures(found)["Captions wholly right"] == (["75.0", "0.0", "+75.0", "18.9", "100.0"], "good")
 
 
+def test_every_stage_against_the_one_before_it() -> None:
+    """Stage 1 got 6 of 8 right where the base had none; Stage 2 lost them again: said plainly, whatever the order."""
+    run = a_run("new", 0.05, 0.02, [False] * 8)
+    run.files["evaluation/summary.json"]["base"] = {"correct": 0.0}
+    run.files["evaluation/summary.json"]["before"]["correct"] = 0.75
+    for i, row in enumerate(run.files["evaluation/rows.jsonl"]):
+        row |= {"base": {"correct": False}, "before": {"correct": i < 6}}
+    found = describe_run(run)
+    assert found is not None
+    assert figures(found)["Stage 1: Captions wholly right"][1] == "good"
+    assert figures(found)["Captions wholly right"][1] == "bad"
+    assert "Stage 2 made it worse" in found.sentence and "Stage 1 made" not in found.sentence
+    for row in run.files["evaluation/rows.jsonl"]:
+        row["after"] = row["before"]
+    run.files["evaluation/summary.json"]["after"]["correct"] = 0.75
+    found = describe_run(run)
+    assert found is not None and "Stage 2 made no difference" in found.sentence
+
+
+def test_a_model_that_does_not_look_is_called_out_first() -> None:
+    """An interval of the gap that holds 0, or one caption for most pictures."""
+    run = a_run("new", 0.05, 0.02, [True] * 12)
+    rows, after = run.files["evaluation/rows.jsonl"], run.files["evaluation/summary.json"]["after"]
+    for gap, captions, blind in (
+        ((0.5, 0.2, 0.8), [f"a {i}" for i in range(12)], False),
+        ((0.1, -0.2, 0.4), [f"a {i}" for i in range(12)], True),
+        ((0.5, 0.2, 0.8), ["a cat"] * 7 + [f"a {i}" for i in range(5)], True),
+        ((0.5, 0.2, 0.8), ["a cat"] * 6 + [f"a {i}" for i in range(6)], False),
+    ):
+        after["grounding"] = dict(zip(("gap", "low", "high"), gap, strict=True))
+        for row, caption in zip(rows, captions, strict=True):
+            row["after"]["caption"] = caption
+        found = describe_run(run)
+        assert found is not None
+        assert found.sentence.startswith("new does not show that it looks") is blind
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [

@@ -28,6 +28,8 @@ def train(
     from cwdpo.processes import join_processes, processes
     from cwdpo.recipe.load_recipe import load_recipe
     from cwdpo.report import write_report
+    from cwdpo.report.read_run import read_runs
+    from cwdpo.report.verdict import describe_run
     from cwdpo.run import Run
 
     quiet_libraries()
@@ -43,6 +45,8 @@ def train(
     if not processes().main:
         return
     if summary:
+        if (verdict := describe_run(read_runs([folder])[0])) is not None:
+            typer.echo(verdict.sentence)
         summary_table(summary)
     with output(page, "report") as draft:
         write_report([folder], draft.file, title=asked.name)

@@ -78,7 +78,8 @@ def _sections(runs: Sequence[RunRecord], table: Mapping[str, Any] | None) -> lis
 def _overview(runs: Sequence[RunRecord], table: Mapping[str, Any] | None) -> list[Block]:
     verdicts = [compare_runs(run, runs[0]) for run in runs[1:]] if len(runs) > 1 else [describe_run(runs[0])]
     known = [v for v in verdicts if v is not None]
-    blocks = [*findings_blocks(runs), *(replace(v, folded=len(known) > 1) for v in known)]
+    shown: list[Block] = [replace(v, folded=len(known) > 1) for v in known]
+    blocks = [*shown, *findings_blocks(runs)] if len(runs) == 1 else [*findings_blocks(runs), *shown]
     for run in runs:
         if not run.summary.get("after"):
             why = "it is still under way, or `evaluation.prompts` is 0. Nothing is concluded about it"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cwdpo.evaluation.intervals import mean_interval, paired_share_interval
@@ -13,7 +14,7 @@ from cwdpo.recipe.load_recipe import recipe_differences
 from cwdpo.report.page_blocks import Statement, Verdict
 from cwdpo.report.run_record import STAGES, RunRecord, measured
 from cwdpo.report.ticks import signed, text_of
-from cwdpo.report.values import number
+from cwdpo.report.values import as_map, number
 
 __all__ = ["compare_runs", "describe_run"]
 
@@ -22,6 +23,9 @@ _SAME = 0.02
 
 _FEW = 30
 """Intervals over fewer pictures than this come with a warning."""
+
+_FEW_CAPTIONS = 10
+"""Fewer captions than this may be the same by chance."""
 
 _JUDGED = {
     "ece": ("ended better calibrated", "ended worse calibrated"),
@@ -85,24 +89,70 @@ def compare_runs(run: RunRecord, base: RunRecord) -> Verdict | None:
 
 
 def describe_run(run: RunRecord) -> Verdict | None:
-    """Say what the last stage changed, its end against its start; None if the run has no evaluation."""
+    """Say what each stage changed on the same held-out prompts, from the base on; None without an evaluation."""
     if not run.summary.get("after") or not run.summary.get("before"):
         return None
     stage = STAGES[run.last_stage]
     said: list[_Said] = []
     if (moved := _moved(run)) is not None:
         said.append((Statement("Drift of the token distribution", f"{moved} from the stage's start."), ""))
-    for name in _JUDGED:
-        ends = run.measure("after", name), run.measure("before", name)
-        if run.seeds:
-            pairs = [(one.measure("after", name), one.measure("before", name)) for one in run.seeds]
-        else:
-            pairs = [(_of_row(r, "after", name), _of_row(r, "before", name)) for r in run.evaluated]
-        said += _judge(name, _pair(ends, pairs, run), "after,", " before")
+    changed = _changed(run, "before", "after")
+    said += changed
     said += _grounding([("After", run.summary["after"]), ("before", run.summary["before"])])
     caveat = _MEANS.format(len(run.seeds)) if run.seeds else _SEEDS.format("One run")
-    sentence = _sentence(f"Over {stage}, {run.label}", said)
-    return Verdict(f"{stage} ({run.label}): end against start", sentence, [s for s, _ in said], [caveat])
+    sentence = _sentence(f"Over {stage}, {run.label}", said) + _plainly(stage, changed)
+    heading, statements = f"{stage} ({run.label}): end against start", [s for s, _ in said]
+    if run.after_stage1 and (first := _changed(run, "base", "before")):
+        sentence = f"{_sentence(f'Over Stage 1, {run.label}', first)}{_plainly('Stage 1', first)} {sentence}"
+        heading = f"Base → Stage 1 → Stage 2 ({run.label}), on the same held-out prompts"
+        statements = [*(replace(s, measure=f"Stage 1: {s.measure}") for s, _ in first), *statements]
+    return Verdict(heading, _blind(run) + sentence, statements, [caveat])
+
+
+def _blind(run: RunRecord) -> str:
+    """Say it first where a model says the same whatever the picture."""
+    signs: list[str] = []
+    gap, low, high = (number(run.summary["after"], "grounding", key) for key in ("gap", "low", "high"))
+    if gap is not None and low is not None and low <= 0:
+        ends = f"[{text_of(low)}, {text_of(high)}]"
+        signs.append(f"gold captions are not likelier with their own picture than with another ({text_of(gap)} {ends})")
+    captions = [c for row in run.evaluated if isinstance(c := as_map(row, "after").get("caption"), str)]
+    most = max(Counter(captions).values(), default=0)
+    if len(captions) >= _FEW_CAPTIONS and 2 * most > len(captions):
+        signs.append(f"{most} of {len(captions)} captions are the same")
+    if not signs:
+        return ""
+    others = f"negatives.{run.last_stage}.other"
+    remedy = "Make sure that rows have their own pictures (`cwdpo check`)"
+    remedy += (
+        "." if number(run.recipe, *others.split(".")) else f", and train with {others}, answers to other pictures."
+    )
+    return f"{run.label} does not show that it looks at the picture: {_join(signs)}. {remedy} "
+
+
+def _changed(run: RunRecord, start: str, end: str) -> list[_Said]:
+    """Say how every judged figure changed between two models of a run, on the same prompts."""
+    said: list[_Said] = []
+    for name in _JUDGED:
+        ends = run.measure(end, name), run.measure(start, name)
+        if run.seeds:
+            pairs = [(one.measure(end, name), one.measure(start, name)) for one in run.seeds]
+        else:
+            pairs = [(_of_row(r, end, name), _of_row(r, start, name)) for r in run.evaluated]
+        said += _judge(name, _pair(ends, pairs, run), "after,", " before")
+    return said
+
+
+def _plainly(stage: str, said: Sequence[_Said]) -> str:
+    """Say it where nothing speaks for a stage."""
+    signs = {phrase[0] for _, phrase in said if phrase}
+    if "+" in signs or not signs:
+        return ""
+    return (
+        f" {stage} made it worse: the model before it is the better one."
+        if "-" in signs
+        else (f" {stage} made no difference that is shown: stopping before it would have done.")
+    )
 
 
 def _pair(
