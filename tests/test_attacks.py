@@ -6,8 +6,10 @@ import asyncio
 import gzip
 import importlib
 import json
+import math
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,12 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cwdpo.chat.client import ChatClient, ServiceError, _read  # pyright: ignore[reportPrivateUsage]
-from cwdpo.errors import RecipeError, RunError, printable
+from cwdpo.errors import RecipeError, RunError, UserError, printable
+from cwdpo.evaluation.score_responses import score_responses
 from cwdpo.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from cwdpo.outputs import LIST, OwnedFolder, output, require_replaceable
 from cwdpo.planning.gpus import parse_gpus, read_layout
@@ -162,3 +167,73 @@ def test_what_follows_a_compressed_answer_counts_towards_the_limit() -> None:
     response: Any = SimpleNamespace(headers={"content-encoding": "gzip"}, aiter_raw=stream)
     with pytest.raises(ServiceError, match="answer_limit"):
         asyncio.run(client._content(response))  # pyright: ignore[reportPrivateUsage]
+
+
+# -- models that are not what they seem --------------------------------------------------------------------------------
+
+
+def spoil(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def spoiled(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return spoiled
+
+
+HEAD = "lm_head.weight"
+MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no numbers": (spoil(lambda w: w.update({k: v * math.nan for k, v in w.items()})), "NaN"),
+    "another shape": (
+        spoil(lambda w: w.update({"lm_head.weight": w["lm_head.weight"][:-1].clone()})),
+        "lm_head.weight",
+    ),
+    "half a generation config": (lambda f: (f / "generation_config.json").write_text('{"a'), "generation_config.json"),
+    "an empty generation config": (lambda f: (f / "generation_config.json").write_text(""), "generation_config.json"),
+    "no heads": (lambda f: change_config(f, num_attention_heads=0), "cannot be loaded"),
+    "patches of nothing": (lambda f: change_patches(f, 0), "division by zero"),
+    "an adapter of itself": (lambda f: adapter(f, base_model_name_or_path="m"), "merge"),
+    "an adapter without a scale": (lambda f: adapter(f, lora_alpha=None), "adapter"),
+    "an adapter whose layers are no pattern": (lambda f: adapter(f, target_modules="("), "adapter"),
+    "no words": (lambda f: change_config(f, vocab_size=5), "config.json asks for"),
+}
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_patches(folder: Path, size: int) -> None:
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"]["patch_size"] = size
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
+def adapter(folder: Path, **values: Any) -> None:
+    """Make the model an adapter of a copy of it."""
+    shutil.copytree(folder, "base")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "base",
+        "r": 2,
+        "target_modules": "all-linear",
+        **values,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings | values))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_is_not_what_it_seems(
+    name: str, tmp_path: Path, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder("qwen2_5_vl"), "m")
+    Image.new("RGB", (28, 28)).save("a.png")
+    Path("a.jsonl").write_text(json.dumps({"image": "a.png", "prompt": "what ?", "chosen": "a", "rejected": "b"}))
+    change, said = MODELS[name]
+    change(Path("m"))
+    with pytest.raises(UserError, match=said):
+        score_responses("m", Path("a.jsonl"), reference=None, floor=-3, tau=1, batch_size=2)

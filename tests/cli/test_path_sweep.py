@@ -119,10 +119,11 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "bytes": lambda path: path.write_bytes(bytes(range(256)) * 8),
     "long name": lambda path: None,
     "below a file": lambda path: path.write_text("mine"),
+    "odd name": lambda path: None,
 }
 INPUT_KINDS = list(KINDS)
-OUTPUT_KINDS = [*(kind for kind in KINDS if kind not in ("missing", "empty file", "bytes")), "own input"]
-PLACES = {"long name": "x" * 300, "below a file": "odd/below"}
+OUTPUT_KINDS = [*(kind for kind in KINDS if kind not in ("missing", "empty file", "bytes", "odd name")), "own input"]
+PLACES = {"long name": "x" * 300, "below a file": "odd/below", "odd name": "[/INST]\x1b[31m\nx"}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -252,7 +253,7 @@ def test_sweep(
         said = capfd.readouterr().err
         assert ended.value.code == 2, said
         assert said.startswith("error: ") and said.count("\n") == 1, said
-        assert "Traceback" not in said
+        assert "Traceback" not in said and "\x1b" not in said
         assert content(folder) == before, said
 
 

@@ -56,7 +56,7 @@ def compare_models(
     found["delta"] = {kind: _delta(kind, a["prompts"], b["prompts"]) for kind in a["kinds"]}
     found["samples"] = [
         {"id": one["id"], "gold": one["gold"], "a": one["places"], "b": other["places"]}
-        for one, other in zip(a["top_tokens"], b["top_tokens"], strict=True)
+        for one, other in zip(a.get("top_tokens", ()), b.get("top_tokens", ()), strict=True)
     ]
     empty_cache()
     return found

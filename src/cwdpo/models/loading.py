@@ -80,9 +80,15 @@ def _read_base(section: ModelSection, where: str, settings: dict[str, Any]) -> A
     if quantized is not None:
         settings = settings | {"quantization_config": quantized}
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        where, use_safetensors=True, output_loading_info=True, **settings
+        where, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
     )
     model, info = loaded
+    if info["mismatched_keys"]:  # said here: transformers' own error has no names
+        name, found, wanted = min(info["mismatched_keys"], key=str)
+        raise ModelError(
+            f"{where}: {name} has shape {tuple(found)} in the file, and config.json asks for {tuple(wanted)}; take "
+            "both from the same model"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -126,7 +132,7 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, 
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # as above
         raise ModelError(f"{folder}: adapter_config.json cannot be read: {one_line(error)}") from error
     if not (folder / "adapter_model.safetensors").is_file():  # peft would unpickle adapter_model.bin, or ask the hub
         raise ModelError(f"{folder}: no adapter_model.safetensors in it; save the adapter with save_pretrained")
@@ -143,9 +149,9 @@ def _load_with_adapter(section: ModelSection, folder: Path, *, trainable: bool, 
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
         _require_fit(model, folder)
         return model
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ModelError:
+        raise
+    except Exception as error:  # as above
         raise ModelError(f"{folder}: the adapter does not fit its base {base_path}: {one_line(error)}") from error
 
 

@@ -46,11 +46,15 @@ def require_model(path: str) -> None:
     for file in folder.iterdir():
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise ModelError(f"{file}: is a pipe or a device, not a model's file; remove it")
+        if file.name.endswith("config.json") and file.is_file():
+            _json_object(file)  # transformers takes defaults in place of a damaged generation_config.json
     settings = folder / "adapter_config.json"
     if settings.is_file():
         base = _json_object(settings).get("base_model_name_or_path")
         if not isinstance(base, str):
             raise ModelError(f"{settings}: names no base model; save the adapter with peft's save_pretrained")
+        if (Path(base) / settings.name).is_file():
+            raise ModelError(f"{path}: is an adapter, and its base {base} is one too; merge that one first")
         try:
             require_model(base)
         except ModelError as error:

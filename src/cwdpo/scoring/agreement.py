@@ -34,7 +34,7 @@ _FLOOR = 1e-3
 """Nats by which a token may always be off."""
 
 
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What a model raises that does not take its inputs."""
 
 
@@ -93,6 +93,9 @@ class Agreement:
                 self._exact = _by_response(exact)
                 lost, answer = _largest(_by_response(plain), self._exact)
                 token = max(token, unit, lost)
+        if any(row.isnan().any() for row in self._exact):
+            where = self._sample.groups[0].origin
+            raise ModelError(f"{where}: the model's log-probabilities are NaN; are its weights damaged or too large?")
         longest = max(len(row) for row in self._exact)
         self._token, self._answer = _TIMES * token, _TIMES * max(answer, token * math.sqrt(longest))
 

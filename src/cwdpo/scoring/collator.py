@@ -12,6 +12,7 @@ from cwdpo.data.images import ImageLimits, open_image
 from cwdpo.data.schema import CHOSEN, PromptGroup
 from cwdpo.errors import DataError, ModelError, one_line
 from cwdpo.files import text_digest
+from cwdpo.scoring.agreement import ERRORS
 from cwdpo.scoring.batch import Batch, EncodedGroup, EncodedResponse
 
 __all__ = ["GroupCollator", "PromptEncoder"]
@@ -199,7 +200,7 @@ class PromptEncoder:
                 add_special_tokens=special,
                 **kwargs,
             )
-        except (ValueError, IndexError, TypeError, KeyError, StopIteration) as error:
+        except (*ERRORS, StopIteration) as error:
             where = groups[0].origin or groups[0].id
             raise DataError(
                 f"{where}: the processor cannot encode this prompt and its {len(images[0])} image(s): {one_line(error)}"
