@@ -64,7 +64,10 @@ GOOD = {
 USABLE = {(words, "images", "folder") for words in ("evaluate", "winrate")} | {("evaluate", "spice_jars", "folder")}
 """What is of use after all: captions are given, so no picture is read; SPICE says itself what the folder lacks."""
 
-MORE: dict[str, dict[str, str]] = {"evaluate": {"captions": "captions.jsonl"}, "benchmark": {"data": "questions.tsv"}}
+MORE: dict[str, dict[str, str]] = {
+    "evaluate": {"captions": "captions.jsonl"},
+    "benchmark": {"data": "questions.tsv", "model": "scenes", "out": "new"},
+}
 INSTEAD = {("evaluate", "model"): "captions"}
 """An argument that goes only without another one."""
 

@@ -347,7 +347,7 @@ def test_suite(tmp_path: Path, tiny_folder: Any) -> None:
     (run / "stage1" / "model").symlink_to(trained)
     (run / "recipe.yaml").write_text("seed: 1\n")
     (run / "manifest.json").write_text(json.dumps({"model": {"path": base}}))
-    (run / "stage1" / "done.json").write_text("{}")
+    (run / "stage1" / "done.json").write_text('{"updates": 1}')
     argv = ["benchmark", str(run), "--suite", "hallucination", "--data", str(data), "--by", "likelihood"]
     done = CliRunner().invoke(app, argv)
     assert done.exit_code == 0, done.output

@@ -74,12 +74,12 @@ def benchmark(
             raise RecipeError(
                 "--suite goes with --data, --by, --batch-size, --max-new-tokens and --limit; leave the rest"
             )
-        how: dict[str, Any] = {"by": by, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-        return _suite(Path(name), suite, data, limit, how)
+        settings: dict[str, Any] = {"by": by, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        return _suite(Path(name), suite, data, limit, settings)
     if model is None or out is None:
         raise RecipeError("give --model and --out, or a run directory and --suite")
-    settings = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-    chosen = load_section(BENCHMARKS.find(name), settings, name)
+    asked_for = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+    chosen = load_section(BENCHMARKS.find(name), asked_for, name)
     with output(out, "benchmark", reads=[data], force=force) as draft:
         questions = chosen.read(data)[:limit]
         if not questions:

@@ -51,7 +51,7 @@ class HallusionBench(Benchmark):
         images = []
         if str(row["visual_input"]) != "0":
             images = [self.picture(file.parent, "/".join(place[:2]) + f"/{place[2]}_{figure}.png", "hallusion_bench")]
-        facts = {"figure": "_".join([*place, figure]), "pair": "_".join([*place, asked])}
+        facts: dict[str, Any] = {"figure": "_".join([*place, figure]), "pair": "_".join([*place, asked])}
         facts["counts_as_figure"] = not (place[0] == "VS" and figure == "0")
         text, gold = f"{row['question']} {self.ending}".strip(), "yes" if str(row["gt_answer"]) == "1" else "no"
         name = "_".join([*place, figure, asked])
