@@ -91,7 +91,7 @@ def published() -> dict[str, tuple[str, list[Any] | dict[str, Any]]]:
                 for i, c in rows
             ],
         ),
-        "bpo": (
+        "bpo_instruct": (
             "BPO_Instruct.json",
             [
                 {

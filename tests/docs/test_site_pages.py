@@ -77,6 +77,7 @@ FORMATS = {
     "captions_val2014.json": "coco",
     "rows.jsonl": "cwdpo",
     "tagged.jsonl": "cwdpo",
+    "rated.jsonl": "cwdpo",
     "trl.jsonl": "trl",
     "factory.json": "llamafactory",
     "swift.jsonl": "swift",

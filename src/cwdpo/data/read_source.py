@@ -21,6 +21,7 @@ from cwdpo.data.row_context import DEFAULT_PROMPT, Reading, RowContext
 from cwdpo.data.row_store import Scratch
 from cwdpo.data.row_values import RowError, excerpt, kind_of
 from cwdpo.data.schema import ImageRef, PromptGroup
+from cwdpo.data.source_parts import Part, Share
 from cwdpo.data.splits import content_digest
 from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.raw_row import RawRow, RawTable
@@ -43,6 +44,7 @@ class DataSource:
     Attributes:
         path: File or folder; `dataset_info.json:name` for LLaMA-Factory; the id of a data set on the hub.
         format: One of `cwdpo.data.FORMATS`, `my_rows.py:read`, or `auto`.
+        sources: Several sources in place of `path`, which then only names them together.
         columns: What columns of the rows are called: `{"prompt": "question"}` reads `question` as the prompt.
         pairs: What rated answers become, `best`, `adjacent` or `all`; see `cwdpo.data.row_context.Reading`.
         pair_gap: Least difference of the ratings of a pair.
@@ -68,6 +70,7 @@ class DataSource:
 
     path: str | Path
     format: str = "auto"
+    sources: tuple[Share, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     pairs: Literal["best", "adjacent", "all"] = "best"
     pair_gap: float = 0.0
@@ -196,7 +199,10 @@ def read_source(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix=".rows.", suffix=".tmp")))
         claim(place.with_name(place.name.removeprefix(".").removesuffix(".tmp")))  # a kill leaves it to the next call
         cache: Path | None = None
-        if is_remote(source.path) and not str(source.path).endswith(".tar"):
+        for share in source.sources:
+            if is_remote(share.path) and not share.path.endswith(".tar"):
+                raise DataError(f"data.sources: {share.path}: tables of a mixture must be files; download it first")
+        if not source.sources and is_remote(source.path) and not str(source.path).endswith(".tar"):
             source = replace(source, path=stack.enter_context(copied(str(source.path), place / "copies")))
             cache = place / "arrow"
         store = Scratch(place / "rows.sqlite")
@@ -228,21 +234,26 @@ class SourceRows:
         self._source = source
         names = ("prompt", "captions", "seed", "pairs", "pair_gap", "private_addresses")
         reading = Reading(**{name: getattr(source, name) for name in names})
-        self._open: Callable[[], tuple[str, RawTable, RowReader]] = partial(
-            open_source,
-            source.path,
-            source.format,
-            source.split,
-            cache,
-            source.row_limit,
-            source.columns,
-            source.pair_unpaired,
-        )
-        self.format, self._table, self._reader = self._open()
-        root = self._table.root if source.image_root is None else _folder(source.image_root)
-        self._context = partial(RowContext, root=root, reading=reading)
-        several = len(shards_of(source.path) or ()) > 1
-        self._stem = "" if several else file_name(str(source.path)).partition(":")[0].partition(".")[0] or "row"
+        shares = source.sources or (Share(path=str(source.path)),)
+        self._parts = [
+            self._part(share, reading, f"{i}/" if source.sources else "", cache) for i, share in enumerate(shares, 1)
+        ]
+        self.format = ", ".join(dict.fromkeys(part.format for part in self._parts))
+
+    def _part(self, share: Share, reading: Reading, prefix: str, cache: Path | None) -> Part:
+        source = self._source
+        options = (source.format, source.split, cache, source.row_limit, source.columns, source.pair_unpaired)
+        again: Callable[[], tuple[str, RawTable, RowReader]] = partial(open_source, share.path, *options)
+        name, table, reader = again()
+        root = table.root if source.image_root is None else _folder(source.image_root)
+        several = len(shards_of(share.path) or ()) > 1
+        stem = "" if several else file_name(share.path).partition(":")[0].partition(".")[0] or "row"
+        context = partial(RowContext, root=root, reading=reading)
+        return Part(name, reader, context, stem, prefix, share, source.seed, [table], again)
+
+    def _rows(self) -> Iterator[tuple[Part, RawRow, int]]:
+        """Yield the rows of all parts, each with its part and the number of its copy."""
+        return ((part, raw, copy) for part in self._parts for raw, copy in part.rows())
 
     def __iter__(self) -> Iterator[PromptGroup]:
         """Yield the groups in the order of the source."""
@@ -257,23 +268,25 @@ class SourceRows:
 
     def read(self, progress: Progress) -> None:
         """Read the text of all rows."""
-        for raw in islice(self._table.rows, self._source.limit):
+        for part, raw, copy in islice(self._rows(), self._source.limit):
             self.count += 1
             try:
-                self._add(raw)
+                self._add(part, raw, copy)
             except RowError as error:
                 self._set_aside(self.count, raw, error)
             if self.count % 1000 == 0:
                 progress("rows", self.count, None)
 
-    def _add(self, raw: RawRow) -> None:
+    def _add(self, part: Part, raw: RawRow, copy: int) -> None:
         if raw.error is not None:
             raise raw.error
         if not isinstance(raw.value, Mapping):
             raise RowError("wrong type", f"a row must be an object, not {kind_of(raw.value)}")
-        stem = self._stem or Path(raw.file).stem
+        stem = part.stem or Path(raw.file).stem
         place: dict[str, Any] = {"file": raw.file, "number": raw.number, "table": raw.table, "row": raw.value}
-        groups = self._reader(raw.value, self._context(**place, stem=stem))
+        groups = part.reader(raw.value, part.context(**place, stem=stem))
+        if part.prefix:
+            groups = [replace(group, id=part.name(group.id, copy)) for group in groups]
         for group in groups:
             check_group(group, self._source.require, self._source.text_limit)
             known = self.store.number_of(group.id)
@@ -331,7 +344,7 @@ class SourceRows:
         """Set rows aside that cannot be used after all. The source is read again for what stands in them."""
         wanted = self.store.broken_rows()
         row, problem = next(wanted)
-        for number, raw in enumerate(self._open()[1].rows, 1):
+        for number, (_, raw, _) in enumerate(self._rows(), 1):
             if number == row:
                 self._set_aside(row, raw, RowError(*problem))
                 row, problem = next(wanted, (0, ("", "")))

@@ -53,8 +53,7 @@ class Scratch:
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.executescript(_TABLES)
-        self._table: Any = None
-        self._file = ""
+        self._tables: list[tuple[str, Any]] = []
         self._image = lru_cache(4096)(self._image_number)
         self._ref = lru_cache(4096)(self._read_ref)
 
@@ -82,14 +81,14 @@ class Scratch:
         Raises:
             RowError: It holds something that JSON cannot.
         """
-        if table is not None:
-            self._table, self._file = table, file
+        if table is not None and not any(table is known for _, known in self._tables):
+            self._tables.append((file, table))
         roles = json.dumps(Counter(r.role for r in group.responses))
         try:
             rest = json.dumps(group.to_json(()), ensure_ascii=False).encode("utf-8").decode("utf-8")
         except (TypeError, ValueError, RecursionError) as error:
             raise RowError("wrong type", f"facts hold what JSON cannot ({error})") from None
-        images = [self._image(_packed(ref)) for ref in group.images] or [self._prompt(prompt_digest(group))]
+        images = [self._image(self._packed(ref)) for ref in group.images] or [self._prompt(prompt_digest(group))]
         others = json.dumps(images) if len(images) > 1 else None
         values = (row, number, group.id, roles, images[0], others, rest)
         self._db.execute("INSERT INTO groups VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", values)
@@ -157,8 +156,19 @@ class Scratch:
             return ImageRef(stored=WebImage(**value))
         if "base64" in value:
             return ImageRef(data=base64.b64decode(value["base64"]))
-        row, column, position = value["cell"]
-        return ImageRef(stored=StoredCell(self._file, row, column, position, self._table))
+        number, row, column, position = value["cell"]
+        file, table = self._tables[number]
+        return ImageRef(stored=StoredCell(file, row, column, position, table))
+
+    def _packed(self, ref: ImageRef) -> str:
+        """Return an image reference as text."""
+        if isinstance(ref.stored, StoredCell):
+            cell = ref.stored
+            number = next(i for i, (_, table) in enumerate(self._tables) if table is cell.table)
+            return json.dumps({"cell": [number, cell.row, cell.column, cell.position]})
+        if ref.data is not None:
+            return json.dumps({"base64": base64.b64encode(ref.data).decode()})
+        return json.dumps(ref.to_json())
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -288,13 +298,3 @@ class Scratch:
 
 def _numbers(image: int, others: str | None) -> list[int]:
     return [image] if others is None else json.loads(others)
-
-
-def _packed(ref: ImageRef) -> str:
-    """Return an image reference as text."""
-    if isinstance(ref.stored, StoredCell):
-        cell = ref.stored
-        return json.dumps({"cell": [cell.row, cell.column, cell.position]})
-    if ref.data is not None:
-        return json.dumps({"base64": base64.b64encode(ref.data).decode()})
-    return json.dumps(ref.to_json())

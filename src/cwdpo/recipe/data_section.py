@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cwdpo.plugins import user_file
 from cwdpo.section import Section
 
 __all__ = ["DataSection"]
+
+
+class MixSource(Section):
+    """One source of a mixture: a path with a weight, or with a number of rows."""
+
+    path: str
+    """As `data.path`."""
+    weight: float = Field(default=1.0, gt=0, le=100)
+    """How often each of its rows is there: 2 is twice, 0.5 every other row, drawn by `data.split_seed`."""
+    rows: int | None = Field(default=None, ge=1)
+    """Draw this many of its rows by `data.split_seed`; not together with a weight."""
+
+    @model_validator(mode="after")
+    def _weight_or_rows(self) -> Self:
+        if self.rows is not None and self.weight != 1:
+            raise ValueError("give weight or rows, not both")
+        return self
 
 
 class DataSection(Section):
@@ -21,10 +38,13 @@ class DataSection(Section):
     `scenes` for pictures drawn on the spot. Shards are a folder or
     a pattern (`data/train-{000..099}.tar`, `data/*.parquet`), image tars are WebDataset's; an address (`s3://`,
     `hf://`, `https://`) is read through fsspec."""
+    sources: list[MixSource] = Field(default=[])
+    """Several sources in place of `path`, shared out together by the content of their images:
+    `[{path: a.jsonl, weight: 2}, {path: b.parquet, rows: 5000}]`."""
     format: str = "auto"
     """How to read it: `auto` (looks at the columns), a format that `cwdpo data` lists, or a function of yours that
     makes a row of ours of a row of the file, `my_rows.py:read`."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default={})
     """What columns are called in the file: `{prompt: question, images: image, chosen: better, rejected: worse}`."""
     pairs: Literal["best", "adjacent", "all"] = "best"
     """What rated answers become: the best one against all lower ones, each against the next lower one, or each against
@@ -74,6 +94,17 @@ class DataSection(Section):
     group_by_length: bool = False
     """Put prompts of about equal length (image, text and responses) into the same update: less padding, and an order
     that is less random."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_the_mixture(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("sources"):
+            return values
+        parts = [part if isinstance(part, dict) else dict(part) for part in values["sources"]]
+        name = " + ".join(str(part.get("path")) for part in parts)
+        if values.get("path", "scenes") not in ("scenes", name):
+            raise ValueError("path and sources: give one of the two")
+        return {**values, "path": name}
 
     @field_validator("format")
     @classmethod

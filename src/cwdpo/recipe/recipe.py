@@ -110,7 +110,8 @@ class Recipe(Section):
 
     def files(self) -> list[str]:
         """Return the data files and folders that the recipe names."""
-        return [path for path in (self.data.path, self.data.held_out_path, self.probes.path) if path is not None]
+        paths = [part.path for part in self.data.sources] or [self.data.path]
+        return [path for path in (*paths, self.data.held_out_path, self.probes.path) if path is not None]
 
     def warnings(self) -> list[str]:
         """Return what is allowed but probably not meant, one line each."""

@@ -15,6 +15,7 @@ from cwdpo.data import DataSource, ImageLimits, LoadedData, load_groups, write_r
 from cwdpo.data.open_source import shards_of
 from cwdpo.data.read_source import BadRow, Progress, SourceRows, read_source
 from cwdpo.data.schema import REJECTED, ImageRef
+from cwdpo.data.source_parts import Share
 from cwdpo.data.splits import PARTS
 from cwdpo.data.tables.image_tar import TarMember
 from cwdpo.data.tables.remote_files import is_remote
@@ -71,6 +72,8 @@ def source_of(recipe: Recipe, path: str | Path, **changes: Any) -> DataSource:
         "text_limit": d.text_limit,
         "row_limit": d.row_limit,
     }
+    if path == d.path and d.sources:
+        settings["sources"] = tuple(Share(path=part.path, weight=part.weight, rows=part.rows) for part in d.sources)
     return DataSource(path=path, **{**settings, **changes})
 
 
@@ -206,7 +209,8 @@ def _sources(recipe: Recipe, folder: Path) -> tuple[DataSource, DataSource | flo
 def _source_files(recipe: Recipe) -> list[Path]:
     """Return the data files on this machine, of a folder the tables in it; and the file of the user's own reader."""
     found: list[Path] = []
-    for path in (recipe.data.path, recipe.data.held_out_path):
+    paths = [part.path for part in recipe.data.sources] or [recipe.data.path]
+    for path in (*paths, recipe.data.held_out_path):
         if path is None or is_remote(path):
             continue
         files = [Path(file) for file in shards_of(path) or [path]]

@@ -24,6 +24,7 @@ class Ours(Format):
         "rejected": "a rejected answer, or a list of them",
         "negatives": "rejected answers with `text`, `source`, `difficulty`",
         "responses": "answers with `text`, `role`, `source`, `difficulty`",
+        "answers": "answers with `text` and `rating`, of which `data.pairs` makes pairs",
         "references": "gold answers that metrics compare with",
         "facts": "what else is known of the row",
         "id": "the row's id",
@@ -32,8 +33,10 @@ class Ours(Format):
     @classmethod
     def fits(cls, row: Mapping[str, Any]) -> Collection[str]:
         """Return the columns: what no other format has, or a prompt with a chosen answer and a list of others."""
-        there, rejected = columns_of(row), row.get("rejected")
+        there, rejected, rated = columns_of(row), row.get("rejected"), row.get("answers")
         ours = there & {"responses", "negatives", "references", "facts"}
+        if isinstance(rated, list) and rated and all(isinstance(item, dict) and "rating" in item for item in rated):
+            ours.add("answers")
         listed = isinstance(rejected, list) and bool(rejected) and all(isinstance(item, str) for item in rejected)
         if ours or (listed and "chosen" in there) or ({"prompt", "chosen"} <= there and rejected is None):
             return ours | there & {"prompt", "chosen", "rejected"}

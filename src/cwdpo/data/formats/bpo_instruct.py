@@ -13,7 +13,7 @@ __all__ = ["Bpo"]
 class Bpo(Format):
     """BPO: the reference answer and scored negatives of two kinds."""
 
-    name: ClassVar[str] = "bpo"
+    name: ClassVar[str] = "bpo_instruct"
     hub: ClassVar[tuple[str, ...]] = ("renjiepi/BPO_Instruct",)
     columns: ClassVar[Mapping[str, str]] = {
         "prompt": "the prompt, with its `<image>`",
