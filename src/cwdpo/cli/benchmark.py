@@ -41,7 +41,7 @@ def benchmark(
         typer.Option(help="Parse the option from the model's answer, or take its most likely letter."),
     ] = "generation",
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in questions.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer in tokens.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask, from the first on.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of MMMU's random choice when an answer cannot be parsed.")

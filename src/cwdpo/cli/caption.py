@@ -18,7 +18,7 @@ def caption(
     out: Annotated[Path, typer.Option(help="JSON-lines file to write, one line per image.")],
     prompt: Annotated[str | None, typer.Option(help="Question to ask; by default for one sentence.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 48,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest caption, in tokens.")] = 48,
     force: Force = False,
 ) -> None:
     """Caption images. Resumes when stopped."""

@@ -34,7 +34,7 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="The question, for formats that hold captions only.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Width of a beam search; also measures all its captions.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in pictures.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 48,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest caption in tokens.")] = 48,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures to take, from the first on.")] = None,
     tokenizer: Annotated[
         Literal["words", "ptb", "auto"],

@@ -26,7 +26,9 @@ def influence(
     eta: Annotated[
         list[float] | None, typer.Option(help="Step size; repeat to see the prediction become exact.")
     ] = None,
-    projections: Annotated[int, typer.Option(min=0, help="Random projections for the eNTK norm; 0 leaves it out.")] = 0,
+    projections: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Random projections for the eNTK norm; 0 leaves it out.")
+    ] = 0,
     freeze: Annotated[list[str] | None, typer.Option(help="Parts that take no step: vision, projector.")] = None,
     force: Force = False,
 ) -> None:

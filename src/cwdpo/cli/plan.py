@@ -41,9 +41,11 @@ def plan(
         Path | None, typer.Option(help="Configuration of accelerate, for sharding; default DDP.")
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=8, help="Rows of the data, if they are not at hand.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt, template included.")] = None,
-    visual_tokens: Annotated[int | None, typer.Option(min=1, help="Visual tokens of a prompt.")] = None,
-    response_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a response.")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=2, max=10_000_000, help="Tokens of a prompt, template included.")
+    ] = None,
+    visual_tokens: Annotated[int | None, typer.Option(min=1, max=10_000_000, help="Visual tokens of a prompt.")] = None,
+    response_tokens: Annotated[int | None, typer.Option(min=1, max=10_000_000, help="Tokens of a response.")] = None,
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1, help="Share of the GPU's arithmetic that is reached; an assumption.")
     ] = 0.35,

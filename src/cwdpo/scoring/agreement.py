@@ -93,7 +93,7 @@ class Agreement:
                 self._exact = _by_response(exact)
                 lost, answer = _largest(_by_response(plain), self._exact)
                 token = max(token, unit, lost)
-        if any(row.isnan().any() for row in self._exact):
+        if all(row.isnan().any() for row in self._exact):
             where = self._sample.groups[0].origin
             raise ModelError(f"{where}: the model's log-probabilities are NaN; are its weights damaged or too large?")
         longest = max(len(row) for row in self._exact)
