@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 from cwdpo.files import write_jsonl
@@ -23,6 +24,8 @@ from tiny_runs import Cli, CliServer, Said, tiny_recipe, write_yaml
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -98,10 +98,7 @@ def test_names_in_a_tar_are_labels_and_nothing_is_written_under_them(tmp_path: P
     inside.mkdir()
     names = ("../../outside", "/etc/outside", "a/../../outside")
     members = [member for i, name in enumerate(names) for member in sample(name, COLOURS[i])]
-    link = tarfile.TarInfo("link.png")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(inside / "t.tar", "w") as tar:
-        tar.addfile(link)
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)

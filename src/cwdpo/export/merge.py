@@ -16,7 +16,7 @@ import torch
 from cwdpo.devices import device
 from cwdpo.errors import ModelError, RunError, one_line
 from cwdpo.export.card import card_of
-from cwdpo.export.check import logits_of, rows_to_check
+from cwdpo.export.compare_logits import logits_of, rows_to_check
 from cwdpo.files import read_json, remove
 from cwdpo.models.identity import folder_digest
 from cwdpo.models.loading import load_model
