@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 
 from cwdpo.data import DataSource, load_groups
 from cwdpo.data.read_source import read_source
+from cwdpo.data.schema import ImageRef
 from cwdpo.data.splits import PARTS
 from cwdpo.errors import DataError
 from cwdpo.files import write_jsonl
@@ -85,3 +87,17 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
         tracemalloc.stop()
     # The first reading fills caches. 3,600 rows more: some dozen bytes each, where their objects would be kilobytes.
     assert peaks[2] - peaks[1] < 3600 * 200
+
+
+def test_a_picture_that_stands_in_many_cells_becomes_one_file(tmp_path: Path, pictures: Path) -> None:
+    content = (pictures / "images" / "red.png").read_bytes()
+    row = {"prompt": "?", "chosen": "a", "rejected": "b", "image": {"bytes": content, "path": None}}
+    datasets.Dataset.from_list([{"id": f"{i}", **row} for i in range(80)]).to_parquet(tmp_path / "rows.parquet")
+    source = DataSource(path=tmp_path / "rows.parquet", workers=1)
+    with read_source(source, contents=True, folder=tmp_path / "images") as rows:
+        rows.store.share_out(stage1_share=1, held_out=0, seed=0)
+        groups, pictured = list(rows.store), list(rows.store.pictures())
+    (file,) = (tmp_path / "images").iterdir()
+    assert [group.images for group in groups] == [(ImageRef(path=str(file)),)] * 80
+    assert pictured == [(ImageRef(path=str(file)), file.name)]
+    assert file.read_bytes() == content

@@ -30,7 +30,8 @@ PRAGMA cache_size = -16000;
 BEGIN;
 CREATE TABLE groups (place INTEGER PRIMARY KEY, row INTEGER, number INTEGER, id TEXT UNIQUE, roles TEXT,
                      image INTEGER, others TEXT, rest TEXT);
-CREATE TABLE images (image INTEGER PRIMARY KEY, ref TEXT UNIQUE, digest BLOB);
+CREATE TABLE images (image INTEGER PRIMARY KEY, ref TEXT, digest BLOB);
+CREATE INDEX where_images_are ON images (ref);
 CREATE TABLE problems (image INTEGER PRIMARY KEY, problem TEXT);
 CREATE TABLE unfit (row INTEGER PRIMARY KEY, problem TEXT);
 CREATE TABLE bad (row INTEGER PRIMARY KEY, kind TEXT, fields TEXT);
@@ -208,7 +209,9 @@ class Scratch:
 
     def pictures(self) -> Iterator[tuple[ImageRef, str]]:
         """Yield the images whose content is known, each once, and the SHA-256 of each in hex."""
-        found = self._db.execute("SELECT ref, digest FROM images WHERE digest IS NOT NULL ORDER BY image")
+        found = self._db.execute(
+            "SELECT ref, digest FROM images WHERE digest IS NOT NULL GROUP BY ref ORDER BY MIN(image)"
+        )
         return ((self._unpacked(ref), digest.hex()) for ref, digest in found if not ref.startswith("prompt "))
 
     def broken_rows(self) -> Iterator[tuple[int, tuple[str, str]]]:
