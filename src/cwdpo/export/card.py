@@ -52,8 +52,11 @@ def write_cards(folder: Path) -> None:
     (run,) = read_runs([folder])
     for stage in STAGES:
         model = folder / stage / "model"
-        if run.json(f"{stage}/done.json"):
-            write_text(model / "README.md", card_of(run, stage, adapter=(model / "adapter_config.json").is_file()))
+        if not run.json(f"{stage}/done.json"):
+            continue
+        path, card = model / "README.md", card_of(run, stage, adapter=(model / "adapter_config.json").is_file())
+        if not path.is_file() or path.read_text(encoding="utf-8") != card:
+            write_text(path, card)
 
 
 def card_of(run: RunRecord, stage: str, *, adapter: bool, notes: Sequence[str] = ()) -> str:

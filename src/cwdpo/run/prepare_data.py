@@ -169,7 +169,7 @@ def prepare_data(run: RunDirectory) -> None:
             # Not the last one: an error may follow, and its line stands alone.
             label = "looking at images" if what == "images" else "encoding rows"
             run.reporter.progress(f"{label}{rate}", min(done, total - 1), total)
-            if done == total and what == "fits":
+            if done == total and what == "fits" and rate:
                 run.reporter.note(f"{total:,} rows encoded in {seconds:.0f} s{rate}")
         elif done % _TOLD_EVERY == 0:
             run.reporter.note(f"{done:,} rows read")
