@@ -196,12 +196,14 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an adapter without a scale": (lambda f: adapter(f, lora_alpha=None), "adapter"),
     "an adapter whose layers are no pattern": (lambda f: adapter(f, target_modules="("), "adapter"),
     "no words": (lambda f: change_config(f, vocab_size=5), "config.json asks for"),
+    "no tower": (lambda f: change_config(f, None, vision_config=None), "vision_config"),
+    "a tower of no sizes": (lambda f: change_config(f, None, vision_config={}), "vision_config"),
 }
 
 
-def change_config(folder: Path, **values: Any) -> None:
+def change_config(folder: Path, part: str | None = "text_config", **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"].update(values)
+    (config[part] if part else config).update(values)
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -104,6 +104,9 @@ def _require_vision_language(folder: Path) -> None:
         raise ModelError(f"{folder / 'config.json'}: has no model_type; is it the config.json of the model?")
     if "auto_map" in settings:
         return
+    for part in ("text_config", "vision_config"):
+        if part in settings and not settings[part]:  # transformers would build a part of its own sizes, of gigabytes
+            raise ModelError(f"{folder / 'config.json'}: {part} is empty; copy the config.json of the model again")
     if kind not in CONFIG_MAPPING:
         raise ModelError(f"{folder}: model type {kind!r} is not known to transformers {__version__}; is it newer?")
     if kind in MODEL_MAPPING_NAMES.keys() - MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys():
