@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from cwdpo.errors import ModelError, one_line
 
 __all__ = ["model_folder", "require_model", "require_tokenizer"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def model_folder(path: str | Path) -> Path | None:
@@ -26,7 +29,7 @@ def model_folder(path: str | Path) -> Path | None:
         raise ModelError(f"{where}: no such model directory: {one_line(error, 120)}") from error
     if there:
         raise ModelError(f"{where}: a model is a directory with config.json and *.safetensors, this is a file")
-    if where.startswith((".", "/", "~")) or where.count("/") != 1 or beside:
+    if not _HUB_ID.fullmatch(str(path)) or beside:
         raise ModelError(f"{where}: no such model directory; give a directory or a hub id such as owner/name")
     return None
 
